@@ -1,0 +1,15 @@
+"""cconv: convolution, counted. The public names, nothing else; importing it probes no device."""
+
+from .errors import ArgumentError, BackendUnavailable, Cancelled, CconvError, DTypeError, ImageError, ModelError, ShapeError
+from .ops import (
+    Conv2d,
+    activate,
+    avg_pool2d,
+    conv2d,
+    conv2d_cost,
+    global_avg_pool2d,
+    global_max_pool2d,
+    max_pool2d,
+)
+from .planning import Cost
+from .planning.cost import estimate

@@ -1,0 +1,48 @@
+"""Backend: which twin an array belongs to. No state: the array decides.
+
+In: an array, or a twin's name.  Out: the module `cconv.cpu`, `cconv.gpu` or `cconv.reference`.
+"""
+
+import importlib
+from types import ModuleType
+
+import numpy as np
+
+from .errors import ArgumentError, BackendUnavailable, DTypeError
+
+NAMES = ("cpu", "gpu", "reference")
+
+
+def get(name: str) -> ModuleType:
+    """The twin of that name, imported on first use; BackendUnavailable where it cannot work."""
+    if name not in NAMES:
+        raise ArgumentError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
+    return importlib.import_module(f"{__package__}.{name}")
+
+
+def available() -> dict[str, str]:
+    """Every twin's name, and "" if it can be used here or the reason why not."""
+    reasons = {}
+    for name in NAMES:
+        try:
+            get(name).machine()
+            reasons[name] = ""
+        except BackendUnavailable as error:
+            reasons[name] = str(error)
+    return reasons
+
+
+def of(array, name: str = "x") -> tuple[ModuleType, object]:
+    """The twin for an array and the array as that twin's own kind; other libraries' arrays come in by DLPack."""
+    if isinstance(array, np.ndarray):
+        return get("cpu"), array
+    if type(array).__module__.partition(".")[0] == "cupy":
+        return get("gpu"), array
+    if hasattr(array, "__dlpack_device__"):
+        kind = int(array.__dlpack_device__()[0])
+        if kind == 1:  # kDLCPU
+            return get("cpu"), np.from_dlpack(array)
+        if kind in (2, 3, 13):  # kDLCUDA, kDLCUDAHost, kDLCUDAManaged
+            twin = get("gpu")
+            return twin, twin.asarray(array)
+    raise DTypeError(f"{name}: expected a NumPy, CuPy or DLPack array, got {type(array).__name__}")

@@ -1,0 +1,348 @@
+"""Ops: the public operators. Each call checks its arguments, looks up a plan and runs a program of one step.
+
+In: NumPy (or DLPack) arrays and PyTorch's argument names.  Out: arrays of the same kind, or a typed error with nothing
+computed.
+"""
+
+from collections import OrderedDict
+from functools import lru_cache
+
+import numpy as np
+
+from . import backend
+from .errors import ArgumentError, DTypeError, ShapeError
+from .planning import ConvSpec, Cost, Spec, cost, plan, shapes, specs
+from .weights import Weights
+
+#: Programs a Conv2d keeps: one per image size, the least recently used goes first.
+PROGRAMS_PER_LAYER = 16
+
+
+def _hashable(value):
+    """An option as a cache key: lists become tuples, anything else unhashable is refused."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_hashable(v) for v in value)
+    try:
+        hash(value)
+    except TypeError:
+        raise ArgumentError(f"expected an integer, a name or a tuple as an option, got {value!r}") from None
+    return value
+
+
+def _checked(array, name: str, twin=None, dtype: str | None = None):
+    """The array and its twin; a DTypeError unless its type is supported and equals `dtype`."""
+    owner, array = backend.of(array, name)
+    if twin is not None and owner is not twin:
+        raise DTypeError(f"{name}: expected an array on {twin.name} like x, got one on {owner.name}")
+    found = array.dtype.name if array.dtype.isnative else f"{array.dtype.str} (not in native byte order)"
+    try:
+        specs.checked_dtype(found)
+    except DTypeError as error:
+        raise DTypeError(f"{name}: {error}") from None
+    if dtype is not None and found != dtype:
+        raise DTypeError(f"{name}: expected {dtype}, the type of x, got {found}")
+    return owner, array
+
+
+def _images(x, name: str = "x"):
+    """x as (N, C, H, W), and whether one image without N came in."""
+    shapes.shape(x.shape, name, (3, 4), "(N, C, H, W) or (C, H, W)")
+    return (x[None], True) if x.ndim == 3 else (x, False)
+
+
+def _bias(bias, weight_shape: tuple[int, ...]):
+    """(K,), or the lecture's (K, C/G) summed over axis 1."""
+    outputs, depth = weight_shape[:2]
+    if bias.shape == (outputs,):
+        return bias
+    if bias.shape == (outputs, depth):
+        return bias.sum(axis=1)
+    raise ShapeError(f"bias: expected shape ({outputs},) or ({outputs}, {depth}), got {bias.shape}")
+
+
+def _overlap(a, b) -> bool:
+    try:
+        return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _check_out(out, shape: tuple[int, ...], dtype: str, apart: dict[str, object]) -> None:
+    """Check `out` against the shape and type that it must have, and against the inputs it may not overlap."""
+    if not isinstance(out, np.ndarray):
+        raise DTypeError(f"out: expected a NumPy array, got {type(out).__name__}")
+    if out.shape != shape:
+        raise ShapeError(f"out: expected shape {shape}, got {out.shape}")
+    if out.dtype != np.dtype(dtype):
+        raise DTypeError(f"out: expected {dtype}, got {out.dtype}")
+    if not out.flags.writeable:
+        raise ArgumentError("out: expected a writeable array, got a read-only one")
+    for name, source in apart.items():
+        if _overlap(out, source):
+            raise ArgumentError(f"out: expected memory apart from {name}'s, got an overlapping array")
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _conv_spec(image, weight, stride, padding, dilation, groups, bias, residual, activation, dtype, precision, algorithm):
+    return specs.conv(
+        image, weight, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias, residual=residual,
+        activation=activation, dtype=dtype, precision=precision, algorithm=algorithm,
+    )  # fmt: skip
+
+
+def _run(spec: Spec, program, x, one_image: bool, second, second_name: str, out, apart: dict):
+    """Check the second operand and `out`, then run `program()` on x: images (N, C, H, W) already checked."""
+    shape = (len(x), *spec.output)
+    visible = shape[1:] if one_image else shape
+    inputs = [x]
+    if second is not None:
+        if second.shape != visible:
+            raise ShapeError(f"{second_name}: expected the output's shape {visible}, got {second.shape}")
+        inputs.append(second.reshape(shape))
+    if out is None:
+        y = program().run(inputs)[0]
+        return y[0] if one_image else y
+    _check_out(out, visible, spec.dtype, apart)
+    if second is not None and second is not out and _overlap(out, second):
+        inputs[1] = inputs[1].copy()
+    program().run(inputs, [out.reshape(shape) if out.flags.c_contiguous else out[None] if one_image else out])
+    return out
+
+
+class Conv2d:
+    """A convolutional layer that packs its weights once and runs on images of any size.
+
+    ``y = activation(conv(x) + bias + residual)``, float32 or float64; arguments as in :func:`conv2d`.
+
+    Parameters
+    ----------
+    weight : array (K, C/groups, R, S)
+        Copied; later changes to it have no effect.
+    bias : array (K,) or (K, C/groups), optional
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        For arguments that cannot belong to any image.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> layer = Conv2d(np.ones((8, 3, 3, 3), np.float32), padding=1, activation="relu")
+    >>> layer(np.zeros((2, 3, 32, 32), np.float32)).shape
+    (2, 8, 32, 32)
+    >>> layer.cost((2, 3, 32, 32)).macs
+    442368
+    """
+
+    def __init__(
+        self, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *,
+        activation=None, precision="highest", algorithm="auto",
+    ):  # fmt: skip
+        self._twin, weight = _checked(weight, "weight")
+        shapes.shape(weight.shape, "weight", 4, "(K, C/groups, R, S)")
+        dtype = weight.dtype.name
+        if bias is not None:
+            bias = _bias(_checked(bias, "bias", self._twin, dtype)[1], weight.shape).copy()
+        # Copies of its own, so that nobody can change a layer from outside.
+        self.weight, self.bias = weight.copy(order="C"), bias
+        self._weights = Weights(lambda _: (self.weight, self.bias))
+        self._options = (*map(_hashable, (stride, padding, dilation)), groups, bias is not None)
+        self._more = (_hashable(activation), dtype, precision, algorithm)
+        self._programs: OrderedDict[ConvSpec, object] = OrderedDict()
+        # An image of the kernel's own reach fits every valid layer: planning for it checks the options now.
+        reach = (
+            d * (k - 1) + 1 for d, k in zip(shapes.pair(dilation, "dilation", 1), weight.shape[2:], strict=True)
+        )
+        channels = weight.shape[1] * shapes.integer(groups, "groups", 1)
+        plan.single(self._spec((channels, *reach), False), self._twin.machine())
+
+    def _spec(self, image, residual: bool) -> ConvSpec:
+        return _conv_spec(image, self.weight.shape, *self._options, residual, *self._more)
+
+    def cost(self, x_shape, *, residual: bool = False) -> Cost:
+        """The exact cost for images of shape (N, C, H, W) or (C, H, W)."""
+        *n, c, h, w = shapes.shape(x_shape, "x_shape", (3, 4), "(N, C, H, W) or (C, H, W)")
+        return cost.of(self._spec((c, h, w), residual), n[0] if n else 1)
+
+    def _program(self, spec: ConvSpec):
+        try:
+            self._programs.move_to_end(spec)
+            return self._programs[spec]
+        except KeyError:  # new, or dropped by another thread in between
+            program = self._twin.build(plan.single(spec, self._twin.machine()), self._weights)
+        self._programs[spec] = program
+        while len(self._programs) > PROGRAMS_PER_LAYER:
+            self._programs.popitem(last=False)
+        return program
+
+    def __call__(self, x, residual=None, out=None):
+        """The maps of x: (N, K, P, Q), or (K, P, Q) for one (C, H, W) image.
+
+        `residual` and `out` have the result's shape and type; `out` may be the residual, but may not overlap x.
+        """
+        dtype = self.weight.dtype.name
+        x = _checked(x, "x", self._twin, dtype)[1]
+        if residual is not None:
+            residual = _checked(residual, "residual", self._twin, dtype)[1]
+        images, one_image = _images(x)
+        spec = self._spec(images.shape[1:], residual is not None)
+        return _run(
+            spec, lambda: self._program(spec), images, one_image, residual, "residual", out,
+            {"x": x, "weight": self.weight},
+        )  # fmt: skip
+
+
+def conv2d(
+    x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *,
+    activation=None, residual=None, precision="highest", algorithm="auto", out=None,
+):  # fmt: skip
+    """2-D convolution (cross-correlation, as in every CNN library) of images with a bank of filters.
+
+    ``y[n,k,p,q] = activation(sum over c,r,s of x[n, c, p*stride + r*dilation - top, q*stride + s*dilation - left]
+    * weight[k, c, r, s] + bias[k] + residual[n,k,p,q])``
+
+    Parameters
+    ----------
+    x : array (N, C, H, W) or (C, H, W), float32 or float64
+        Any strides; never written. NumPy, or any CPU array with DLPack.
+    weight : array (K, C/groups, R, S)
+    bias : array (K,) or (K, C/groups), optional
+        The second form is summed over axis 1.
+    stride, dilation : int or (height, width)
+    padding : int, (height, width), (top, left, bottom, right), "valid" or "same"
+        "same" gives ceil(size / stride) outputs; an odd row or column goes to the end.
+    groups : int
+        Divides C and K; C itself makes it depthwise.
+    activation : str, optional
+        relu, relu6, leaky_relu (or ("leaky_relu", slope)), sigmoid, silu, hardswish, tanh, gelu.
+    residual : array of the output's shape, optional
+    precision : "highest", "high" or "medium"
+        The error bound that the algorithm must meet; see docs/api.md.
+    algorithm : "auto" or "direct"
+    out : array, optional
+        Exact shape and type; may be the residual; may not overlap x or weight.
+
+    Returns
+    -------
+    array (N, K, P, Q), or (K, P, Q) for one image, of x's type.
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Before anything is computed.
+
+    Notes
+    -----
+    The weight is packed on every call; a :class:`Conv2d` packs it once.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.stack([np.arange(0.0, 9).reshape(3, 3), np.arange(1.0, 10).reshape(3, 3)])
+    >>> k = np.stack([np.arange(0.0, 4).reshape(2, 2), np.arange(1.0, 5).reshape(2, 2)])
+    >>> conv2d(x, k[None])[0]
+    array([[ 56.,  72.],
+           [104., 120.]])
+    """
+    twin, x = _checked(x, "x")
+    dtype = x.dtype.name
+    weight = _checked(weight, "weight", twin, dtype)[1]
+    shapes.shape(weight.shape, "weight", 4, "(K, C/groups, R, S)")
+    if bias is not None:
+        bias = _bias(_checked(bias, "bias", twin, dtype)[1], weight.shape)
+    if residual is not None:
+        residual = _checked(residual, "residual", twin, dtype)[1]
+    images, one_image = _images(x)
+    spec = _conv_spec(
+        images.shape[1:], weight.shape, *map(_hashable, (stride, padding, dilation)), groups, bias is not None,
+        residual is not None, _hashable(activation), dtype, precision, algorithm,
+    )  # fmt: skip
+    return _run(
+        spec, lambda: twin.build(plan.single(spec, twin.machine()), Weights(lambda _: (weight, bias))), images,
+        one_image, residual, "residual", out, {"x": x, "weight": weight},
+    )  # fmt: skip
+
+
+def conv2d_cost(
+    x_shape, w_shape, *, bias=False, stride=1, padding=0, dilation=1, groups=1, activation=None, residual=False
+) -> Cost:
+    """The exact cost of `conv2d` on these shapes; `bytes` are those of float32.
+
+    Examples
+    --------
+    >>> conv2d_cost((1, 100, 64, 64), (100, 100, 5, 5), padding=2).macs
+    1024000000
+    """
+    *n, c, h, w = shapes.shape(x_shape, "x_shape", (3, 4), "(N, C, H, W) or (C, H, W)")
+    spec = specs.conv(
+        (c, h, w), w_shape, stride=_hashable(stride), padding=_hashable(padding), dilation=_hashable(dilation),
+        groups=groups, bias=bias, residual=residual, activation=_hashable(activation),
+    )  # fmt: skip
+    return cost.of(spec, n[0] if n else 1)
+
+
+def _simple(x, make_spec):
+    """Run an operator that has no weights: `make_spec(image, dtype)` on a checked x."""
+    twin, x = _checked(x, "x")
+    images, one_image = _images(x)
+    spec = make_spec(images.shape[1:], x.dtype.name)
+    return _run(
+        spec, lambda: twin.build(plan.single(spec, twin.machine()), Weights(dict().__getitem__)), images, one_image,
+        None, "", None, {},
+    )  # fmt: skip
+
+
+def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+    """The maximum of each window of (N, C, H, W) or (C, H, W) maps; padding never wins, NaN does.
+
+    `stride` defaults to `kernel_size`; every window must hold at least one position of the image (else ShapeError).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> max_pool2d(np.arange(16.0).reshape(1, 4, 4), 2)
+    array([[[ 5.,  7.],
+            [13., 15.]]])
+    """
+    return _simple(x, lambda image, dtype: specs.pool(
+        "max", image, kernel_size, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode, dtype=dtype,
+    ))  # fmt: skip
+
+
+def avg_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, count_include_pad=True):
+    """The mean of each window; padded positions are zeros and count in the divisor unless `count_include_pad` is false.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> avg_pool2d(np.arange(16.0).reshape(1, 4, 4), 2)
+    array([[[ 2.5,  4.5],
+            [10.5, 12.5]]])
+    """
+    return _simple(x, lambda image, dtype: specs.pool(
+        "average", image, kernel_size, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode,
+        count_include_pad=count_include_pad, dtype=dtype,
+    ))  # fmt: skip
+
+
+def global_max_pool2d(x):
+    """The maximum of each map: (N, C, H, W) to (N, C, 1, 1)."""
+    return _simple(x, lambda image, dtype: specs.adaptive_pool("max", image, (1, 1), dtype=dtype))
+
+
+def global_avg_pool2d(x):
+    """The mean of each map: (N, C, H, W) to (N, C, 1, 1)."""
+    return _simple(x, lambda image, dtype: specs.adaptive_pool("average", image, (1, 1), dtype=dtype))
+
+
+def activate(x, activation):
+    """An activation by name, elementwise: relu, relu6, leaky_relu, sigmoid, silu, hardswish, tanh or gelu.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> activate(np.array([[[-1.0, 2.0]]]), "relu")
+    array([[[0., 2.]]])
+    """
+    return _simple(x, lambda image, dtype: specs.pointwise(image, activation=_hashable(activation), dtype=dtype))

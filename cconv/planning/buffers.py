@@ -1,0 +1,39 @@
+"""Buffers: where the intermediate maps of a program lie in one arena, decided before it runs.
+
+In: sizes and lifetimes (first and last step that touches a value).  Out: an offset per value and the arena's size.
+Unit: elements per image; at run time both are multiplied by the number of images.
+"""
+
+from typing import NamedTuple
+
+#: Offsets are multiples of this many elements, so that every map begins on a cache line of its own.
+ALIGNMENT = 64
+
+
+class Lifetime(NamedTuple):
+    size: int
+    first: int
+    last: int
+
+
+class Arena(NamedTuple):
+    offsets: dict[int, int]
+    size: int
+
+
+def place(lifetimes: dict[int, Lifetime]) -> Arena:
+    """Greedy by size: the largest first, each at the lowest gap free during its whole life."""
+    placed: list[tuple[int, int, Lifetime]] = []  # (begin, end, life)
+    offsets = {}
+    for value, life in sorted(lifetimes.items(), key=lambda item: (-item[1].size, item[0])):
+        need = -(-life.size // ALIGNMENT) * ALIGNMENT
+        begin = 0
+        for other_begin, other_end, other in sorted(placed, key=lambda entry: entry[0]):
+            if other.first > life.last or other.last < life.first:
+                continue
+            if begin + need <= other_begin:
+                break
+            begin = max(begin, other_end)
+        offsets[value] = begin
+        placed.append((begin, begin + need, life))
+    return Arena(offsets, max((end for _, end, _ in placed), default=0))

@@ -1,0 +1,88 @@
+"""Plan: steps in order, each with its tiling, and a place for every intermediate map. A frozen value without arrays.
+
+In: operations on numbered values (what model/passes.py or ops.py wants run) and a Machine.  Out: a Plan, which a twin
+builds into a Program.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+from . import algorithm, buffers
+from .algorithm import Machine, Tiling
+from .buffers import Arena, Lifetime
+from .specs import CHW, ConvSpec, Spec
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operator on numbered values: `inputs` is the image, then the residual or the other summand if there is one."""
+
+    spec: Spec
+    inputs: tuple[int, ...]
+    output: int
+    #: Key of a convolution's (weight, bias) in Weights.
+    weights: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An operation and how it runs; `tiling` is None where there is nothing to decide."""
+
+    operation: Operation
+    tiling: Tiling | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a Program executes. Values are numbered; a value that is neither input nor output lives in the arena."""
+
+    machine: Machine
+    dtype: str
+    values: dict[int, CHW]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    steps: tuple[Step, ...]
+    arena: Arena
+
+    @property
+    def executed_flops(self) -> int:
+        """Multiplications and additions issued by the convolution kernels for one image."""
+        return sum(step.tiling.executed_flops for step in self.steps if step.tiling)
+
+
+def make(operations: tuple[Operation, ...], inputs: dict[int, CHW], outputs: tuple[int, ...], machine: Machine) -> Plan:
+    """The plan of operations given in an order in which every value is written before it is read."""
+    values, first, last, steps = dict(inputs), {}, {}, []
+    for index, operation in enumerate(operations):
+        for value in operation.inputs:
+            last[value] = index
+        values[operation.output] = operation.spec.output
+        first[operation.output] = last[operation.output] = index
+        steps.append(Step(operation, _tiling(operation.spec, machine)))
+    kept = set(outputs) | set(inputs)
+    lifetimes = {
+        value: Lifetime(prod(values[value]), first[value], last[value]) for value in first if value not in kept
+    }
+    return Plan(
+        machine, operations[0].spec.dtype, values, tuple(inputs), outputs, tuple(steps), buffers.place(lifetimes)
+    )
+
+
+@lru_cache(maxsize=1024)
+def _tiling(spec: Spec, machine: Machine) -> Tiling | None:
+    return algorithm.choose(spec, machine) if isinstance(spec, ConvSpec) else None
+
+
+@lru_cache(maxsize=1024)
+def single(spec: Spec, machine: Machine) -> Plan:
+    """The plan of one operator: value 0 is the image, 1 the residual or second summand, the last one the output."""
+    second = getattr(spec, "residual", False) or getattr(spec, "add", False)
+    inputs = {0: (spec.C, spec.H, spec.W)}
+    if second:
+        inputs[1] = spec.output
+    output = len(inputs)
+    weights = "weight" if isinstance(spec, ConvSpec) else None
+    return make((Operation(spec, tuple(inputs), output, weights),), inputs, (output,), machine)
+
+
