@@ -1,5 +1,6 @@
 """cconv: convolution, counted. The public names, nothing else; importing it probes no device."""
 
+from .backend import get_num_threads, set_num_threads, show_config
 from .errors import ArgumentError, BackendUnavailable, Cancelled, CconvError, DTypeError, ImageError, ModelError, ShapeError
 from .ops import (
     Conv2d,

@@ -4,6 +4,7 @@ In: an array, or a twin's name.  Out: the module `cconv.cpu`, `cconv.gpu` or `cc
 """
 
 import importlib
+import importlib.metadata
 from types import ModuleType
 
 import numpy as np
@@ -46,3 +47,28 @@ def of(array, name: str = "x") -> tuple[ModuleType, object]:
             twin = get("gpu")
             return twin, twin.asarray(array)
     raise DTypeError(f"{name}: expected a NumPy, CuPy or DLPack array, got {type(array).__name__}")
+
+
+def get_num_threads() -> int:
+    """How many CPU threads one call may use: CCONV_NUM_THREADS, or what affinity and cgroup leave to this process."""
+    return get("cpu").get_num_threads()
+
+
+def set_num_threads(count: int | None) -> None:
+    """Let one call use so many CPU threads from now on; None goes back to the default. No result depends on it."""
+    get("cpu").set_num_threads(count)
+
+
+def show_config() -> dict:
+    """What this installation is and what it runs on, as a dict that can be printed as JSON."""
+    cpu = get("cpu")
+    machine = cpu.machine()
+    return {
+        "cconv": importlib.metadata.version("cconv"),
+        "numpy": np.__version__,
+        "isa": machine.isa,
+        "instruction_sets": {name: usable for name, usable, *_ in cpu.instruction_sets()},
+        "threads": machine.threads,
+        "l2_bytes": machine.l2_bytes,
+        "backends": {name: reason or "available" for name, reason in available().items()},
+    }

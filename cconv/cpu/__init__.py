@@ -1,9 +1,66 @@
-"""TEMPORARY stand-in until the compiled core is there."""
-from .. import reference as _r
-from ..reference import machine, asarray, to_numpy, synchronize
-name="cpu"
-class Program(_r.Program):
-    def run(self, inputs, outputs=None, cancel=None):
-        res=super().run(inputs, outputs, cancel)
-        return res if outputs is not None else [r.astype(self.plan.dtype) for r in res]
-def build(plan, weights): return Program(plan, weights)
+"""The CPU twin: Cython loops over C micro-kernels, float32 and float64.
+
+In: a Plan and Weights.  Out: a Program. Which instruction set and how many threads is decided here, once per process
+and per call: CCONV_ISA and CCONV_NUM_THREADS override the machine's own.
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import BackendUnavailable
+from ..planning import Machine, Plan
+from ..weights import Weights
+from ._core import instruction_sets
+from .program import Program
+from .threads import get_num_threads, set_num_threads
+
+name = "cpu"
+
+__all__ = [
+    "Program", "asarray", "build", "get_num_threads", "instruction_sets", "machine", "machine_of", "name",
+    "set_num_threads", "synchronize", "to_numpy",
+]  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _l2_bytes() -> int:
+    """The second-level cache of one core, 1 MiB where the system does not tell."""
+    try:
+        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().strip()
+        return int(text[:-1]) * {"K": 1 << 10, "M": 1 << 20}[text[-1]]
+    except (OSError, ValueError, KeyError):
+        return 1 << 20
+
+
+@lru_cache(maxsize=64)
+def machine_of(isa: str | None, threads: int) -> Machine:
+    """The machine as one instruction set sees it; None takes the best one. BackendUnavailable if it cannot run here."""
+    known = instruction_sets()
+    for found, usable, vector_bytes, rows, vectors in known:
+        if usable and isa in (None, found):
+            return Machine(found, vector_bytes, rows, vectors, threads, _l2_bytes())
+    here = ", ".join(found for found, usable, *_ in known if usable)
+    raise BackendUnavailable(f"CCONV_ISA: expected one that this processor runs ({here}), got {isa!r}")
+
+
+def machine() -> Machine:
+    return machine_of(os.environ.get("CCONV_ISA") or None, get_num_threads())
+
+
+def asarray(array) -> np.ndarray:
+    return np.asarray(array)
+
+
+def to_numpy(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def synchronize() -> None:
+    """Nothing to wait for: a run has ended when it returns."""
+
+
+def build(plan: Plan, weights: Weights) -> Program:
+    return Program(plan, weights)

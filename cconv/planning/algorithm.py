@@ -14,12 +14,14 @@ lanes = "pixels":   a vector holds output pixels, weights broadcast; for groups 
 from dataclasses import dataclass
 
 from ..errors import ArgumentError
+from .shapes import Pair
 from .specs import ITEMSIZE, ConvSpec
 
 ALGORITHMS = ("auto", "direct")
 
 #: Products summed in one register chain before they join the total: bounds the rounding error (docs/kernels.md).
-CHAIN = 512
+#: A weight panel of so many rows (18 KB on AVX-512) also stays in the first-level cache, which decides the speed.
+CHAIN = 144
 #: How much of the second-level cache a tile of input may take.
 TILE_SHARE = 0.4
 #: Output pixels of a tile: enough to reuse a weight panel from L1/L2, few enough that the sums stay there.
@@ -45,6 +47,8 @@ class Tiling:
 
     algorithm: str
     lanes: str  # "channels" or "pixels"
+    #: A 1x1 kernel: the image is one long row.
+    flat: bool
     #: The tile's pixels are images instead of positions: for maps of one pixel (a dense layer).
     across_images: bool
     tile_p: int
@@ -73,53 +77,53 @@ def _phases(kernel: int, stride: int, dilation: int) -> tuple[int, ...]:
     return tuple(sorted({k * dilation % stride for k in range(kernel)}))
 
 
+def _tile(spec: ConvSpec, machine: Machine, height: int, width: int, plane_bytes) -> Pair:
+    """Output rows and columns of a tile: about TILE_PIXELS pixels whose input, plane_bytes(p, q), fits its cache share."""
+    budget = int(machine.l2_bytes * TILE_SHARE) // (spec.C // spec.groups)
+    tile_q = _ceil_div(width, _ceil_div(width, TILE_PIXELS))
+    tile_p = min(height, max(1, TILE_PIXELS // tile_q))
+    while tile_p > 1 and plane_bytes(tile_p, tile_q) > budget:
+        tile_p -= 1
+    while tile_q > 2 * machine.tile_rows and plane_bytes(tile_p, tile_q) > budget:
+        tile_q = _ceil_div(tile_q, 2)
+    return _ceil_div(height, _ceil_div(height, tile_p)), tile_q
+
+
 def choose(spec: ConvSpec, machine: Machine) -> Tiling:
     """The tiling for a spec; an unknown algorithm is an ArgumentError."""
     if spec.algorithm not in ALGORITHMS:
         raise ArgumentError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {spec.algorithm!r}")
-    vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
+    itemsize = ITEMSIZE[spec.dtype]
+    vector = machine.vector_bytes // itemsize
     outputs = spec.K // spec.groups
-    lanes = "pixels" if outputs < vector // 2 and spec.P * spec.Q > 1 else "channels"
     across_images = spec.P * spec.Q == 1
+    lanes = "pixels" if outputs < vector // 2 and not across_images else "channels"
+    flat = (spec.R, spec.S, *spec.stride, *spec.padding) == (1, 1, 1, 1, 0, 0, 0, 0) and not across_images
+    height, width = (1, spec.P * spec.Q) if flat else (spec.P, spec.Q)
     row_phases = _phases(spec.R, spec.stride[0], spec.dilation[0])
     column_phases = _phases(spec.S, spec.stride[1], spec.dilation[1])
     row_reach = (spec.R - 1) * spec.dilation[0] // spec.stride[0]
     column_reach = (spec.S - 1) * spec.dilation[1] // spec.stride[1]
-    channels = spec.C // spec.groups
+
+    def plane_bytes(p: int, q: int) -> int:
+        return len(row_phases) * len(column_phases) * (p + row_reach) * (q + column_reach) * itemsize
 
     if across_images:
-        tile_p, tile_q = 1, machine.tile_rows
+        tile_p, tile_q, column_reach = 1, machine.tile_rows, 0
     else:
-        tile_q = min(spec.Q, TILE_PIXELS)
-        tile_q = _ceil_div(spec.Q, _ceil_div(spec.Q, tile_q))
-        tile_p = min(spec.P, max(1, TILE_PIXELS // tile_q))
-
-        def tile_bytes(p: int, q: int) -> int:
-            return channels * len(row_phases) * len(column_phases) * (p + row_reach) * (q + column_reach) * ITEMSIZE[spec.dtype]
-
-        budget = int(machine.l2_bytes * TILE_SHARE)
-        while tile_p > 1 and tile_bytes(tile_p, tile_q) > budget:
-            tile_p -= 1
-        while tile_q > 2 * machine.tile_rows and tile_bytes(tile_p, tile_q) > budget:
-            tile_q = _ceil_div(tile_q, 2)
-        tile_p = _ceil_div(spec.P, _ceil_div(spec.P, tile_p))
-
-    panels = spec.groups * _ceil_div(outputs, vector * machine.tile_vectors) if lanes == "channels" else spec.groups
-    spatial = _ceil_div(spec.P, tile_p) * _ceil_div(spec.Q, tile_q)
-    # Enough parts for every thread to have several, at the price of packing a tile once per part.
+        tile_p, tile_q = _tile(spec, machine, height, width, plane_bytes)
+    spatial = _ceil_div(height, tile_p) * _ceil_div(width, tile_q)
+    # Several tasks for every thread of a single image, at the price of packing a tile once per part.
     wanted = 1 if machine.threads == 1 else _ceil_div(4 * machine.threads, spatial)
-    channel_parts = panels if spec.groups > 1 else min(panels, wanted)
-    if spec.groups > 1:
-        channel_parts = min(spec.groups, max(wanted, 1) if lanes == "channels" else spec.groups)
+    panels = 1 if lanes == "pixels" else _ceil_div(outputs, vector * machine.tile_vectors)
+    channel_parts = min(spec.groups if spec.groups > 1 else panels, wanted)
 
     pitch = tile_q + column_reach
     if lanes == "channels":
-        executed = 2 * spec.P * spec.Q * spec.groups * _ceil_div(outputs, vector) * vector * spec.depth
+        products = height * width * spec.groups * _ceil_div(outputs, vector) * vector
     else:
-        tiles = spatial * spec.K
-        flat = _ceil_div((tile_p - 1) * pitch + tile_q, vector) * vector
-        executed = 2 * tiles * flat * spec.depth
+        products = spatial * spec.K * _ceil_div((tile_p - 1) * pitch + tile_q, vector) * vector
     return Tiling(
-        "direct", lanes, across_images, tile_p, tile_q, channel_parts, _ceil_div(spec.depth, CHAIN),
-        row_phases, column_phases, tile_p + row_reach, pitch, executed,
+        "direct", lanes, flat, across_images, tile_p, tile_q, channel_parts, _ceil_div(spec.depth, CHAIN),
+        row_phases, column_phases, tile_p + row_reach, pitch, 2 * products * spec.depth,
     )  # fmt: skip

@@ -1,0 +1,6 @@
+/* AVX2 and FMA: 16 registers = 6 x 2 sums + 2 of weights + 1 broadcast. */
+#define ISA avx2
+#define VECTOR_BYTES 32
+#define TILE_ROWS 6
+#define EACH_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6)
+#include "isa.inc.c"

@@ -1,0 +1,70 @@
+/* Kernels: the arithmetic of the CPU twin, and nothing else.
+ *
+ * In: pointers, sizes and strides in elements.  Out: numbers in the caller's memory.
+ * No Python, no OpenMP, no allocation in here: Cython owns the loops and the memory, Python the decisions.
+ * kernels.inc is the list; README.md has the formulas.
+ */
+#ifndef CCONV_KERNELS_H
+#define CCONV_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* One phase of a channel of an input tile: `height` x `width` elements, those outside the image are zeros.
+ * Row i comes from source row `top + i * row_step`, column j from `left + j * column_step`; strides are in bytes,
+ * because NumPy's are. */
+typedef struct {
+    long height, width, pitch;
+    long top, left, row_step, column_step;
+    long source_height, source_width;
+    ptrdiff_t row_stride, column_stride;
+} cconv_rows;
+
+/* Order of planning.specs.ACTIVATIONS; 0 is none. */
+enum cconv_activation {
+    CCONV_NONE,
+    CCONV_RELU,
+    CCONV_RELU6,
+    CCONV_LEAKY_RELU,
+    CCONV_SIGMOID,
+    CCONV_SILU,
+    CCONV_HARDSWISH,
+    CCONV_TANH,
+    CCONV_GELU
+};
+
+typedef struct {
+    int activation;
+    double alpha;
+} cconv_finish;
+
+/* Windows of one map: output (p, q) covers rows row_start[p] .. row_stop[p]-1 in steps of row_step, same for columns. */
+typedef struct {
+    int average;
+    long width, outputs_high, outputs_wide;
+    const int32_t *row_start, *row_stop, *row_extent;
+    const int32_t *column_start, *column_stop, *column_extent;
+    long row_step, column_step;
+} cconv_pool;
+
+/* One instruction set and element type. `lanes` elements fill a vector; the register tile of multiply_channels is at
+ * most `rows` pixels by `vectors` vectors of output channels, that of multiply_pixels `outputs` channels. */
+typedef struct {
+    int lanes, rows, vectors, outputs;
+#define CCONV_KERNEL(name, arguments) void(*name) arguments;
+#include "kernels.inc"
+#undef CCONV_KERNEL
+} cconv_kernels;
+
+typedef struct {
+    const char *name;
+    int vector_bytes;
+    cconv_kernels f32, f64;
+} cconv_isa;
+
+/* The named ISA, or the best one for NULL; NULL if this processor or this build lacks it. */
+const cconv_isa *cconv_select(const char *name);
+/* The i-th ISA of this build from best to plainest, NULL beyond the end; *usable says whether this processor runs it. */
+const cconv_isa *cconv_list(int i, int *usable);
+
+#endif

@@ -1,0 +1,50 @@
+"""Build: one Cython extension with OpenMP, and the C kernels as one static library per ISA with that ISA's flags.
+
+In: cconv/cpu.  Out: cconv.cpu._core. Everything else about the package is in pyproject.toml.
+"""
+
+import platform
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+KERNELS = "cconv/cpu/kernels"
+
+#: ISA -> its compiler flags. GNU C gives vector extensions and contraction of a*b + c into fused multiply-adds.
+ISAS = {"generic": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    ISAS["avx2"] = ["-mavx2", "-mfma"]
+    ISAS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
+
+#: Neither flag changes a result: nobody reads errno or the floating-point exception flags here.
+C_FLAGS = ["-std=gnu11", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
+OPENMP = ["-fopenmp"]
+HEADERS = [f"{KERNELS}/{name}" for name in (
+    "kernels.h", "kernels.inc", "simd.h", "isa.inc.c", "instance.inc.c", "conv.inc.c", "finish.inc.c", "pool.inc.c",
+)]  # fmt: skip
+
+
+def library(name: str, source: str, flags: list[str]):
+    sources = [f"{KERNELS}/{source}"]
+    return name, {"sources": sources, "cflags": C_FLAGS + flags, "obj_deps": {sources[0]: HEADERS}}
+
+
+core = Extension(
+    "cconv.cpu._core",
+    ["cconv/cpu/_core.pyx"],
+    include_dirs=["cconv/cpu", numpy.get_include()],
+    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+    depends=HEADERS,
+    extra_compile_args=["-O2", "-fvisibility=hidden", *OPENMP],
+    extra_link_args=OPENMP,
+)
+
+setup(
+    # The order is the linker's: who needs a symbol stands before who has it.
+    libraries=[
+        library("cconv_dispatch", "dispatch.c", []),
+        *(library(f"cconv_{isa}", f"isa_{isa}.c", flags) for isa, flags in ISAS.items()),
+    ],
+    ext_modules=cythonize([core], language_level=3),
+)
