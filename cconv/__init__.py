@@ -1,7 +1,18 @@
 """cconv: convolution, counted. The public names, nothing else; importing it probes no device."""
 
+from . import filters, images, init
 from .backend import get_num_threads, set_num_threads, show_config
-from .errors import ArgumentError, BackendUnavailable, Cancelled, CconvError, DTypeError, ImageError, ModelError, ShapeError
+from .errors import (
+    ArgumentError,
+    BackendUnavailable,
+    Cancelled,
+    CconvError,
+    DTypeError,
+    ImageError,
+    ModelError,
+    ShapeError,
+)
+from .model import Model, load, model_names
 from .ops import (
     Conv2d,
     activate,
@@ -14,3 +25,33 @@ from .ops import (
 )
 from .planning import Cost
 from .planning.cost import estimate
+
+__all__ = [
+    "ArgumentError",
+    "BackendUnavailable",
+    "Cancelled",
+    "CconvError",
+    "Conv2d",
+    "Cost",
+    "DTypeError",
+    "ImageError",
+    "Model",
+    "ModelError",
+    "ShapeError",
+    "activate",
+    "avg_pool2d",
+    "conv2d",
+    "conv2d_cost",
+    "estimate",
+    "filters",
+    "get_num_threads",
+    "global_avg_pool2d",
+    "global_max_pool2d",
+    "images",
+    "init",
+    "load",
+    "max_pool2d",
+    "model_names",
+    "set_num_threads",
+    "show_config",
+]

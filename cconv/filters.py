@@ -2,10 +2,10 @@
 
 In: a bank's name.  Out: weights (K, 3, R, S), float32, and the names of its K filters.
 
-A detector's weights sum to zero, so a flat picture answers 0, and its positive weights sum to 1: on images in [0, 1] the
-answers lie in [-1, 1], and 1 is reached by just one picture, white where the weights are positive and black where they
-are negative. The detectors of form weigh red, green and blue alike; the opponents weigh them against each other, so
-that their weights sum to zero at every pixel and any grey picture answers 0.
+A detector's weights sum to zero, so a flat picture answers 0, and its positive weights sum to 1: on images in [0, 1]
+the answers lie in [-1, 1], and 1 is reached by just one picture, 1 where the weights are positive and 0 where they are
+negative. The detectors of form weigh red, green and blue alike; the opponents weigh them against each other, so that
+their weights sum to zero at every pixel and any grey picture answers 0.
 
     x grows to the right (index S), y downwards (index R); an angle is that of the way from dark to bright:
 

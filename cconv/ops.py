@@ -83,7 +83,9 @@ def _check_out(out, shape: tuple[int, ...], dtype: str, apart: dict[str, object]
 
 
 @lru_cache(maxsize=1024, typed=True)
-def _conv_spec(image, weight, stride, padding, dilation, groups, bias, residual, activation, dtype, precision, algorithm):
+def _conv_spec(
+    image, weight, stride, padding, dilation, groups, bias, residual, activation, dtype, precision, algorithm
+):
     return specs.conv(
         image, weight, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias, residual=residual,
         activation=activation, dtype=dtype, precision=precision, algorithm=algorithm,
@@ -151,9 +153,7 @@ class Conv2d:
         self._more = (_hashable(activation), dtype, precision, algorithm)
         self._programs: OrderedDict[ConvSpec, object] = OrderedDict()
         # An image of the kernel's own reach fits every valid layer: planning for it checks the options now.
-        reach = (
-            d * (k - 1) + 1 for d, k in zip(shapes.pair(dilation, "dilation", 1), weight.shape[2:], strict=True)
-        )
+        reach = (d * (k - 1) + 1 for d, k in zip(shapes.pair(dilation, "dilation", 1), weight.shape[2:], strict=True))
         channels = weight.shape[1] * shapes.integer(groups, "groups", 1)
         plan.single(self._spec((channels, *reach), False), self._twin.machine())
 
@@ -288,7 +288,7 @@ def _simple(x, make_spec):
     images, one_image = _images(x)
     spec = make_spec(images.shape[1:], x.dtype.name)
     return _run(
-        spec, lambda: twin.build(plan.single(spec, twin.machine()), Weights(dict().__getitem__)), images, one_image,
+        spec, lambda: twin.build(plan.single(spec, twin.machine()), Weights({}.__getitem__)), images, one_image,
         None, "", None, {},
     )  # fmt: skip
 

@@ -52,7 +52,7 @@ def activate(x: np.ndarray, activation: Activation | None) -> np.ndarray:
 
 
 def conv(x_nchw, weight_kcrs, bias_k, residual_nkpq, spec: ConvSpec) -> np.ndarray:
-    """y[n,k,p,q] = activation(sum over c,r,s of x[n, c, p*stride + r*dilation - pad, ...] * w[k,c,r,s] + bias + residual)."""
+    """y[n,k,p,q] = activation(sum over c,r,s of x[n,c,p*stride+r*dilation-pad,...] * w[k,c,r,s] + bias + residual)."""
     top, left, bottom, right = spec.padding
     padded = np.pad(x_nchw.astype(np.float64), ((0, 0), (0, 0), (top, bottom), (left, right)))
     weight = weight_kcrs.astype(np.float64)

@@ -1,8 +1,8 @@
 """Planning: from what is asked to how it is done. Pure functions of shapes, standard library only, no arrays.
 
-    specs.py  ->  algorithm.py  ->  plan.py  ->  a twin's build()
-      |               (tiles)         (buffers.py: the arena)
-    cost.py  (the only FLOP rules)        shapes.py  (the one output-size formula)
+specs.py  ->  algorithm.py  ->  plan.py  ->  a twin's build()
+  |               (tiles)         (buffers.py: the arena)
+cost.py  (the only FLOP rules)        shapes.py  (the one output-size formula)
 """
 
 from . import algorithm, buffers, cost, plan, shapes, specs

@@ -12,6 +12,7 @@ lanes = "pixels":   a vector holds output pixels, weights broadcast; for groups 
 """
 
 from dataclasses import dataclass
+from math import isqrt
 
 from ..errors import ArgumentError
 from .shapes import Pair
@@ -77,8 +78,13 @@ def _phases(kernel: int, stride: int, dilation: int) -> tuple[int, ...]:
     return tuple(sorted({k * dilation % stride for k in range(kernel)}))
 
 
+def _chains(depth: int) -> int:
+    """How many chains: their number grows no faster than their length, for both round."""
+    return _ceil_div(depth, max(CHAIN, isqrt(depth)))
+
+
 def _tile(spec: ConvSpec, machine: Machine, height: int, width: int, plane_bytes) -> Pair:
-    """Output rows and columns of a tile: about TILE_PIXELS pixels whose input, plane_bytes(p, q), fits its cache share."""
+    """Output rows and columns of a tile: about TILE_PIXELS pixels, whose input planes fit the cache share."""
     budget = int(machine.l2_bytes * TILE_SHARE) // (spec.C // spec.groups)
     tile_q = _ceil_div(width, _ceil_div(width, TILE_PIXELS))
     tile_p = min(height, max(1, TILE_PIXELS // tile_q))
@@ -124,6 +130,6 @@ def choose(spec: ConvSpec, machine: Machine) -> Tiling:
     else:
         products = spatial * spec.K * _ceil_div((tile_p - 1) * pitch + tile_q, vector) * vector
     return Tiling(
-        "direct", lanes, flat, across_images, tile_p, tile_q, channel_parts, _ceil_div(spec.depth, CHAIN),
+        "direct", lanes, flat, across_images, tile_p, tile_q, channel_parts, _chains(spec.depth),
         row_phases, column_phases, tile_p + row_reach, pitch, 2 * products * spec.depth,
     )  # fmt: skip

@@ -107,7 +107,9 @@ def of(spec: Spec, n: int = 1) -> Cost:
     return _RULES[type(spec)](spec, n)
 
 
-def estimate(cost: Cost, samples: int = 1, *, macs_per_s: float | None = None, flops_per_s: float | None = None) -> float:
+def estimate(
+    cost: Cost, samples: int = 1, *, macs_per_s: float | None = None, flops_per_s: float | None = None
+) -> float:
     """Seconds that `samples` times `cost` takes at a given rate: either of macs or of flops (= 2 * macs), not both.
 
     Examples

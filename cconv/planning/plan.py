@@ -16,7 +16,7 @@ from .specs import CHW, ConvSpec, Spec
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operator on numbered values: `inputs` is the image, then the residual or the other summand if there is one."""
+    """One operator on numbered values: `inputs` is the image, then the residual or second summand if there is one."""
 
     spec: Spec
     inputs: tuple[int, ...]
@@ -84,5 +84,3 @@ def single(spec: Spec, machine: Machine) -> Plan:
     output = len(inputs)
     weights = "weight" if isinstance(spec, ConvSpec) else None
     return make((Operation(spec, tuple(inputs), output, weights),), inputs, (output,), machine)
-
-

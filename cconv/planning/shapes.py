@@ -74,7 +74,9 @@ def padding(value, size: Pair, kernel: Pair, stride: Pair, dilation: Pair) -> Pa
         if value == "valid":
             return 0, 0, 0, 0
         if value != "same":
-            raise ArgumentError(f'padding: expected an integer, a pair, four integers, "valid" or "same", got {value!r}')
+            raise ArgumentError(
+                f'padding: expected an integer, a pair, four integers, "valid" or "same", got {value!r}'
+            )
         total = [
             max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
             for n, k, s, d in zip(size, kernel, stride, dilation, strict=True)
@@ -85,13 +87,22 @@ def padding(value, size: Pair, kernel: Pair, stride: Pair, dilation: Pair) -> Pa
         top, left, bottom, right = (integer(v, "padding", 0) for v in value)
         return top, left, bottom, right
     if isinstance(value, (tuple, list)) and len(value) != 2:
-        raise ShapeError(f"padding: expected an integer, a pair (height, width) or (top, left, bottom, right), got {value!r}")
+        raise ShapeError(
+            f"padding: expected an integer, a pair (height, width) or (top, left, bottom, right), got {value!r}"
+        )
     height, width = pair(value, "padding", 0)
     return height, width, height, width
 
 
 def pooling_window(
-    size: int, kernel: int, stride: int, before: int, after: int, dilation: int, ceil_mode: bool, count_include_pad: bool
+    size: int,
+    kernel: int,
+    stride: int,
+    before: int,
+    after: int,
+    dilation: int,
+    ceil_mode: bool,
+    count_include_pad: bool,
 ) -> Window:
     """The windows of a pooling layer along one axis, clipped to the image."""
     count = output_size(size, kernel, stride, before + after, dilation, ceil_mode)

@@ -140,7 +140,7 @@ def conv(
     precision="highest",
     algorithm="auto",
 ) -> ConvSpec:
-    """The spec of a convolution of a (C, H, W) image with a (K, C/groups, R, S) weight; a typed error if it cannot be."""
+    """The spec of the convolution of a (C, H, W) image with a (K, C/groups, R, S) weight, or a typed error."""
     channels, height, width = shapes.shape(image, "x (channels, height, width)", 3, "(C, H, W)")
     outputs, depth, rows, columns = shapes.shape(weight, "weight", 4, "(K, C/groups, R, S)")
     groups = shapes.integer(groups, "groups", 1)
@@ -148,8 +148,8 @@ def conv(
         raise ShapeError(f"groups: expected a divisor of C={channels} and K={outputs}, got {groups}")
     if depth * groups != channels:
         raise ShapeError(
-            f"weight: expected C/groups = {channels}/{groups} = {channels // groups} input channels for an x with "
-            f"{channels}, got {depth} in shape {tuple(weight)}"
+            f"x: expected {depth * groups} input channels, {depth} of weight {tuple(weight)} times groups={groups}, "
+            f"got {channels}"
         )
     strides = shapes.pair(stride, "stride", 1)
     dilations = shapes.pair(dilation, "dilation", 1)
@@ -161,8 +161,8 @@ def conv(
     )
     if min(out) < 1:
         raise ShapeError(
-            f"weight: expected a kernel no larger than the padded image, got {rows}x{columns} with dilation {dilations} "
-            f"on {height}x{width} with padding {pads}"
+            f"weight: expected a kernel no larger than the padded image, got {rows}x{columns} with dilation "
+            f"{dilations} on {height}x{width} with padding {pads}"
         )
     if precision not in PRECISIONS:
         raise ArgumentError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -198,8 +198,8 @@ def pool(
     )
     if not rows.start or not columns.start:
         raise ShapeError(
-            f"kernel_size: expected a window no larger than the padded image, got {kernel} with dilation {dilations} on "
-            f"{height}x{width} with padding {(top, left, bottom, right)}"
+            f"kernel_size: expected a window no larger than the padded image, got {kernel} with dilation {dilations} "
+            f"on {height}x{width} with padding {(top, left, bottom, right)}"
         )
     return PoolSpec(kind, channels, height, width, rows, columns, checked_dtype(dtype))
 

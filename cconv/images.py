@@ -1,0 +1,181 @@
+"""Images: from the bytes of a photograph to an array, and from maps to a picture.
+
+In: JPEG or PNG bytes, which nobody vouches for; maps (K, P, Q).  Out: float32 (3, H, W) in [0, 1]; uint8 pictures and
+their PNG bytes.
+
+What a file holds is what comes out, divided by its largest value: gamma and colour profiles are left alone. Palettes
+are looked up, grey becomes three equal channels, CMYK is converted by Pillow's plain rule, 16-bit grey keeps its 16
+bits (16-bit colour is read as 8). Transparency is blended over white. An EXIF orientation is carried out, so that up is
+up; a broken EXIF block is ignored, with Pillow's warning. Of an animation the first picture is taken.
+Needs Pillow: ``pip install cconv[batch]``.
+"""
+
+import io
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from .errors import ArgumentError, BackendUnavailable, DTypeError, ImageError, ShapeError
+
+#: Pixels that an image may have unless the caller says otherwise: 600 MB as float32 in three channels.
+MAX_PIXELS = 50_000_000
+#: Grey lines between the maps of a grid.
+SEPARATOR = 128
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+
+
+def _pillow():
+    try:
+        from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
+    except ImportError:
+        raise BackendUnavailable("images need Pillow: pip install cconv[batch]") from None
+    return Image, ImageOps, {_PNG: PngImagePlugin.PngImageFile, _JPEG: JpegImagePlugin.JpegImageFile}
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The pixels of a JPEG or PNG image, as the models take them.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole file.
+    max_pixels : int
+        Height times width above which the image is refused, from its header, before anything is decoded.
+
+    Returns
+    -------
+    array (3, H, W), float32 in [0, 1]
+        Red, green, blue; see the head of this module for palettes, grey, CMYK, 16 bits, transparency and orientation.
+
+    Raises
+    ------
+    ImageError
+        For other formats, truncated or broken data, and images that are too large.
+    BackendUnavailable
+        Without Pillow.
+
+    Examples
+    --------
+    >>> decode(png(np.zeros((4, 6), np.uint8))).shape
+    (3, 4, 6)
+    """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise DTypeError(f"data: expected the bytes of an image, got {type(data).__name__}")
+    Image, ImageOps, openers = _pillow()
+    data = bytes(data)
+    opener = next((openers[magic] for magic in openers if data.startswith(magic)), None)
+    if opener is None:
+        raise ImageError(f"image: expected JPEG or PNG data, got {len(data)} bytes that begin with {data[:8]!r}")
+    # The plugins' own classes instead of Image.open: the format is known, and the limit on size is ours.
+    try:
+        with opener(io.BytesIO(data)) as image:
+            width, height = image.size
+            if not 0 < width * height <= max_pixels:
+                raise ImageError(
+                    f"image: expected at most {max_pixels:,} pixels, got {height} x {width} = {height * width:,}"
+                )
+            image.load()
+            return _pixels(ImageOps.exif_transpose(image), Image)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # a decoder that is fed broken bytes may raise anything
+        raise ImageError(f"image: expected a whole {opener.format} image, got {len(data)} bytes: {error}") from error
+
+
+def _pixels(image, Image) -> np.ndarray:
+    """A loaded image of any of Pillow's modes as (3, H, W) in [0, 1]."""
+    if image.mode.startswith("I"):  # 16-bit grey: "I;16", or "I" in some versions of Pillow
+        grey = np.asarray(image).astype(np.float32) / np.float32(65535)
+        return np.stack([grey] * 3)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    hwc = np.asarray(image.convert("RGB"))
+    return np.ascontiguousarray(hwc.transpose(2, 0, 1), np.float32) / np.float32(255)
+
+
+def read(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """`decode` of a file, whose name is then in the text of an ImageError; OSError where it cannot be read."""
+    data = Path(path).read_bytes()
+    try:
+        return decode(data, max_pixels=max_pixels)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+
+
+def grid(maps, columns: int | None = None) -> np.ndarray:
+    """Maps side by side, each in its own range from black to white, with a grey line of one pixel between them.
+
+    Parameters
+    ----------
+    maps : array (K, P, Q)
+        A map that is the same everywhere is black, and so is what is not finite.
+    columns : int, optional
+        Maps per row; unless given, so many that the picture is about as high as it is wide.
+
+    Returns
+    -------
+    array (h, w), uint8
+
+    Raises
+    ------
+    ShapeError, ArgumentError
+
+    Examples
+    --------
+    >>> grid(np.arange(24.0).reshape(3, 2, 4), columns=2)
+    array([[  0,  36,  73, 109, 128,   0,  36,  73, 109],
+           [146, 182, 219, 255, 128, 146, 182, 219, 255],
+           [128, 128, 128, 128, 128, 128, 128, 128, 128],
+           [  0,  36,  73, 109, 128, 128, 128, 128, 128],
+           [146, 182, 219, 255, 128, 128, 128, 128, 128]], dtype=uint8)
+    """
+    maps = np.asarray(maps)
+    if maps.ndim != 3 or not maps.size:
+        raise ShapeError(f"maps: expected 3 axes (K, P, Q), each >= 1, got shape {maps.shape}")
+    count, height, width = maps.shape
+    if columns is None:
+        columns = min(count, max(1, round(math.sqrt(count * height / width))))
+    if isinstance(columns, bool) or not isinstance(columns, (int, np.integer)) or columns < 1:
+        raise ArgumentError(f"columns: expected an integer >= 1, got {columns!r}")
+    columns = min(int(columns), count)
+    rows = -(-count // columns)
+    picture = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), SEPARATOR, np.uint8)
+    for index, one in enumerate(maps):
+        top, left = index // columns * (height + 1), index % columns * (width + 1)
+        picture[top : top + height, left : left + width] = _scaled(one)
+    return picture
+
+
+def _scaled(one: np.ndarray) -> np.ndarray:
+    """A map from its own range to 0..255."""
+    finite = np.isfinite(one)
+    if not finite.any():
+        return np.zeros(one.shape, np.uint8)
+    one = np.where(finite, one, one[finite].min()).astype(np.float64)
+    low, high = one.min(), one.max()
+    # Halved first: the range of two finite float64 need not be finite.
+    span = high / 2 - low / 2
+    return np.round((one / 2 - low / 2) / span * 255).astype(np.uint8) if span > 0 else np.zeros(one.shape, np.uint8)
+
+
+def png(picture) -> bytes:
+    """A uint8 picture, (h, w) grey or (h, w, 3) colour, as the bytes of a PNG file.
+
+    Examples
+    --------
+    >>> png(np.zeros((2, 2), np.uint8))[1:4]
+    b'PNG'
+    """
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8:
+        raise DTypeError(f"picture: expected uint8, got {picture.dtype}")
+    if not picture.size or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)):
+        raise ShapeError(f"picture: expected (h, w) or (h, w, 3), each >= 1, got shape {picture.shape}")
+    buffer = io.BytesIO()
+    _pillow()[0].fromarray(np.ascontiguousarray(picture)).save(buffer, "PNG")
+    return buffer.getvalue()

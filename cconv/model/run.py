@@ -1,0 +1,284 @@
+"""Run: Model, a graph with its weights, ready to describe itself, to be counted and to run.
+
+In: a built-in's name, or a graph and a source of parameters; images.  Out: maps by layer, shapes, exact costs.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from math import prod
+
+from .. import backend
+from ..errors import DTypeError, ModelError, ShapeError
+from ..planning import ConvSpec, Machine, Plan, PoolSpec, plan, shapes, specs
+from ..weights import Weights
+from . import builtin, passes
+from .graph import Graph, Layer, ModelCost, Node
+from .layers import OPERATORS, Inferred, check, infer
+
+DTYPE = "float32"
+#: Bytes of programs that a model keeps, least recently used dropped first; `Model.program_limit` sets it.
+PROGRAM_LIMIT = 64 << 20
+#: What a step of a program holds beside its tables: operation, tiling, kernel.
+STEP_BYTES = 4096
+#: What a pooling window's place takes, per row and column of windows.
+WINDOW_BYTES = 96
+#: Image sizes and choices of layers whose shapes and plans a model remembers.
+PLANS_KEPT = 32
+_AXES = "(N, C, H, W) or (C, H, W)"
+
+
+class Programs:
+    """Programs by key, the least recently used dropped when their bytes exceed the limit."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.nbytes = 0
+        self._held: OrderedDict[tuple, tuple[object, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, key: tuple, build: Callable[[], object], nbytes: int):
+        """The program of that key, built if it is not held. Two threads may build at once; one is kept."""
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key][0]
+        program = build()
+        with self._lock:
+            if key not in self._held:
+                self._held[key] = program, nbytes
+                self.nbytes += nbytes
+            self._shrink()
+        return program
+
+    def resize(self, limit: int) -> None:
+        with self._lock:
+            self.limit = limit
+            self._shrink()
+
+    def _shrink(self) -> None:
+        while self.nbytes > self.limit:
+            self.nbytes -= self._held.popitem(last=False)[1][1]
+
+
+def program_bytes(planned: Plan) -> int:
+    """What a program is counted as: its steps and their tables. Weights and the arena are not its own."""
+    tables = 0
+    for spec in (step.operation.spec for step in planned.steps):
+        if isinstance(spec, ConvSpec):
+            tables += 4 * spec.depth
+        elif isinstance(spec, PoolSpec):
+            tables += WINDOW_BYTES * (len(spec.rows.start) + len(spec.columns.start))
+    return tables + STEP_BYTES * len(planned.steps)
+
+
+class Model:
+    """A network of named layers: any of them can be asked for, and only what it needs is run and counted.
+
+    Made by :func:`load`. Weights are drawn or read on the first run; layers, shapes and costs need none. A model may
+    be run by several threads at once.
+
+    Attributes
+    ----------
+    name, description : str
+    input_shape : tuple of int
+        (C, H, W) that the model is made for; other heights and widths run too, if large enough.
+    outputs : tuple of str
+        The layers that are returned unless others are asked for.
+    weights : Weights
+        The convolutions' arrays, shared by all programs.
+
+    Examples
+    --------
+    >>> model = load("vgg16")
+    >>> model.cost((1, 3, 224, 224)).total.macs
+    15470264320
+    >>> model.shapes((8, 3, 224, 224), ["features.4"])
+    {'features.4': (8, 64, 112, 112)}
+    """
+
+    def __init__(self, graph: Graph, parameters: Callable[[Node], tuple], *, program_limit: int = PROGRAM_LIMIT):
+        check(graph)
+        self._graph = graph
+        self._recipes: dict[str, passes.Recipe] = {}
+        self.weights = Weights(lambda key: passes.arrays(self._recipes[key], parameters))
+        self._programs = Programs(shapes.integer(program_limit, "program_limit", 0))
+        # Caches of this model's own, so that they go when it goes.
+        self._infer = lru_cache(maxsize=PLANS_KEPT)(self._infer)
+        self._plan = lru_cache(maxsize=PLANS_KEPT)(self._plan)
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name}: {len(self._graph.nodes)} layers>"
+
+    @property
+    def name(self) -> str:
+        return self._graph.name
+
+    @property
+    def description(self) -> str:
+        return self._graph.description
+
+    @property
+    def input_shape(self) -> specs.CHW:
+        return self._graph.input_shape
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self._graph.outputs
+
+    @property
+    def program_limit(self) -> int:
+        """Bytes of programs that are kept for the next run; settable, 0 keeps none."""
+        return self._programs.limit
+
+    @program_limit.setter
+    def program_limit(self, limit: int) -> None:
+        self._programs.resize(shapes.integer(limit, "program_limit", 0))
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every layer, in order, for one image of `input_shape`."""
+        return self.layers_at(self.input_shape)
+
+    def layers_at(self, x_shape) -> tuple[Layer, ...]:
+        """Every layer, in order, for images of shape (N, C, H, W) or (C, H, W); ShapeError where one does not fit."""
+        batch, n, image = self._images(x_shape)
+        everything = tuple(node.name for node in self._graph.nodes)
+        return tuple(
+            Layer(
+                name, node.operator, node.inputs, (*batch, *item.value.shape),
+                OPERATORS[node.operator].parameters(node), item.cost(n),
+            )
+            for name, item in self._infer(image, everything).items() for node in (item.node,)
+        )  # fmt: skip
+
+    def shapes(self, x_shape, layers: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
+        """The shape of each asked layer's maps as `run` returns them: (N, K, P, Q), or (N, K) once flattened.
+
+        `x_shape` is (N, C, H, W) or (C, H, W), and in the second case the results have no N either. `layers` are the
+        default outputs unless given. ShapeError where an image does not fit, ModelError for an unknown layer.
+        """
+        batch, _, image = self._images(x_shape)
+        asked = self._asked(layers)
+        inferred = self._infer(image, asked)
+        return {name: (*batch, *inferred[name].value.shape) for name in asked}
+
+    def cost(self, x_shape, layers: Iterable[str] | None = None) -> ModelCost:
+        """The exact cost of `run` on such images: every layer that must run for the asked ones, and the total.
+
+        Counted on the graph as given: folding and fusion change nothing, and layers that need not run are not in it.
+        """
+        _, n, image = self._images(x_shape)
+        inferred = self._infer(image, self._asked(layers))
+        return ModelCost({name: item.cost(n) for name, item in inferred.items()})
+
+    def executed_flops(self, x_shape, layers: Iterable[str] | None = None) -> int:
+        """Floating-point operations that this machine's convolution kernels issue for it; never what is billed."""
+        _, n, image = self._images(x_shape)
+        machine = backend.get("cpu").machine()
+        return n * self._plan(machine, image, self._asked(layers))[0].executed_flops
+
+    def __call__(self, x):
+        """The default output's maps; a dict of layer -> maps where the model has several default outputs."""
+        maps = self.run(x)
+        return maps[self.outputs[0]] if len(maps) == 1 else maps
+
+    def run(self, x, layers: Iterable[str] | None = None, cancel=None) -> dict[str, object]:
+        """Run just what the asked layers need.
+
+        Parameters
+        ----------
+        x : array (N, C, H, W) or (C, H, W), float32
+            NumPy runs on the CPU, CuPy on the GPU. Never written.
+        layers : iterable of str, optional
+            Names from `layers`; the default outputs unless given.
+        cancel : optional
+            Anything with ``is_set()``, such as a threading.Event; asked between steps.
+
+        Returns
+        -------
+        dict of layer name to array (N, K, P, Q), or (N, K) once flattened; without N for one (C, H, W) image.
+            A Flatten or Dropout is a view of the maps that it was made from.
+
+        Raises
+        ------
+        ModelError, ShapeError, DTypeError
+            Before anything is computed.
+        Cancelled
+            When the flag was set before the end.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> maps = load("texture").run(np.zeros((3, 32, 48), np.float32), ["level1.pool", "level2.relu"])
+        >>> maps["level1.pool"].shape
+        (8, 14, 22)
+        """
+        twin, x = backend.of(x)
+        if x.dtype != DTYPE:
+            raise DTypeError(f"x: expected {DTYPE}, got {x.dtype}; use x.astype(numpy.{DTYPE})")
+        batch, n, image = self._images(x.shape)
+        asked = self._asked(layers)
+        machine = twin.machine()
+        planned, values = self._plan(machine, image, asked)
+        program = self._programs.get(
+            (machine, image, asked), lambda: twin.build(planned, self.weights), program_bytes(planned)
+        )
+        results = program.run([x.reshape(n, *image)], cancel=cancel)
+        maps = dict(zip(planned.outputs, results, strict=True))
+        visible = self._infer(image, asked)
+        return {name: maps[values[name]].reshape(*batch, *visible[name].value.shape) for name in asked}
+
+    def _asked(self, names: Iterable[str] | None) -> tuple[str, ...]:
+        return self.outputs if names is None else self._graph.checked(names)
+
+    def _images(self, x_shape) -> tuple[tuple[int, ...], int, specs.CHW]:
+        """() or (N,), N, and (C, H, W)."""
+        sizes = shapes.shape(x_shape, "x", (3, 4), _AXES)
+        batch, image = sizes[:-3], sizes[-3:]
+        if image[0] != self.input_shape[0]:
+            raise ShapeError(f"x: expected {self.input_shape[0]} channels for {self.name}, got {image[0]} in {sizes}")
+        return batch, prod(batch), image
+
+    def _infer(self, image: specs.CHW, asked: tuple[str, ...]) -> dict[str, Inferred]:
+        return infer(passes.prune(self._graph.nodes, asked), image)
+
+    def _plan(self, machine: Machine, image: specs.CHW, asked: tuple[str, ...]) -> tuple[Plan, dict[str, int]]:
+        """How the asked layers run on one machine, and the value that holds each one's maps."""
+        lowered = passes.lower(self._infer(image, asked), image, asked)
+        self._recipes.update(lowered.recipes)
+        outputs = tuple(dict.fromkeys(lowered.values.values()))
+        return plan.make(lowered.operations, lowered.inputs, outputs, machine), lowered.values
+
+
+def load(name: str | os.PathLike, *, seed: int = 0, program_limit: int = PROGRAM_LIMIT) -> Model:
+    """A built-in model by name.
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`model_names`.
+    seed : int
+        Of the weights of the models that have no weights of their own: the same seed gives the same weights.
+    program_limit : int
+        Bytes of programs that the model keeps between runs.
+
+    Raises
+    ------
+    ModelError
+        For an unknown name; the text lists the known ones.
+
+    Examples
+    --------
+    >>> load("edges").input_shape
+    (3, 224, 224)
+    """
+    if str(name) not in builtin.model_names():
+        raise ModelError(f"model: expected one of {', '.join(builtin.model_names())}, got {str(name)!r}")
+    graph, parameters = builtin.make(str(name), shapes.integer(seed, "seed", 0))
+    return Model(graph, parameters, program_limit=program_limit)
