@@ -92,20 +92,20 @@ def _conv_spec(
     )  # fmt: skip
 
 
-def _run(spec: Spec, program, x, one_image: bool, second, second_name: str, out, apart: dict):
-    """Check the second operand and `out`, then run `program()` on x: images (N, C, H, W) already checked."""
+def _run(spec: Spec, program, x, one_image: bool, residual=None, out=None, apart=None):
+    """Check the residual and `out`, then run `program()` on x: images (N, C, H, W) already checked."""
     shape = (len(x), *spec.output)
     visible = shape[1:] if one_image else shape
     inputs = [x]
-    if second is not None:
-        if second.shape != visible:
-            raise ShapeError(f"{second_name}: expected the output's shape {visible}, got {second.shape}")
-        inputs.append(second.reshape(shape))
+    if residual is not None:
+        if residual.shape != visible:
+            raise ShapeError(f"residual: expected the output's shape {visible}, got {residual.shape}")
+        inputs.append(residual.reshape(shape))
     if out is None:
         y = program().run(inputs)[0]
         return y[0] if one_image else y
     _check_out(out, visible, spec.dtype, apart)
-    if second is not None and second is not out and _overlap(out, second):
+    if residual is not None and residual is not out and _overlap(out, residual):
         inputs[1] = inputs[1].copy()
     program().run(inputs, [out.reshape(shape) if out.flags.c_contiguous else out[None] if one_image else out])
     return out
@@ -148,14 +148,16 @@ class Conv2d:
             bias = _bias(_checked(bias, "bias", self._twin, dtype)[1], weight.shape).copy()
         # Copies of its own, so that nobody can change a layer from outside.
         self.weight, self.bias = weight.copy(order="C"), bias
+        for array in (self.weight, *(() if bias is None else (bias,))):
+            array.flags.writeable = False
         self._weights = Weights(lambda _: (self.weight, self.bias))
+        groups = shapes.integer(groups, "groups", 1)
         self._options = (*map(_hashable, (stride, padding, dilation)), groups, bias is not None)
-        self._more = (_hashable(activation), dtype, precision, algorithm)
+        self._more = (_hashable(activation), dtype, *map(_hashable, (precision, algorithm)))
         self._programs: OrderedDict[ConvSpec, object] = OrderedDict()
         # An image of the kernel's own reach fits every valid layer: planning for it checks the options now.
         reach = (d * (k - 1) + 1 for d, k in zip(shapes.pair(dilation, "dilation", 1), weight.shape[2:], strict=True))
-        channels = weight.shape[1] * shapes.integer(groups, "groups", 1)
-        plan.single(self._spec((channels, *reach), False), self._twin.machine())
+        plan.single(self._spec((weight.shape[1] * groups, *reach), False), self._twin.machine())
 
     def _spec(self, image, residual: bool) -> ConvSpec:
         return _conv_spec(image, self.weight.shape, *self._options, residual, *self._more)
@@ -188,9 +190,8 @@ class Conv2d:
         images, one_image = _images(x)
         spec = self._spec(images.shape[1:], residual is not None)
         return _run(
-            spec, lambda: self._program(spec), images, one_image, residual, "residual", out,
-            {"x": x, "weight": self.weight},
-        )  # fmt: skip
+            spec, lambda: self._program(spec), images, one_image, residual, out, {"x": x, "weight": self.weight}
+        )
 
 
 def conv2d(
@@ -255,12 +256,13 @@ def conv2d(
         residual = _checked(residual, "residual", twin, dtype)[1]
     images, one_image = _images(x)
     spec = _conv_spec(
-        images.shape[1:], weight.shape, *map(_hashable, (stride, padding, dilation)), groups, bias is not None,
-        residual is not None, _hashable(activation), dtype, precision, algorithm,
+        images.shape[1:], weight.shape, *map(_hashable, (stride, padding, dilation)),
+        shapes.integer(groups, "groups", 1), bias is not None, residual is not None, _hashable(activation), dtype,
+        *map(_hashable, (precision, algorithm)),
     )  # fmt: skip
     return _run(
         spec, lambda: twin.build(plan.single(spec, twin.machine()), Weights(lambda _: (weight, bias))), images,
-        one_image, residual, "residual", out, {"x": x, "weight": weight},
+        one_image, residual, out, {"x": x, "weight": weight},
     )  # fmt: skip
 
 
@@ -287,10 +289,7 @@ def _simple(x, make_spec):
     twin, x = _checked(x, "x")
     images, one_image = _images(x)
     spec = make_spec(images.shape[1:], x.dtype.name)
-    return _run(
-        spec, lambda: twin.build(plan.single(spec, twin.machine()), Weights({}.__getitem__)), images, one_image,
-        None, "", None, {},
-    )  # fmt: skip
+    return _run(spec, lambda: twin.build(plan.single(spec, twin.machine()), Weights({}.__getitem__)), images, one_image)
 
 
 def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):

@@ -21,8 +21,8 @@ from .specs import ITEMSIZE, ConvSpec
 ALGORITHMS = ("auto", "direct")
 
 #: Products summed in one register chain before they join the total: bounds the rounding error (docs/kernels.md).
-#: A weight panel of so many rows (18 KB on AVX-512) also stays in the first-level cache, which decides the speed.
-CHAIN = 144
+#: A weight panel of so many rows (12 KB on AVX-512) also stays in the first-level cache, which decides the speed.
+CHAIN = 96
 #: How much of the second-level cache a tile of input may take.
 TILE_SHARE = 0.4
 #: Output pixels of a tile: enough to reuse a weight panel from L1/L2, few enough that the sums stay there.

@@ -49,7 +49,10 @@ def pair(value, name: str, minimum: int) -> Pair:
 def shape(value, name: str, rank: int | tuple[int, ...], axes: str) -> tuple[int, ...]:
     """A shape of the given rank with every size >= 1; `axes` names them in the message."""
     ranks = rank if isinstance(rank, tuple) else (rank,)
-    sizes = tuple(value)
+    try:
+        sizes = tuple(value)
+    except TypeError:
+        raise ShapeError(f"{name}: expected a shape {axes}, got {value!r}") from None
     if len(sizes) not in ranks:
         raise ShapeError(f"{name}: expected {' or '.join(map(str, ranks))} axes {axes}, got shape {sizes}")
     return tuple(integer(size, f"{name} {sizes}: every size", 1) for size in sizes)

@@ -48,7 +48,11 @@ def as_activation(value) -> Activation | None:
         if alpha:
             raise ArgumentError(f"activation: {name} takes no parameter, got {alpha!r}")
         return Activation(name)
-    return Activation(name, default if alpha is None else float(alpha))
+    if alpha is None:
+        return Activation(name, default)
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise ArgumentError(f"activation: expected a number as the slope of {name}, got {alpha!r}")
+    return Activation(name, float(alpha))
 
 
 def checked_dtype(name: str) -> str:

@@ -62,7 +62,7 @@ def test_every_number_of_outputs_around_the_panel_is_exact(isa, dtype, outputs):
     assert np.array_equal(got, want)
 
 
-@pytest.mark.parametrize("depth", [1, 15, 16, 143, 144, 145, 288, 289, 700])
+@pytest.mark.parametrize("depth", [1, 15, 16, 95, 96, 97, 192, 193, 700])
 def test_every_depth_around_the_chain_is_exact(isa, dtype, depth):
     rng = np.random.default_rng(depth)
     x, w = integers(rng, (1, depth, 3, 19), dtype), integers(rng, (20, depth, 1, 1), dtype)
