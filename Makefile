@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := setup.py pyproject.toml $(wildcard cconv/cpu/*.pyx cconv/cpu/kernels/*)
+SOURCES := setup.py pyproject.toml $(wildcard cconv/cpu/*.pyx cconv/cpu/*.pxd cconv/cpu/kernels/*)
 
 .PHONY: run test test-all test-wheel test-sanitizers test-slow lint bench pictures up down clean
 
@@ -47,7 +47,7 @@ down:
 	docker compose down
 
 clean:
-	rm -rf build dist out *.egg-info $(VENV) .venv-bench cconv/cpu/_core.c cconv/cpu/*.so
+	rm -rf build dist out *.egg-info $(VENV) .venv-bench cconv/cpu/_*.c cconv/cpu/*.so
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,6 +1,6 @@
-"""Build: one Cython extension with OpenMP, and the C kernels as one static library per ISA with that ISA's flags.
+"""Build: the Cython extensions, and the C kernels as one static library per ISA with that ISA's flags.
 
-In: cconv/cpu.  Out: cconv.cpu._core. Everything else about the package is in pyproject.toml.
+In: cconv/cpu.  Out: cconv.cpu._core (the only one with OpenMP), _conv and _maps. Everything else about the package is in pyproject.toml.
 """
 
 import platform
@@ -30,15 +30,17 @@ def library(name: str, source: str, flags: list[str]):
     return name, {"sources": sources, "cflags": C_FLAGS + flags, "obj_deps": {sources[0]: HEADERS}}
 
 
-core = Extension(
-    "cconv.cpu._core",
-    ["cconv/cpu/_core.pyx"],
-    include_dirs=["cconv/cpu", numpy.get_include()],
-    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-    depends=HEADERS,
-    extra_compile_args=["-O2", "-fvisibility=hidden", *OPENMP],
-    extra_link_args=OPENMP,
-)
+def extension(name: str, flags: list[str]) -> Extension:
+    return Extension(
+        f"cconv.cpu.{name}",
+        [f"cconv/cpu/{name}.pyx"],
+        include_dirs=["cconv/cpu", numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        depends=[*HEADERS, "cconv/cpu/_core.pxd", "cconv/cpu/kernels.pxd"],
+        extra_compile_args=["-O2", "-fvisibility=hidden", *flags],
+        extra_link_args=flags,
+    )
+
 
 setup(
     # The order is the linker's: who needs a symbol stands before who has it.
@@ -46,5 +48,7 @@ setup(
         library("cconv_dispatch", "dispatch.c", []),
         *(library(f"cconv_{isa}", f"isa_{isa}.c", flags) for isa, flags in ISAS.items()),
     ],
-    ext_modules=cythonize([core], language_level=3),
+    ext_modules=cythonize(
+        [extension("_core", OPENMP), extension("_conv", []), extension("_maps", [])], language_level=3
+    ),
 )

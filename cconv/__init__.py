@@ -23,8 +23,7 @@ from .ops import (
     global_max_pool2d,
     max_pool2d,
 )
-from .planning import Cost
-from .planning.cost import estimate
+from .planning import Cost, estimate
 
 __all__ = [
     "ArgumentError",

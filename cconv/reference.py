@@ -112,7 +112,7 @@ class Program:
             x = x.reshape(len(x), *plan.values[operation.inputs[0]])
             match operation.spec:
                 case ConvSpec() as spec:
-                    weight, bias = self._weights[operation.weights]
+                    weight, bias = self._weights.derived(operation.weights, name, lambda arrays: arrays)
                     result = conv(x, weight, bias, second, spec)
                 case PoolSpec() as spec:
                     result = pool(x, spec)

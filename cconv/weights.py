@@ -1,6 +1,7 @@
 """Weights: a layer's arrays by name, and what was made of them, once for all programs.
 
-In: a function name -> (weight (K, C/G, R, S), bias (K,) or None).  Out: those arrays, or forms packed for a device.
+In: a function name -> (weight (K, C/G, R, S), bias (K,) or None).  Out: forms derived from them for a device.
+The arrays themselves are not kept: a big network's weights are in memory once, packed.
 """
 
 import threading
@@ -8,28 +9,25 @@ from collections.abc import Callable, Hashable
 
 
 class Weights:
-    """Named (weight, bias) pairs, fetched on first use, with the forms that programs derive from them."""
+    """Named (weight, bias) pairs, fetched when a program is built, with the forms that programs made of them."""
 
     def __init__(self, source: Callable[[str], tuple]):
         self._source = source
-        self._made: dict[Hashable, object] = {}
+        self._derived: dict[Hashable, tuple] = {}
         self._lock = threading.RLock()
 
-    def __getitem__(self, name: str) -> tuple:
-        return self.derived((name,), lambda: self._source(name))
-
-    def derived(self, key: Hashable, make: Callable[[], object]):
-        """`make()`, called once per key however many programs and threads ask."""
+    def derived(self, name: str, form: Hashable, make: Callable[[tuple], tuple]) -> tuple:
+        """`make((weight, bias))`, called once per name and form however many programs and threads ask."""
+        key = name, form
         try:
-            return self._made[key]
+            return self._derived[key]
         except KeyError:
             with self._lock:
-                if key not in self._made:
-                    self._made[key] = make()
-                return self._made[key]
+                if key not in self._derived:
+                    self._derived[key] = make(self._source(name))
+                return self._derived[key]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything held, packed forms included."""
-        arrays = (a for made in self._made.values() for a in (made if isinstance(made, tuple) else (made,)))
-        return sum(getattr(a, "nbytes", 0) for a in arrays)
+        """Bytes of everything held."""
+        return sum(array.nbytes for made in self._derived.values() for array in made if array is not None)

@@ -12,7 +12,9 @@ from ..errors import Cancelled
 from ..planning import ConvSpec, Plan, PointwiseSpec, PoolSpec, cost
 from ..weights import Weights
 from . import threads
-from ._core import Buffer, Convolution, Pointwise, Pooling
+from ._conv import Convolution
+from ._core import Buffer
+from ._maps import Pointwise, Pooling
 
 
 class _Scratch(threading.local):
@@ -35,11 +37,13 @@ class _ConvStep:
         self.kernel = Convolution(spec, step.tiling, isa)
         self.flat = step.tiling.flat
         # The packed form depends on these alone, so programs for other image sizes share it.
-        form = ("cpu", isa, step.tiling.lanes, spec.groups, key)
-        self.packed = weights.derived(form, lambda: self.kernel.pack(np.require(weights[key][0], requirements="CA")))
-        bias = weights[key][1]
-        self.bias = None if bias is None else np.require(bias, requirements="CA")
+        self.packed, self.bias = weights.derived(key, ("cpu", isa, step.tiling.lanes, spec.groups), self._pack)
         self.flops = step.tiling.executed_flops
+
+    def _pack(self, arrays: tuple) -> tuple:
+        weight, bias = arrays
+        packed = self.kernel.pack(np.require(weight, requirements="CA"))
+        return packed, None if bias is None else np.require(bias, requirements="CA")
 
     def run(self, x, second, y, count: int, scratch: Buffer) -> None:
         aligned = x.flags.aligned

@@ -84,7 +84,7 @@ def _texture(seed: int) -> tuple[Graph, Parameters]:
     chain.add("level1.pool", "MaxPool", kernel_size=2)
     chain.conv("level2.conv", len(combinations), texture.SIZE)
     top = chain.add("level2.relu", "Relu")
-    graph = chain.graph("texture", "Two levels: edges, then stripes, meshes, corners and discs.", (rectified, top))
+    graph = chain.graph("texture", "Two levels: edges, then stripes, corners and discs.", (rectified, top))
     return graph, _given({"level1.conv": edges, "level2.conv": combinations})
 
 

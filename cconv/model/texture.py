@@ -1,17 +1,18 @@
 """Texture: the weights of the two-level model's second level, designed by hand.
 
-In: nothing.  Out: twelve named combinations of edges, (12, 8, 5, 5) float32, over the maps of the bank "edges".
+In: nothing.  Out: ten named combinations of edges, each (8, 5, 5), over the maps of the bank "edges".
 
 Level 1 finds edges in eight directions, rectifies them (an edge is there or it is not: no negative evidence from the
 opposite direction) and pools 2x2 (an edge may be a pixel off). Level 2 adds up what belongs together in a window of 5x5
 pooled positions, 14x14 pixels of the picture, and subtracts what speaks against it:
 
     stripes   edges along one line, both from dark to bright and back; against: all other directions
-    mesh      two directions across each other; against: the two in between
-    corner    two edges that meet and end; against: their continuation beyond the corner
-    disc      edges on a circle, all bright inside (or all outside); against: the same circle the other way round
+    corner    two edges that meet and end; against: their continuation beyond the corner, and clutter
+    disc      edges on a circle, bright inside (or all outside); against: the circle the other way round, and clutter
 
-As with the detectors of level 1, positive weights sum to 1 and negative ones to -1: the same edges everywhere answer 0.
+As in level 1 what speaks for it sums to 1 and what speaks against it to -1, so that the same edges everywhere answer
+nothing. Clutter is every edge in the window, -1 in all: a lone edge has some of what a corner or a disc has, and
+without it would answer too.
 """
 
 import math
@@ -32,6 +33,10 @@ def _balanced(weights: np.ndarray) -> np.ndarray:
     return positive / positive.sum() - negative / negative.sum()
 
 
+def _against_clutter(weights: np.ndarray) -> np.ndarray:
+    return _balanced(weights) - 1 / weights.size
+
+
 def directions(wanted: tuple[int, ...], against: tuple[int, ...]) -> np.ndarray:
     """Edges towards the wanted angles anywhere in the window, against those towards others."""
     weights = np.zeros((len(MAPS), SIZE, SIZE))
@@ -50,7 +55,7 @@ def corner(angle: int) -> np.ndarray:
         for distance in range(1, middle + 1):
             weights[MAPS[across % 360], middle + distance * step[0], middle + distance * step[1]] = 1
             weights[MAPS[across % 360], middle - distance * step[0], middle - distance * step[1]] = -1
-    return _balanced(weights)
+    return _against_clutter(weights)
 
 
 def disc(bright: bool) -> np.ndarray:
@@ -64,22 +69,19 @@ def disc(bright: bool) -> np.ndarray:
         near = np.maximum(1 - np.abs(x - rim_x), 0) * np.maximum(1 - np.abs(y - rim_y), 0)
         weights[index] += near
         weights[MAPS[(angle + 180) % 360]] -= near
-    return _balanced(weights if bright else -weights)
+    return _against_clutter(weights if bright else -weights)
 
 
 def combinations() -> dict[str, np.ndarray]:
     """The second level's filters by name, each (8, 5, 5)."""
     lines = {"vertical": 0, "rising": 45, "horizontal": 90, "falling": 135}
-    axes, diagonals = (0, 90, 180, 270), (45, 135, 225, 315)
     made = {}
     for name, angle in lines.items():
         wanted = (angle, angle + 180)
         made[f"stripes-{name}"] = directions(wanted, tuple(a for a in MAPS if a not in wanted))
-    made["mesh-upright"] = directions(axes, diagonals)
-    made["mesh-diagonal"] = directions(diagonals, axes)
-    edge_names = {angle: name for name, angle in EDGE_ANGLES.items()}
-    for angle in diagonals:
-        made[f"corner-{edge_names[angle]}"] = corner(angle)
+    for name, angle in EDGE_ANGLES.items():
+        if angle % 90 == 45:
+            made[f"corner-{name}"] = corner(angle)
     made["disc-bright"] = disc(True)
     made["disc-dark"] = disc(False)
     return made

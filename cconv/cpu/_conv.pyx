@@ -1,0 +1,306 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Conv: the loops of a convolution over its tiles.
+
+In: a ConvSpec and its Tiling, packed weights, NumPy arrays that the caller has checked.  Out: numbers in y.
+The arithmetic is in kernels/conv.inc.c and finish.inc.c, the decisions in planning/algorithm.py.
+"""
+
+cimport numpy as cnp
+from libc.stdint cimport int32_t
+from libc.string cimport memset
+
+from ._core cimport Buffer, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share
+from .kernels cimport cconv_finish, cconv_kernels, cconv_rows
+
+cnp.import_array()
+
+
+cdef struct Conv:
+    const cconv_kernels *kernels
+    cconv_finish finish
+    int itemsize, pixel_lanes, across_images
+    # Sizes: of the spec (with a 1x1 kernel the image may be one long row), per group, of a tile.
+    long N, C, H, W, K, R, S, P, Q, groups, group_channels, group_outputs, depth
+    long stride_h, stride_w, top, left, dilation_h, dilation_w
+    long tile_p, tile_q, tile_rows, pitch, plane, parts, chains
+    long row_phases, column_phases
+    const int32_t *row_phase
+    const int32_t *column_phase
+    const int32_t *offset
+    # Work: tiles down and across an image, panels of a group.
+    long tiles_p, tiles_q, panels
+    # Scratch: bytes before the sums, and before the transposed sums.
+    size_t sums_at, flipped_at
+    # Memory: strides in bytes.
+    const char *x
+    Py_ssize_t x_n, x_c, x_h, x_w
+    const char *weights
+    const char *bias
+    const char *residual
+    char *y
+
+
+cdef double bias_of(const Conv *job, long k) noexcept nogil:
+    if job.bias == NULL:
+        return 0
+    return (<const float *>job.bias)[k] if job.itemsize == 4 else (<const double *>job.bias)[k]
+
+
+cdef void finish_run(const Conv *job, long n, long k, long pixel, long count, const char *sums) noexcept nogil:
+    """`count` neighbouring pixels of map k of image n, from their sums to the output."""
+    cdef Py_ssize_t at = ((n * job.K + k) * job.P * job.Q + pixel) * job.itemsize
+    cdef const char *residual = job.residual + at if job.residual != NULL else NULL
+    job.kernels.finish(&job.finish, bias_of(job, k), count, sums, residual, job.y + at)
+
+
+cdef void pack_tile(const Conv *job, long n, long group, long p, long q, long tile_p, char *tile) noexcept nogil:
+    """The input that outputs (p, q) .. need, of every channel of a group, sorted by phase, zeros outside the image."""
+    cdef cconv_rows rows
+    cdef long c, a, b
+    cdef const char *channel
+    rows.height = tile_p + job.tile_rows - job.tile_p
+    rows.width = rows.pitch = job.pitch
+    rows.row_step = job.stride_h
+    rows.column_step = job.stride_w
+    rows.source_height = job.H
+    rows.source_width = job.W
+    rows.row_stride = job.x_h
+    rows.column_stride = job.x_w
+    for c in range(job.group_channels):
+        channel = job.x + n * job.x_n + (group * job.group_channels + c) * job.x_c
+        for a in range(job.row_phases):
+            rows.top = p * job.stride_h - job.top + job.row_phase[a]
+            for b in range(job.column_phases):
+                rows.left = q * job.stride_w - job.left + job.column_phase[b]
+                job.kernels.pack_rows(
+                    &rows, channel,
+                    tile + (c * job.plane + (a * job.column_phases + b) * job.tile_rows * job.pitch) * job.itemsize)
+
+
+cdef void pack_images(const Conv *job, long first, long images, long group, char *tile) noexcept nogil:
+    """The whole window of `images` images side by side: pixel i of the tile is image first + i."""
+    cdef cconv_rows rows
+    cdef long c, r, h
+    cdef char *to
+    rows.height = job.S
+    rows.width = images
+    rows.pitch = job.pitch
+    rows.top = -job.left
+    rows.left = first
+    rows.row_step = job.dilation_w
+    rows.column_step = 1
+    rows.source_height = job.W
+    rows.source_width = job.N
+    rows.row_stride = job.x_w
+    rows.column_stride = job.x_n
+    for c in range(job.group_channels):
+        for r in range(job.R):
+            h = r * job.dilation_h - job.top
+            to = tile + (c * job.R + r) * job.S * job.pitch * job.itemsize
+            if h < 0 or h >= job.H:
+                memset(to, 0, job.S * job.pitch * job.itemsize)
+            else:
+                job.kernels.pack_rows(
+                    &rows, job.x + (group * job.group_channels + c) * job.x_c + h * job.x_h, to)
+
+
+cdef void channels_panel(
+    const Conv *job, long n, long group, long panel, long p, long q, long tile_p, long tile_q, char *scratch
+) noexcept nogil:
+    """One panel of output channels over a packed tile: multiply, transpose, finish."""
+    cdef const cconv_kernels *kernels = job.kernels
+    cdef long lanes = kernels.lanes, wide = kernels.vectors * lanes
+    cdef long k = panel * wide, outputs = min(wide, job.group_outputs - k)
+    cdef long vectors = (outputs + lanes - 1) // lanes, width = vectors * lanes
+    cdef long padded = (job.group_outputs + lanes - 1) // lanes * lanes
+    cdef const char *weights = job.weights + (group * padded + k) * job.depth * job.itemsize
+    cdef char *sums = scratch + job.sums_at
+    cdef char *flipped = scratch + job.flipped_at
+    cdef long cuts = (tile_q + kernels.rows - 1) // kernels.rows
+    cdef long pixels = tile_p * tile_q, flipped_pitch = (pixels + lanes - 1) // lanes * lanes
+    cdef long chain, begin, end, row, cut, left, right, o, i
+    for chain in range(job.chains):
+        begin, end = chain * job.depth // job.chains, (chain + 1) * job.depth // job.chains
+        for row in range(tile_p):
+            for cut in range(cuts):
+                left, right = cut * tile_q // cuts, (cut + 1) * tile_q // cuts
+                kernels.multiply_channels(
+                    <int>(right - left), <int>vectors, end - begin, job.offset + begin,
+                    scratch + (row * job.pitch + left) * job.itemsize, weights + begin * width * job.itemsize,
+                    sums + (row * tile_q + left) * width * job.itemsize, width, chain > 0)
+    k += group * job.group_outputs
+    if job.across_images:  # an image's outputs lie side by side already
+        for i in range(pixels):
+            for o in range(outputs):
+                finish_run(job, n + i, k + o, 0, 1, sums + (i * width + o) * job.itemsize)
+        return
+    kernels.transpose(pixels, width, sums, width, flipped, flipped_pitch)
+    for o in range(outputs):
+        if tile_q == job.Q:
+            finish_run(job, n, k + o, p * job.Q, pixels, flipped + o * flipped_pitch * job.itemsize)
+        else:
+            for row in range(tile_p):
+                finish_run(job, n, k + o, (p + row) * job.Q + q, tile_q,
+                           flipped + (o * flipped_pitch + row * tile_q) * job.itemsize)
+
+
+cdef void pixels_group(
+    const Conv *job, long n, long group, long p, long q, long tile_p, long tile_q, char *scratch
+) noexcept nogil:
+    """All output channels of a group over a packed tile, 4, 2 or 1 at a time.
+
+    The tile is read as one run of pixels, rows joined: the few between the end of a row and the next are dropped."""
+    cdef const cconv_kernels *kernels = job.kernels
+    cdef long flat = (tile_p - 1) * job.pitch + tile_q
+    cdef long sums_pitch = (flat + kernels.lanes - 1) // kernels.lanes * kernels.lanes
+    cdef const char *weights = job.weights + group * job.group_outputs * job.depth * job.itemsize
+    cdef char *sums = scratch + job.sums_at
+    cdef long chain, begin, end, row, o, done = 0, outputs
+    while done < job.group_outputs:
+        outputs = kernels.outputs
+        while outputs > job.group_outputs - done:
+            outputs //= 2
+        for chain in range(job.chains):
+            begin, end = chain * job.depth // job.chains, (chain + 1) * job.depth // job.chains
+            kernels.multiply_pixels(
+                <int>outputs, flat, end - begin, job.offset + begin, scratch,
+                weights + (done * job.depth + begin * outputs) * job.itemsize, sums, sums_pitch, chain > 0)
+        for o in range(outputs):
+            for row in range(tile_p):
+                finish_run(job, n, group * job.group_outputs + done + o, (p + row) * job.Q + q, tile_q,
+                           sums + (o * sums_pitch + row * job.pitch) * job.itemsize)
+        done += outputs
+
+
+cdef void conv_task(const void *untyped, long index, char *scratch) noexcept nogil:
+    """Part `index % parts` of the channels of a tile: (image, tile row, tile column, part), the last one fastest."""
+    cdef const Conv *job = <const Conv *>untyped
+    cdef long part = index % job.parts, tile = index // job.parts
+    cdef long per_image = job.tiles_p * job.tiles_q
+    cdef long units = job.groups if job.pixel_lanes else job.groups * job.panels
+    cdef long unit, group, packed = -1, n, p, q, tile_p, tile_q
+    if job.across_images:
+        n, p, q = tile * job.tile_q, 0, 0
+        tile_p, tile_q = 1, min(job.tile_q, job.N - n)
+    else:
+        n = tile // per_image
+        p, q = tile % per_image // job.tiles_q * job.tile_p, tile % job.tiles_q * job.tile_q
+        tile_p, tile_q = min(job.tile_p, job.P - p), min(job.tile_q, job.Q - q)
+    for unit in range(part * units // job.parts, (part + 1) * units // job.parts):
+        group = unit if job.pixel_lanes else unit // job.panels
+        if group != packed:
+            if job.across_images:
+                pack_images(job, n, tile_q, group, scratch)
+            else:
+                pack_tile(job, n, group, p, q, tile_p, scratch)
+            packed = group
+        if job.pixel_lanes:
+            pixels_group(job, n, group, p, q, tile_p, tile_q, scratch)
+        else:
+            channels_panel(job, n, group, unit % job.panels, p, q, tile_p, tile_q, scratch)
+
+
+cdef class Convolution:
+    """A ConvSpec cut by a Tiling for one ISA. Holds tables, no weights; run() may be called from many threads."""
+
+    cdef Conv job
+    cdef size_t scratch_size
+    cdef list owners
+
+    def __init__(self, spec, tiling, str isa):
+        cdef Conv *job = &self.job
+        cdef const cconv_kernels *kernels = kernels_of(isa, spec.dtype)
+        self.owners = []
+        job.kernels = kernels
+        job.itemsize = 4 if spec.dtype == "float32" else 8
+        job.pixel_lanes = tiling.lanes == "pixels"
+        job.across_images = tiling.across_images
+        job.C, job.K, job.R, job.S, job.groups = spec.C, spec.K, spec.R, spec.S, spec.groups
+        job.H, job.W, job.P, job.Q = (1, spec.H * spec.W, 1, spec.P * spec.Q) if tiling.flat else (
+            spec.H, spec.W, spec.P, spec.Q)
+        job.group_channels, job.group_outputs = spec.C // spec.groups, spec.K // spec.groups
+        job.depth = spec.depth
+        job.stride_h, job.stride_w = spec.stride
+        job.top, job.left = spec.padding[:2]
+        job.dilation_h, job.dilation_w = spec.dilation
+        job.tile_p, job.tile_q, job.tile_rows, job.pitch = (
+            tiling.tile_p, tiling.tile_q, tiling.tile_rows, tiling.pitch)
+        job.plane, job.parts, job.chains = tiling.plane, tiling.channel_parts, tiling.chains
+        job.row_phases, job.column_phases = len(tiling.row_phases), len(tiling.column_phases)
+        job.row_phase = int_table(self.owners, tiling.row_phases)
+        job.column_phase = int_table(self.owners, tiling.column_phases)
+        job.offset = int_table(self.owners, self._offsets(spec, tiling))
+        job.tiles_p = ceil_div(job.P, job.tile_p)
+        job.tiles_q = ceil_div(job.Q, job.tile_q)
+        job.panels = ceil_div(job.group_outputs, kernels.vectors * kernels.lanes)
+        job.finish = finish_of(spec.activation)
+        # Pixels of a tile, rounded up to whole vectors; a panel's sums twice (as computed, transposed).
+        cdef size_t pixels = job.tile_p * job.pitch + kernels.lanes
+        cdef size_t panel = kernels.outputs if job.pixel_lanes else kernels.vectors * kernels.lanes
+        cdef size_t tile = job.group_channels * job.plane if not job.across_images else job.depth * job.pitch
+        job.sums_at = lines((tile + kernels.lanes) * job.itemsize)
+        job.flipped_at = job.sums_at + lines(pixels * panel * job.itemsize)
+        self.scratch_size = job.flipped_at + (0 if job.pixel_lanes else lines(pixels * panel * job.itemsize))
+
+    def _offsets(self, spec, tiling):
+        """Where product k = (c, r, s) of a pixel lies in the tile, relative to the pixel."""
+        if tiling.across_images:
+            return range(0, spec.depth * tiling.pitch, tiling.pitch)
+        row_block = tiling.tile_rows * tiling.pitch
+        rows = [
+            tiling.row_phases.index(at % spec.stride[0]) * len(tiling.column_phases) * row_block
+            + at // spec.stride[0] * tiling.pitch
+            for at in range(0, spec.R * spec.dilation[0], spec.dilation[0])
+        ]
+        columns = [
+            tiling.column_phases.index(at % spec.stride[1]) * row_block + at // spec.stride[1]
+            for at in range(0, spec.S * spec.dilation[1], spec.dilation[1])
+        ]
+        window = [r + s for r in rows for s in columns]
+        return [c * tiling.plane + w for c in range(spec.C // spec.groups) for w in window]
+
+    @property
+    def scratch_bytes(self):
+        """Bytes of scratch per thread."""
+        return lines(self.scratch_size)
+
+    def pack(self, cnp.ndarray weight not None):
+        """The panels of a C-ordered (K, C/G, R, S) weight, as run() wants them."""
+        cdef Conv *job = &self.job
+        cdef const cconv_kernels *kernels = job.kernels
+        cdef long lanes = kernels.lanes, group, o, outputs, width
+        cdef long padded = job.group_outputs if job.pixel_lanes else (job.group_outputs + lanes - 1) // lanes * lanes
+        cdef Buffer packed = Buffer(job.groups * padded * job.depth * job.itemsize)
+        cdef const char *source = data_of(weight)
+        with nogil:
+            for group in range(job.groups):
+                o = 0
+                while o < job.group_outputs:
+                    if job.pixel_lanes:
+                        width = kernels.outputs
+                        while width > job.group_outputs - o:
+                            width //= 2
+                        outputs = width
+                    else:
+                        outputs = min(kernels.vectors * lanes, job.group_outputs - o)
+                        width = (outputs + lanes - 1) // lanes * lanes
+                    kernels.pack_panel(
+                        outputs, width, job.depth,
+                        source + (group * job.group_outputs + o) * job.depth * job.itemsize,
+                        packed.data + (group * padded + o) * job.depth * job.itemsize)
+                    o += width
+        return packed
+
+    def run(self, cnp.ndarray x not None, Buffer weights not None, cnp.ndarray bias, cnp.ndarray residual,
+            cnp.ndarray y not None, int threads, Buffer scratch not None):
+        """y = activation(conv(x) + bias + residual); y, bias and residual C-ordered, x with any strides."""
+        cdef Conv job = self.job
+        cdef long tasks
+        job.N = x.shape[0]
+        job.x = data_of(x)
+        job.x_n, job.x_c, job.x_h, job.x_w = x.strides[0], x.strides[1], x.strides[2], x.strides[3]
+        job.weights, job.bias, job.residual, job.y = weights.data, data_of(bias), data_of(residual), data_of(y)
+        tasks = job.parts * (
+            ceil_div(job.N, job.tile_q) if job.across_images else job.N * job.tiles_p * job.tiles_q)
+        with nogil:
+            share(conv_task, &job, tasks, scratch.data, lines(self.scratch_size), threads)

@@ -1,0 +1,107 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Maps: the loops of the steps without weights, pooling and elementwise.
+
+In: a PoolSpec or PointwiseSpec, C-ordered NumPy arrays that the caller has checked.  Out: numbers in y.
+The arithmetic is in kernels/pool.inc.c and finish.inc.c.
+"""
+
+cimport numpy as cnp
+
+from ._core cimport Buffer, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share
+from .kernels cimport cconv_finish, cconv_kernels, cconv_pool
+
+cnp.import_array()
+
+
+cdef struct Pool:
+    const cconv_kernels *kernels
+    cconv_pool how
+    size_t map_in, map_out
+    const char *x
+    char *y
+
+
+cdef void pool_task(const void *untyped, long index, char *scratch) noexcept nogil:
+    """One map."""
+    cdef const Pool *job = <const Pool *>untyped
+    job.kernels.pool(&job.how, job.x + index * job.map_in, scratch, job.y + index * job.map_out)
+
+
+cdef class Pooling:
+    """A PoolSpec for one ISA."""
+
+    cdef Pool job
+    cdef list owners
+    cdef readonly size_t scratch_bytes
+
+    def __init__(self, spec, str isa):
+        cdef Pool *job = &self.job
+        cdef cconv_pool *how = &job.how
+        cdef size_t itemsize = 4 if spec.dtype == "float32" else 8
+        rows, columns = spec.rows, spec.columns
+        self.owners = []
+        job.kernels = kernels_of(isa, spec.dtype)
+        how.average = spec.kind == "average"
+        how.width = spec.W
+        how.outputs_high, how.outputs_wide = len(rows.start), len(columns.start)
+        how.row_start = int_table(self.owners, rows.start)
+        how.row_stop = int_table(self.owners, rows.stop)
+        how.row_extent = int_table(self.owners, rows.extent)
+        how.column_start = int_table(self.owners, columns.start)
+        how.column_stop = int_table(self.owners, columns.stop)
+        how.column_extent = int_table(self.owners, columns.extent)
+        how.row_step, how.column_step = rows.step, columns.step
+        job.map_in = spec.H * spec.W * itemsize
+        job.map_out = how.outputs_high * how.outputs_wide * itemsize
+        self.scratch_bytes = lines(spec.W * itemsize)
+
+    def run(self, cnp.ndarray x not None, cnp.ndarray y not None, int threads, Buffer scratch not None):
+        """y = pool(x); both C-ordered."""
+        cdef Pool job = self.job
+        cdef long maps = x.shape[0] * x.shape[1]
+        job.x, job.y = data_of(x), data_of(y)
+        with nogil:
+            share(pool_task, &job, maps, scratch.data, self.scratch_bytes, threads)
+
+
+cdef enum:
+    RUN = 1 << 14  # elements of a task
+
+cdef struct Elements:
+    const cconv_kernels *kernels
+    cconv_finish how
+    long count
+    size_t itemsize
+    const char *x
+    const char *other
+    char *y
+
+
+cdef void elements_task(const void *untyped, long index, char *scratch) noexcept nogil:
+    """One run of neighbouring elements."""
+    cdef const Elements *job = <const Elements *>untyped
+    cdef size_t at = index * RUN * job.itemsize
+    cdef const char *other = job.other + at if job.other != NULL else NULL
+    job.kernels.finish(&job.how, 0, min(<long>RUN, job.count - index * RUN), job.x + at, other, job.y + at)
+
+
+cdef class Pointwise:
+    """A PointwiseSpec for one ISA."""
+
+    cdef Elements job
+    cdef readonly size_t scratch_bytes
+
+    def __init__(self, spec, str isa):
+        self.job.kernels = kernels_of(isa, spec.dtype)
+        self.job.how = finish_of(spec.activation)
+        self.job.itemsize = 4 if spec.dtype == "float32" else 8
+        self.scratch_bytes = 0
+
+    def run(self, cnp.ndarray x not None, cnp.ndarray other, cnp.ndarray y not None, int threads,
+            Buffer scratch not None):
+        """y = activation(x [+ other]); all C-ordered."""
+        cdef Elements job = self.job
+        job.count = x.size
+        job.x, job.other, job.y = data_of(x), data_of(other), data_of(y)
+        with nogil:
+            share(elements_task, &job, ceil_div(job.count, RUN), scratch.data, 0, threads)

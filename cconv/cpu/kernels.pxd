@@ -1,0 +1,45 @@
+# Kernels: Cython's view of kernels/kernels.h. Keep it in the order of kernels/kernels.inc.
+
+from libc.stdint cimport int32_t
+
+cdef extern from "kernels/kernels.h" nogil:
+    ctypedef struct cconv_rows:
+        long height, width, pitch
+        long top, left, row_step, column_step
+        long source_height, source_width
+        Py_ssize_t row_stride, column_stride
+
+    ctypedef struct cconv_finish:
+        int activation
+        double alpha
+
+    ctypedef struct cconv_pool:
+        int average
+        long width, outputs_high, outputs_wide
+        const int32_t *row_start
+        const int32_t *row_stop
+        const int32_t *row_extent
+        const int32_t *column_start
+        const int32_t *column_stop
+        const int32_t *column_extent
+        long row_step, column_step
+
+    ctypedef struct cconv_kernels:
+        int lanes, rows, vectors, outputs
+        void (*pack_rows)(const cconv_rows *, const void *, void *) noexcept nogil
+        void (*pack_panel)(long, long, long, const void *, void *) noexcept nogil
+        void (*multiply_channels)(
+            int, int, long, const int32_t *, const void *, const void *, void *, long, int) noexcept nogil
+        void (*multiply_pixels)(
+            int, long, long, const int32_t *, const void *, const void *, void *, long, int) noexcept nogil
+        void (*transpose)(long, long, const void *, long, void *, long) noexcept nogil
+        void (*finish)(const cconv_finish *, double, long, const void *, const void *, void *) noexcept nogil
+        void (*pool)(const cconv_pool *, const void *, void *, void *) noexcept nogil
+
+    ctypedef struct cconv_isa:
+        const char *name
+        int vector_bytes
+        cconv_kernels f32, f64
+
+    const cconv_isa *cconv_select(const char *name)
+    const cconv_isa *cconv_list(int i, int *usable)

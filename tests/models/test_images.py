@@ -1,0 +1,261 @@
+"""Images: every kind of JPEG and PNG gives the right pixels, and bytes that are neither give a typed error."""
+
+import io
+import struct
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cconv import ArgumentError, BackendUnavailable, DTypeError, ImageError, ShapeError, images
+
+SIZE = (20, 30)
+
+
+def _encoded(image, form="PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def _expected(rgb) -> np.ndarray:
+    return np.asarray(rgb).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+
+
+@pytest.fixture
+def rgb(rng):
+    return rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _png_header(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is that large."""
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + _chunk(b"IDAT", zlib.compress(bytes(100))) + _chunk(b"IEND", b"")
+
+
+def test_a_colour_png_is_its_pixels_in_unit_range(rgb):
+    x = images.decode(_encoded(Image.fromarray(rgb)))
+    assert (x.shape, x.dtype, x.flags.c_contiguous) == ((3, *SIZE), np.float32, True)
+    np.testing.assert_array_equal(x, _expected(rgb))
+
+
+def test_any_buffer_of_bytes_is_accepted(rgb):
+    data = _encoded(Image.fromarray(rgb))
+    for same in (bytearray(data), memoryview(data)):
+        np.testing.assert_array_equal(images.decode(same), _expected(rgb))
+
+
+def test_a_jpeg_is_nearly_its_pixels():
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    smooth = np.stack([8 * x, 10 * y, 4 * (x + y)], axis=2).astype(np.uint8)
+    decoded = images.decode(_encoded(Image.fromarray(smooth), "JPEG", quality=95, subsampling=0))
+    assert abs(decoded - _expected(smooth)).max() < 0.05
+
+
+@pytest.mark.parametrize(("mode", "form"), [("L", "PNG"), ("1", "PNG"), ("L", "JPEG")])
+def test_grey_is_three_equal_channels(mode, form, rgb):
+    x = images.decode(_encoded(Image.fromarray(rgb).convert(mode), form))
+    assert x.shape == (3, *SIZE)
+    assert np.array_equal(x[0], x[1])
+    assert np.array_equal(x[0], x[2])
+    if form == "PNG":
+        np.testing.assert_array_equal(
+            x[0], np.asarray(Image.fromarray(rgb).convert(mode).convert("L")) / np.float32(255)
+        )
+
+
+def test_16_bit_grey_keeps_its_16_bits(rng):
+    grey = rng.integers(0, 65536, SIZE, dtype=np.uint16)
+    x = images.decode(_encoded(Image.fromarray(grey)))
+    np.testing.assert_array_equal(x[1], grey.astype(np.float32) / np.float32(65535))
+
+
+def test_a_palette_is_looked_up(rgb):
+    image = Image.fromarray(rgb).quantize(16)
+    np.testing.assert_array_equal(images.decode(_encoded(image)), _expected(image.convert("RGB")))
+
+
+def test_transparency_is_blended_over_white(rgb):
+    alpha = np.zeros(SIZE, np.uint8)
+    alpha[:, 10:] = 255
+    over_white = np.where(alpha[..., None] > 0, rgb, 255)
+    image = Image.fromarray(np.dstack([rgb, alpha]))
+    np.testing.assert_array_equal(images.decode(_encoded(image)), _expected(over_white))
+    half = Image.fromarray(np.dstack([np.zeros_like(rgb), np.full(SIZE, 128, np.uint8)]))
+    assert abs(images.decode(_encoded(half)) - 127 / 255).max() < 0.01
+
+
+def test_a_transparent_entry_of_a_palette_is_white():
+    image = Image.new("P", SIZE[::-1])
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.paste(1, (0, 0, 10, 20))
+    x = images.decode(_encoded(image, transparency=0))
+    np.testing.assert_array_equal(x[:, 0, 20], [1, 1, 1])
+    np.testing.assert_array_equal(x[:, 0, 0], np.array([200, 100, 50], np.float32) / np.float32(255))
+
+
+def test_cmyk_becomes_red_green_and_blue():
+    image = Image.new("CMYK", SIZE[::-1], (0, 255, 255, 0))
+    x = images.decode(_encoded(image, "JPEG", quality=95))
+    assert x[0].min() > 0.95
+    assert x[1:].max() < 0.05
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_an_exif_orientation_is_carried_out(form, rgb):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees to the right"
+    turned = images.decode(_encoded(Image.fromarray(rgb), form, exif=exif))
+    straight = images.decode(_encoded(Image.fromarray(rgb), form))
+    np.testing.assert_array_equal(turned, np.rot90(straight, -1, axes=(1, 2)))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("part", [0.05, 0.3, 0.5, 0.9])
+def test_a_truncated_image_is_refused(form, part, rgb):
+    data = _encoded(Image.fromarray(rgb), form)
+    with pytest.raises(ImageError, match=f"expected a whole {form} image, got"):
+        images.decode(data[: int(len(data) * part)])
+
+
+def test_damaged_bytes_never_raise_anything_else(rgb, rng):
+    for form in ("JPEG", "PNG"):
+        whole = np.frombuffer(_encoded(Image.fromarray(rgb), form), np.uint8)
+        for _ in range(60):
+            damaged = whole.copy()
+            damaged[rng.integers(8, len(damaged), 3)] = rng.integers(0, 256, 3)
+            try:
+                x = images.decode(damaged.tobytes(), max_pixels=100_000)
+            except ImageError:
+                continue
+            assert x.ndim == 3
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"GIF89a" + bytes(50), b"BM" + bytes(50), b"RIFF0000WEBPVP8 ", bytes(100)]
+)
+def test_other_formats_and_no_image_at_all_are_refused(data):
+    with pytest.raises(ImageError, match=f"expected JPEG or PNG data, got {len(data)} bytes"):
+        images.decode(data)
+
+
+@pytest.mark.parametrize("form", ["GIF", "BMP", "TIFF", "WEBP"])
+def test_what_pillow_could_read_but_is_not_on_the_list_is_refused(form, rgb):
+    with pytest.raises(ImageError, match="expected JPEG or PNG data"):
+        images.decode(_encoded(Image.fromarray(rgb), form))
+
+
+@pytest.mark.parametrize("size", [(10_000, 10_000), (30_000, 30_000), (2**31 - 1, 2**31 - 1)])
+def test_a_huge_image_is_refused_from_its_header(size):
+    with pytest.raises(ImageError, match=f"expected at most 50,000,000 pixels, got .* = {size[0] * size[1]:,}"):
+        images.decode(_png_header(*size))
+
+
+def test_the_limit_on_pixels_is_the_callers(rgb):
+    data = _encoded(Image.fromarray(rgb), "JPEG")
+    assert images.decode(data, max_pixels=600).shape == (3, *SIZE)
+    with pytest.raises(ImageError, match="expected at most 599 pixels, got 20 x 30 = 600"):
+        images.decode(data, max_pixels=599)
+
+
+def test_an_image_of_no_pixels_is_refused():
+    with pytest.raises(ImageError):
+        images.decode(_png_header(0, 5))
+
+
+def test_text_instead_of_bytes_is_refused():
+    with pytest.raises(DTypeError, match="expected the bytes of an image, got str"):
+        images.decode("photo.png")
+
+
+def test_a_file_is_read_and_a_bad_one_named(rgb, tmp_path):
+    good, bad = tmp_path / "good.png", tmp_path / "bad.jpg"
+    good.write_bytes(_encoded(Image.fromarray(rgb)))
+    bad.write_bytes(b"\xff\xd8\xff\xe0 nothing")
+    np.testing.assert_array_equal(images.read(good), _expected(rgb))
+    with pytest.raises(ImageError, match=r"bad\.jpg: .*expected a whole JPEG image"):
+        images.read(bad)
+    with pytest.raises(FileNotFoundError):
+        images.read(tmp_path / "missing.png")
+
+
+def test_without_pillow_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(BackendUnavailable, match=r"pip install cconv\[batch\]"):
+        images.decode(b"\x89PNG\r\n\x1a\n")
+
+
+# Pictures of maps ---------------------------------------------------------------------------------------------------
+
+
+def test_each_map_of_a_grid_is_scaled_to_its_own_range(normal):
+    maps = normal((5, 6, 7)) * np.array([1, 100, 1e-3, 1e30, 1e-30], np.float32)[:, None, None]
+    picture = images.grid(maps, columns=3)
+    assert (picture.shape, picture.dtype) == ((2 * 7 - 1, 3 * 8 - 1), np.uint8)
+    for index, one in enumerate(maps):
+        top, left = index // 3 * 7, index % 3 * 8
+        cell = picture[top : top + 6, left : left + 7]
+        assert (cell.min(), cell.max()) == (0, 255)
+        assert cell.flat[one.argmax()] == 255
+        assert cell.flat[one.argmin()] == 0
+
+
+def test_maps_of_a_grid_are_kept_apart_by_a_line():
+    picture = images.grid(np.zeros((5, 6, 7)), columns=3)
+    line = np.unique(picture[6])
+    assert line.size == 1
+    assert line[0] != 0
+    assert (picture[:, [7, 15]] == line[0]).all()
+    assert (picture[7:, 16:] == line[0]).all()  # the cell without a map
+
+
+def test_a_grid_is_about_as_high_as_wide_unless_told_otherwise():
+    for count, height, width in ((64, 20, 20), (10, 30, 45), (1, 9, 9), (512, 7, 7), (7, 5, 50)):
+        h, w = images.grid(np.zeros((count, height, width))).shape
+        assert 0.4 < h / w < 2.5 or count == 1
+    assert images.grid(np.zeros((3, 4, 4)), columns=100).shape == (4, 14)
+
+
+@pytest.mark.filterwarnings("error")
+def test_constant_and_infinite_maps_have_a_picture_too():
+    maps = np.ones((4, 2, 2))
+    maps[1] = np.nan
+    maps[2] = [[np.inf, 1], [2, -np.inf]]
+    maps[3] = [[-1.7e308, 1.7e308], [0, 0]]
+    picture = images.grid(maps, columns=4)
+    assert picture[0, [0, 3]].tolist() == [0, 0]
+    assert picture[:, 6:8].tolist() == [[0, 0], [255, 0]]
+    assert picture[:, 9:11].tolist() == [[0, 255], [128, 128]]
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (0, 3, 3), (1, 2, 3, 4)])
+def test_maps_of_another_rank_have_no_grid(shape):
+    with pytest.raises(ShapeError, match=r"maps: expected 3 axes \(K, P, Q\)"):
+        images.grid(np.zeros(shape))
+
+
+@pytest.mark.parametrize("columns", [0, -1, 2.5, True, "3"])
+def test_columns_are_a_whole_number(columns):
+    with pytest.raises(ArgumentError, match="columns: expected an integer >= 1"):
+        images.grid(np.zeros((3, 4, 4)), columns=columns)
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (5, 8, 3)])
+def test_a_png_holds_the_picture(shape, rng):
+    picture = rng.integers(0, 256, shape, dtype=np.uint8)
+    with Image.open(io.BytesIO(images.png(picture[:, ::-1]))) as image:
+        assert image.format == "PNG"
+        np.testing.assert_array_equal(np.asarray(image), picture[:, ::-1])
+
+
+def test_only_pictures_of_bytes_become_a_png():
+    with pytest.raises(DTypeError, match="picture: expected uint8, got float64"):
+        images.png(np.zeros((4, 4)))
+    with pytest.raises(ShapeError, match=r"expected \(h, w\) or \(h, w, 3\)"):
+        images.png(np.zeros((4, 4, 4), np.uint8))

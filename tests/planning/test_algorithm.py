@@ -1,0 +1,87 @@
+"""Algorithm: a tiling covers the output, holds the input it reads, and sums alike whatever the number of threads."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cconv import ArgumentError
+from cconv.planning import Machine, algorithm, cost, specs
+
+MACHINES = (
+    Machine("wide", vector_bytes=64, tile_rows=14, tile_vectors=2, threads=4, l2_bytes=1 << 20),
+    Machine("middle", vector_bytes=32, tile_rows=6, tile_vectors=2, threads=16, l2_bytes=1 << 18),
+    Machine("narrow", vector_bytes=16, tile_rows=1, tile_vectors=1, threads=1, l2_bytes=1 << 14),
+)
+
+
+@st.composite
+def convolutions(draw):
+    groups, depth = draw(st.sampled_from([1, 1, 2, 3, 32])), draw(st.integers(1, 600))
+    kernel = draw(st.tuples(*[st.integers(1, 11)] * 2))
+    dilation = draw(st.tuples(*[st.integers(1, 3)] * 2))
+    image = [d * (k - 1) + 1 + draw(st.integers(0, 300)) for k, d in zip(kernel, dilation, strict=True)]
+    return specs.conv(
+        (groups * depth, *image), (groups * draw(st.integers(1, 200)), depth, *kernel),
+        groups=groups, dilation=dilation,
+        stride=draw(st.tuples(*[st.integers(1, 5)] * 2)), padding=draw(st.tuples(*[st.integers(0, 5)] * 4)),
+        dtype=draw(st.sampled_from(sorted(specs.ITEMSIZE))),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.isa)
+@settings(max_examples=200)
+@given(spec=convolutions())
+def test_tiles_cover_the_output_and_none_is_empty(machine, spec):
+    tiling = algorithm.choose(spec, machine)
+    assert tiling.lanes in ("channels", "pixels")
+    if not tiling.across_images:
+        height, width = (1, spec.P * spec.Q) if tiling.flat else (spec.P, spec.Q)
+        assert 1 <= tiling.tile_p <= height
+        assert 1 <= tiling.tile_q <= width
+    assert 1 <= tiling.channel_parts <= max(spec.groups, spec.K)
+    assert 1 <= tiling.chains <= spec.depth
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.isa)
+@settings(max_examples=200)
+@given(spec=convolutions())
+def test_a_tile_of_input_holds_every_element_that_its_outputs_read(machine, spec):
+    tiling = algorithm.choose(spec, machine)
+    axes = [(spec.R, spec.stride[0], spec.dilation[0], tiling.row_phases, tiling.tile_p, tiling.tile_rows)]
+    if not tiling.across_images:  # there a column is an image
+        axes.append((spec.S, spec.stride[1], spec.dilation[1], tiling.column_phases, tiling.tile_q, tiling.pitch))
+    for kernel, stride, dilation, phases, outputs, held in axes:
+        read = [(outputs - 1) * stride + k * dilation for k in range(kernel)]
+        assert {position % stride for position in read} == set(phases)
+        assert max(position // stride for position in read) < held
+    assert tiling.plane == len(tiling.row_phases) * len(tiling.column_phases) * tiling.tile_rows * tiling.pitch
+
+
+@given(spec=convolutions(), threads=st.integers(1, 64))
+def test_the_order_of_the_sum_does_not_depend_on_the_number_of_threads(spec, threads):
+    for machine in MACHINES:
+        tiling, other = (algorithm.choose(spec, m) for m in (machine, replace(machine, threads=threads)))
+        assert (tiling.chains, tiling.lanes, tiling.algorithm) == (other.chains, other.lanes, other.algorithm)
+
+
+@given(spec=convolutions())
+def test_direct_kernels_issue_at_least_what_is_billed(spec):
+    for machine in MACHINES:
+        assert algorithm.choose(spec, machine).executed_flops >= cost.of(spec).flops
+
+
+def test_whole_vectors_issue_exactly_what_is_billed():
+    spec = specs.conv((64, 56, 56), (64, 64, 3, 3), padding=1)
+    assert algorithm.choose(spec, MACHINES[0]).executed_flops == cost.of(spec).flops
+
+
+def test_an_unknown_algorithm_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ArgumentError, match=r"auto, direct.*'guess'"):
+        algorithm.choose(specs.conv((3, 8, 8), (4, 3, 3, 3), algorithm="guess"), MACHINES[0])
+
+
+@pytest.mark.parametrize("name", algorithm.ALGORITHMS)
+def test_every_algorithm_that_is_listed_can_be_chosen(name):
+    assert algorithm.choose(specs.conv((3, 8, 8), (4, 3, 3, 3), algorithm=name), MACHINES[0]).algorithm != "auto"

@@ -1,0 +1,62 @@
+"""Plan: a frozen value that says everything a program needs, made once per question."""
+
+import dataclasses
+
+import pytest
+
+from cconv.planning import Machine, Operation, plan, specs
+
+MACHINE = Machine("test", vector_bytes=64, tile_rows=14, tile_vectors=2, threads=2, l2_bytes=1 << 20)
+
+
+def _chain(layers: int, size: int = 8):
+    """conv -> conv -> ... on 4 channels, value 0 in."""
+    spec = specs.conv((4, size, size), (4, 4, 3, 3), padding=1)
+    return tuple(Operation(spec, (i,), i + 1, f"layer{i}") for i in range(layers))
+
+
+def test_one_operator_is_a_plan_of_one_step():
+    made = plan.single(specs.conv((3, 8, 8), (4, 3, 3, 3)), MACHINE)
+    assert (made.inputs, made.outputs, len(made.steps)) == ((0,), (1,), 1)
+    assert made.values == {0: (3, 8, 8), 1: (4, 6, 6)}
+    assert made.arena.size == 0
+
+
+def test_a_residual_is_a_second_input_of_the_outputs_shape():
+    made = plan.single(specs.conv((3, 8, 8), (4, 3, 3, 3), residual=True), MACHINE)
+    assert made.inputs == (0, 1)
+    assert made.values[1] == made.values[2] == (4, 6, 6)
+    assert plan.single(specs.pointwise((3, 8, 8), add=True), MACHINE).inputs == (0, 1)
+
+
+def test_the_same_question_gives_the_same_plan():
+    spec = specs.conv((3, 8, 8), (4, 3, 3, 3))
+    assert plan.single(spec, MACHINE) is plan.single(spec, MACHINE)
+    assert plan.make(_chain(3), {0: (4, 8, 8)}, (3,), MACHINE) == plan.make(_chain(3), {0: (4, 8, 8)}, (3,), MACHINE)
+
+
+def test_only_what_is_neither_given_nor_asked_for_lives_in_the_arena():
+    made = plan.make(_chain(6), {0: (4, 8, 8)}, (3, 6), MACHINE)
+    assert made.arena.offsets.keys() == {1, 2, 4, 5}
+    assert made.arena.size == 2 * 4 * 8 * 8
+
+
+def test_a_value_that_is_read_again_keeps_its_place():
+    """A skip connection: value 1 is read by the last step, so nothing may be written over it."""
+    operations = (*_chain(3), Operation(specs.pointwise((4, 8, 8), add=True), (3, 1), 4))
+    made = plan.make(operations, {0: (4, 8, 8)}, (4,), MACHINE)
+    assert len(set(made.arena.offsets.values())) == 3
+
+
+def test_executed_flops_add_over_the_steps():
+    one = plan.single(specs.conv((4, 8, 8), (4, 4, 3, 3), padding=1), MACHINE).executed_flops
+    assert plan.make(_chain(5), {0: (4, 8, 8)}, (5,), MACHINE).executed_flops == 5 * one
+    assert plan.single(specs.pool("max", (4, 8, 8), 2), MACHINE).executed_flops == 0
+
+
+def test_a_plan_is_frozen_and_holds_no_array():
+    made = plan.make(_chain(2), {0: (4, 8, 8)}, (2,), MACHINE)
+    for value in (made, made.steps[0], made.steps[0].operation, made.steps[0].tiling):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, dataclasses.fields(value)[0].name, None)
+    assert "array" not in repr(made)
