@@ -1,6 +1,7 @@
 """Build: the Cython extensions, and the C kernels as one static library per ISA with that ISA's flags.
 
-In: cconv/cpu.  Out: cconv.cpu._core (the only one with OpenMP), _conv and _maps. Everything else about the package is in pyproject.toml.
+In: cconv/cpu.  Out: cconv.cpu._core (the only one with OpenMP), _conv and _maps. Everything else about the package is
+in pyproject.toml.
 """
 
 import platform

@@ -309,7 +309,7 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
     ))  # fmt: skip
 
 
-def avg_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, count_include_pad=True):
+def avg_pool2d(x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, *, dilation=1):
     """The mean of each window; padded positions are zeros and count in the divisor unless `count_include_pad` is false.
 
     Examples

@@ -53,7 +53,7 @@ cdef class Pooling:
         how.row_step, how.column_step = rows.step, columns.step
         job.map_in = spec.H * spec.W * itemsize
         job.map_out = how.outputs_high * how.outputs_wide * itemsize
-        self.scratch_bytes = lines(spec.W * itemsize)
+        self.scratch_bytes = lines(spec.W * sizeof(double))
 
     def run(self, cnp.ndarray x not None, cnp.ndarray y not None, int threads, Buffer scratch not None):
         """y = pool(x); both C-ordered."""

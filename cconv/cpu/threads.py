@@ -54,7 +54,7 @@ def default() -> int:
             raise ArgumentError(f"CCONV_NUM_THREADS: expected an integer >= 1, got {asked!r}")
         return int(asked)
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(affinity, int(_quota())) if _quota() != float("inf") else affinity)
+    return max(1, int(min(affinity, _quota())))
 
 
 def get_num_threads() -> int:

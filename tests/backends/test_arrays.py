@@ -23,6 +23,13 @@ def _every_second(a):
     return spread[::2, 1::2, ::2, 1::2]
 
 
+def _cropped(a):
+    """The inside of a larger array: the elements of a row are neighbours, the rows are not."""
+    frame = np.full([n + 2 for n in a.shape], np.nan, a.dtype)
+    frame[1:-1, 1:-1, 1:-1, 1:-1] = a
+    return frame[1:-1, 1:-1, 1:-1, 1:-1]
+
+
 def _misaligned(a):
     memory = np.zeros(a.nbytes + 1, np.uint8)[1:]
     view = memory.view(a.dtype).reshape(a.shape)
@@ -42,11 +49,13 @@ LAYOUTS = {
     "fortran": np.asfortranarray,
     "negative-strides": _reversed,
     "every-second-element": _every_second,
+    "cropped": _cropped,
     "misaligned": _misaligned,
     "read-only": _read_only,
 }
 OPTIONS = [
     pytest.param((2, 6, 9, 10), (9, 6, 3, 3), {"padding": 1}, id="3x3"),
+    pytest.param((2, 6, 9, 10), (40, 6, 1, 1), {}, id="1x1"),
     pytest.param((2, 6, 9, 10), (40, 6, 1, 1), {"stride": 2}, id="1x1-stride-2"),
     pytest.param((2, 6, 9, 10), (6, 1, 3, 3), {"padding": 1, "groups": 6}, id="depthwise"),
     pytest.param((2, 6, 4, 3), (9, 6, 4, 3), {}, id="one-pixel-out"),
@@ -138,9 +147,7 @@ class TestOut:
         assert cconv.conv2d(x, weight, out=out) is out
         np.testing.assert_array_equal(out, expected)
 
-    @pytest.mark.parametrize(
-        "layout", ["pixels-last", "fortran", "negative-strides", "every-second-element", "misaligned"]
-    )
+    @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "read-only"])
     @pytest.mark.parametrize(("x_shape", "w_shape", "options"), OPTIONS)
     def test_it_may_have_any_strides(self, dtype, layout, x_shape, w_shape, options, whole):
         x, weight = whole(x_shape, dtype), whole(w_shape, dtype)
@@ -166,10 +173,18 @@ class TestOut:
         assert cconv.conv2d(x, weight, residual=residual, activation="relu", out=residual) is residual
         np.testing.assert_array_equal(residual, expected)
 
-    def test_it_may_share_memory_with_the_residual(self, dtype, whole):
-        """A residual read backwards from `out`'s own memory: reading and writing must not meet."""
-        x, weight = whole((2, 3, 6, 7), dtype), whole((17, 3, 3, 3), dtype)
-        out = whole((2, 17, 4, 5), dtype)
+    @pytest.mark.parametrize("shift", [-40, -3, 3, 40])
+    def test_it_may_lie_over_part_of_the_residual(self, dtype, shift, whole):
+        """What is written must not be read again as a residual."""
+        x, weight, memory = whole((2, 3, 6, 7), dtype), whole((17, 3, 3, 3), dtype), whole(2 * 17 * 20 + 80, dtype)
+        place = lambda begin: memory[begin : begin + 2 * 17 * 20].reshape(2, 17, 4, 5)  # noqa: E731
+        residual, out = place(40), place(40 + shift)
+        expected = cconv.conv2d(x, weight, residual=residual.copy())
+        cconv.conv2d(x, weight, residual=residual, out=out)
+        np.testing.assert_array_equal(out, expected)
+
+    def test_it_may_be_the_residual_backwards(self, dtype, whole):
+        x, weight, out = whole((2, 3, 6, 7), dtype), whole((17, 3, 3, 3), dtype), whole((2, 17, 4, 5), dtype)
         residual = out[::-1, ::-1, ::-1, ::-1]
         expected = cconv.conv2d(x, weight, residual=residual.copy())
         cconv.conv2d(x, weight, residual=residual, out=out)

@@ -92,7 +92,7 @@ def test_any_valid_window_gives_the_definition(window, seed):
         expected[:, :, p, q] = values.max(axis=(2, 3))
     np.testing.assert_array_equal(got, expected)
     for count_include_pad in (True, False):
-        got = cconv.avg_pool2d(x, kernel, stride, padding, dilation, ceil_mode, count_include_pad)
+        got = cconv.avg_pool2d(x, kernel, stride, padding, ceil_mode, count_include_pad, dilation=dilation)
         for p, q, values, positions in _windows(x, kernel, *rest):
             divisor = positions if count_include_pad else values.shape[2] * values.shape[3]
             expected[:, :, p, q] = values.sum(axis=(2, 3)) / divisor
@@ -159,3 +159,9 @@ def test_pooling_does_not_depend_on_batch_or_threads(dtype, normal):
             np.testing.assert_array_equal(pool(x), alone)
     finally:
         cconv.set_num_threads(before)
+
+
+def test_a_global_average_of_equal_numbers_is_that_number(backend):
+    x = np.full((1, 1, 600, 700), 0.1, np.float32)
+    y = backend.to_numpy(cconv.global_avg_pool2d(backend.asarray(x)))
+    assert y.item() == np.float32(0.1)

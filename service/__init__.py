@@ -1,0 +1,14 @@
+"""The service: cconv over HTTP. An application, run from a checkout or the image and never installed.
+
+    errors config wire metrics -> engine -> admission -> scheduler -> pipeline -> routes -> factory
+
+In: Settings.  Out: a WSGI application, `gunicorn -c service/gunicorn.conf.py 'service:create_app()'`.
+"""
+
+
+def create_app(settings=None):
+    """The Flask application, with the environment's settings unless given (service.config.Settings)."""
+    # Imported here because gunicorn's master, which reads service.config, must load neither Flask nor the engine.
+    from .factory import build
+
+    return build(settings)

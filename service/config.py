@@ -1,0 +1,83 @@
+"""Config: the only reader of the environment. Every limit of the service stands here once; docs/env.md is its table.
+
+In: environment variables.  Out: Settings, a frozen value that the factory hands down.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+MIB = 1 << 20
+
+
+def _setting(variable: str, default, meaning: str):
+    return field(default=default, metadata={"variable": variable, "meaning": meaning})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The service's settings; `from_env` reads them, tests make them directly.
+
+    Raises
+    ------
+    ValueError
+        For a value below 1, or limits that contradict each other.
+    """
+
+    host: str = _setting("HOST", "127.0.0.1", "address to listen on")
+    port: int = _setting("PORT", 8080, "port to listen on; 0 takes a free one")
+    threads: int = _setting("CCONV_THREADS", 16, "request threads: they parse, wait and write; one other computes")
+    models: tuple[str, ...] = _setting("CCONV_MODELS", (), "names of the models to serve, comma-separated; empty: all")
+    access_log: str = _setting("CCONV_ACCESS_LOG", "", "file for the access log; `-` is standard output, empty is none")
+    error_log: str = _setting("CCONV_ERROR_LOG", "-", "file for the error log; `-` is standard error")
+    grace_s: int = _setting("CCONV_GRACE_SECONDS", 60, "after SIGTERM, how long requests in flight may take to finish")
+    deadline_s: float = _setting("CCONV_DEADLINE_SECONDS", 60.0, "longest time from a request's arrival to its answer")
+    max_body_bytes: int = _setting("CCONV_MAX_BODY_BYTES", 64 * MIB, "largest request body")
+    max_json_bytes: int = _setting("CCONV_MAX_JSON_BYTES", 16 * MIB, "largest JSON in a body; parsed it takes far more")
+    max_images: int = _setting("CCONV_MAX_IMAGES", 256, "most images in one request")
+    max_pixels: int = _setting("CCONV_MAX_PIXELS", 25_000_000, "most pixels of all JPEG and PNG images of one request")
+    max_flops: int = _setting(
+        "CCONV_MAX_FLOPS", 2 * 10**12, "most floating-point operations (flops + flops_other) of one request"
+    )
+    max_output_bytes: int = _setting("CCONV_MAX_OUTPUT_BYTES", 256 * MIB, "most bytes of maps in one answer")
+    max_batch: int = _setting("CCONV_MAX_BATCH", 32, "most images of several requests that are computed together")
+    queue_requests: int = _setting(
+        "CCONV_QUEUE_REQUESTS", 12, "most requests in the house at once; fewer than the threads, so that health answers"
+    )
+    queue_flops: int = _setting("CCONV_QUEUE_FLOPS", 4 * 10**12, "most floating-point operations waiting and running")
+    queue_bytes: int = _setting(
+        "CCONV_QUEUE_BYTES", 1024 * MIB, "most bytes of bodies, images and maps in the house at once"
+    )
+
+    def __post_init__(self):
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, (int, float)) and not value >= (0 if entry.name == "port" else 1):
+                raise ValueError(f"{entry.metadata['variable']}: expected a number of at least 1, got {value}")
+        if self.port > 65_535:
+            raise ValueError(f"PORT: expected a number of at most 65535, got {self.port}")
+        for one, together in (("max_flops", "queue_flops"), ("max_body_bytes", "queue_bytes")):
+            if getattr(self, together) < getattr(self, one):
+                names = {entry.name: entry.metadata["variable"] for entry in fields(self)}
+                raise ValueError(f"{names[together]}: expected at least {names[one]} = {getattr(self, one)}")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+        """The settings with what the environment overrides; a variable that cannot be read is a ValueError."""
+        environ = os.environ if environ is None else environ
+        given = {}
+        for entry in fields(cls):
+            variable = entry.metadata["variable"]
+            text = environ.get(variable, "").strip()
+            if text:
+                given[entry.name] = _read(variable, text, type(entry.default))
+        return cls(**given)
+
+
+def _read(variable: str, text: str, kind: type):
+    if kind is tuple:
+        return tuple(name.strip() for name in text.split(",") if name.strip())
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{variable}: expected {kind.__name__}, got {text!r}") from None

@@ -1,0 +1,116 @@
+"""Factory: builds the application: settings and collaborators are handed down from here.
+
+In: Settings.  Out: a Flask application. What holds for every request stands here: errors as JSON, headers, counting.
+"""
+
+import atexit
+import time
+from io import BytesIO
+
+import flask
+from flask import g, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from .admission import Admission
+from .config import Settings
+from .engine import Engine
+from .errors import Overloaded, ServiceError, TooLarge, UnsupportedEncoding
+from .metrics import Metrics
+from .pipeline import Pipeline
+from .routes import register
+from .scheduler import Scheduler
+from .wire import WireError
+
+#: A form's own fields beside its files.
+FORM_FIELDS = 16
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+
+class Request(flask.Request):
+    """A request that keeps a form's files in memory: the body's limit bounds them, and the disk may be read-only."""
+
+    def _get_file_stream(self, total_content_length, content_type, filename=None, content_length=None):
+        return BytesIO()
+
+
+def build(settings: Settings | None = None) -> flask.Flask:
+    """The application; ValueError for settings that cannot be."""
+    settings = settings or Settings.from_env()
+    metrics = Metrics()
+    pipeline = Pipeline(
+        settings, Engine(settings.models), Admission(settings, metrics), Scheduler(metrics, settings.max_batch), metrics
+    )
+    atexit.register(pipeline.close)
+
+    # The package, not this module: templates/ and static/ lie beside it.
+    app = flask.Flask(__package__)
+    app.request_class = Request
+    app.url_map.strict_slashes = False
+    # One byte more than is allowed: Werkzeug cuts a chunked body off here without a word, and we refuse it by its size.
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
+    app.config["MAX_FORM_PARTS"] = settings.max_images + FORM_FIELDS
+    app.extensions["cconv"] = pipeline
+    register(app, pipeline)
+    _guard(app, metrics)
+    _answer_errors(app, settings, metrics)
+    return app
+
+
+def _guard(app: flask.Flask, metrics: Metrics) -> None:
+    """What holds for every request: no compressed bodies, headers that a browser obeys, and a count."""
+
+    @app.before_request
+    def begin():
+        g.began = time.monotonic()
+        if (encoding := request.headers.get("Content-Encoding", "identity")) != "identity":
+            raise UnsupportedEncoding(f"Unsupported compression type: expected none, got {encoding[:32]!r}")
+
+    @app.after_request
+    def finish(response):
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        # The rule, not the address: the number of series must not grow with what clients send.
+        route = request.url_rule.rule if request.url_rule else "unknown"
+        metrics.answered(route, response.status_code, time.monotonic() - g.began)
+        return response
+
+
+def _answer_errors(app: flask.Flask, settings: Settings, metrics: Metrics) -> None:
+    """Every refusal and failure as {"error": "..."} with its status."""
+
+    def refusal(text: str, status: int, reason: str, headers: dict[str, str] | None = None):
+        metrics.rejected.labels(reason).inc()
+        return jsonify(error=text), status, headers or {}
+
+    @app.errorhandler(ServiceError)
+    def refused(error):
+        again = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else {}
+        return refusal(str(error), error.status, error.reason, again)
+
+    @app.errorhandler(WireError)
+    def unreadable(error):
+        return refusal(str(error), 400, "invalid")
+
+    @app.errorhandler(MemoryError)
+    def no_memory(_):
+        return refused(Overloaded("the server has no memory left for this request; try again"))
+
+    @app.errorhandler(413)
+    def too_long(_):
+        size, parts = settings.max_body_bytes, app.config["MAX_FORM_PARTS"]
+        return refused(TooLarge(f"body: expected at most {size} bytes and {parts} parts, got more"))
+
+    @app.errorhandler(HTTPException)
+    def http(error):
+        allowed = {name: value for name, value in error.get_headers() if name == "Allow"}
+        return refusal(error.name if error.code in (404, 405) else error.description, error.code, "http", allowed)
+
+    @app.errorhandler(Exception)
+    def failed(_):
+        app.logger.exception("unexpected")
+        return refusal("internal error; the server's log says more", 500, "internal")

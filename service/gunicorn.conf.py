@@ -1,0 +1,30 @@
+"""Gunicorn's settings: one worker process with threads, because one process owns the compute thread.
+
+In: service.config.  Out: the names that gunicorn reads. No preload: threads and OpenMP teams do not survive a fork.
+"""
+
+import os
+
+from service.config import Settings
+
+_settings = Settings.from_env()
+
+bind = f"{_settings.host}:{_settings.port}"
+worker_class = "gthread"
+workers = 1
+threads = _settings.threads
+# Longer than a client pauses between two requests: its pool would otherwise send into a closed connection.
+keepalive = 75
+# For this kind of worker a heartbeat, not a limit on requests, which have deadlines of their own.
+timeout = 120
+graceful_timeout = _settings.grace_s
+limit_request_line = 4094
+limit_request_fields = 100
+limit_request_field_size = 8190
+control_socket_disable = True
+# The heartbeat is a file; on a slow or read-only disk it would block the worker.
+if os.path.isdir("/dev/shm"):
+    worker_tmp_dir = "/dev/shm"
+accesslog = _settings.access_log or None
+errorlog = _settings.error_log
+proc_name = "cconv"

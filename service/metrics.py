@@ -1,0 +1,78 @@
+"""Metrics: what the service counts about itself, in Prometheus' terms.
+
+In: events from the other rooms.  Out: the text of /metrics. Counters are floats: exact up to 2**53.
+"""
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+disable_created_metrics()  # a series per series that says when it began
+_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """One registry per application, so that two in one process do not mix."""
+
+    def __init__(self):
+        self.registry = CollectorRegistry()
+        work = {"labelnames": ("model", "device"), "registry": self.registry}
+        model = {"labelnames": ("model",), "registry": self.registry}
+        self.requests = Counter(
+            "cconv_requests", "Requests answered, by route and status.", ("route", "code"), registry=self.registry
+        )
+        self.seconds = Histogram(
+            "cconv_request_seconds", "From arrival to answer.", ("route",), registry=self.registry, buckets=_SECONDS
+        )
+        self.rejected = Counter(
+            "cconv_rejected", "Requests refused, by reason; nothing was billed.", ("reason",), registry=self.registry
+        )
+        self.inferences = Counter("cconv_inferences", "Images answered.", **model)
+        self.executions = Counter("cconv_executions", "Runs; one may serve several requests.", **model)
+        self.macs = Counter("cconv_macs", "Multiply-accumulates billed.", **work)
+        self.flops = Counter("cconv_flops", "Floating-point operations billed as 2 * macs.", **work)
+        self.flops_other = Counter("cconv_flops_other", "Floating-point operations billed beside the macs.", **work)
+        self.discarded_flops = Counter(
+            "cconv_discarded_flops", "flops + flops_other of runs begun and not answered.", **work
+        )
+        self.queue_seconds = Histogram(
+            "cconv_queue_seconds", "From submission to the start of a run.", registry=self.registry, buckets=_SECONDS
+        )
+        self.compute_seconds = Histogram("cconv_compute_seconds", "One run.", **model, buckets=_SECONDS)
+        self.batch_size = Histogram("cconv_batch_size", "Images of one run.", **model, buckets=_IMAGES)
+        self.pending_requests = Gauge("cconv_pending_requests", "Requests in the house.", registry=self.registry)
+        self.pending_flops = Gauge("cconv_pending_flops", "flops + flops_other in the house.", registry=self.registry)
+        self.pending_bytes = Gauge(
+            "cconv_pending_bytes", "Bytes that the requests in the house hold.", registry=self.registry
+        )
+        self.bytes_in = Counter("cconv_bytes_in", "Bytes of request bodies announced.", registry=self.registry)
+        self.bytes_out = Counter("cconv_bytes_out", "Bytes of computed answers.", registry=self.registry)
+
+    def answered(self, route: str, code: int, seconds: float) -> None:
+        self.requests.labels(route, str(code)).inc()
+        self.seconds.labels(route).observe(seconds)
+
+    def ran(self, model: str, images: int, seconds: float) -> None:
+        self.executions.labels(model).inc()
+        self.batch_size.labels(model).observe(images)
+        self.compute_seconds.labels(model).observe(seconds)
+
+    def billed(self, model: str, device: str, cost, images: int) -> None:
+        self.inferences.labels(model).inc(images)
+        self.macs.labels(model, device).inc(cost.macs)
+        self.flops.labels(model, device).inc(cost.flops)
+        self.flops_other.labels(model, device).inc(cost.flops_other)
+
+    def discarded(self, model: str, device: str, flops: int) -> None:
+        self.discarded_flops.labels(model, device).inc(flops)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,190 @@
+"""Pipeline: the one door to all computing: cost -> admit -> run -> record -> answer. The same integers at every step.
+
+In: names, arrays and encoded images from the routes.  Out: an Outcome and its answer, billed; or an error, and no bill.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from . import engine
+from .admission import Admission, Permit
+from .config import Settings
+from .engine import Cost, Engine, Quote, Task
+from .errors import InvalidRequest
+from .metrics import Metrics
+from .scheduler import Result, Scheduler
+from .wire import JSON_BYTES_PER_NUMBER, NPY_MAGIC, read_npy
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A request that has run: what came out, and the bill."""
+
+    tasks: Sequence[Task]
+    results: list[Result]
+    cost: Cost
+
+    @property
+    def maps(self) -> list[dict[str, np.ndarray]]:
+        return [result.maps for result in self.results]
+
+    def parameters(self) -> dict[str, int | str]:
+        """The bill and how it came about, as flat scalars: what every answer carries."""
+        return {
+            **bill(self.cost),
+            "device": engine.DEVICE,
+            "algorithm": self.tasks[0].algorithm,
+            "batch_size": _images(self.tasks),
+            "queue_us": round(1e6 * max(result.queue_s for result in self.results)),
+            "compute_us": round(1e6 * max(result.compute_s for result in self.results)),
+        }
+
+    def headers(self) -> dict[str, str]:
+        return {f"X-Cconv-{name.replace('_', '-').title()}": str(value) for name, value in bill(self.cost).items()}
+
+
+def bill(cost: Cost) -> dict[str, int]:
+    """What is charged: of these a batch costs just as many times one image's as it has images."""
+    return {"macs": cost.macs, "flops": cost.flops, "flops_other": cost.flops_other}
+
+
+def _images(tasks: Iterable[Task]) -> int:
+    return sum(len(task.images) if task.images.ndim == 4 else 1 for task in tasks)
+
+
+class Pipeline:
+    """Every route computes through this."""
+
+    def __init__(
+        self, settings: Settings, engine: Engine, admission: Admission, scheduler: Scheduler, metrics: Metrics
+    ):
+        self.settings = settings
+        self.engine = engine
+        self.metrics = metrics
+        self._admission = admission
+        self._scheduler = scheduler
+        # One at a time: a decoder holds several times what it returns, and nobody has counted that.
+        self._decoding = threading.Lock()
+
+    def enter(self, body_bytes: int | None) -> Permit:
+        """A place in the house; the route gives it back when the answer has left."""
+        return self._admission.enter(body_bytes)
+
+    def close(self) -> None:
+        """Stop the compute thread; what waits is refused."""
+        self._scheduler.close()
+
+    def alive(self) -> bool:
+        """Whether the compute thread can take work."""
+        return self._scheduler.alive()
+
+    def self_test(self) -> None:
+        """Run a small convolution on the compute thread; an error if that fails or gives a wrong answer."""
+        x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
+        task = self.engine.conv2d_task(x, np.ones((1, 1, 3, 3), np.float32), None, {})
+        permit = self.enter(x.nbytes)
+        try:
+            result = self._scheduler.run([task], permit.deadline)[0]
+        finally:
+            permit.release()
+        if result.maps["y"].item() != 36.0:
+            raise RuntimeError("the self-test's convolution gave a wrong answer")
+
+    def quote(self, model: str, x_shape: tuple[int, ...], layers: tuple[str, ...] | None) -> Quote:
+        """What a model's run will cost; computes nothing."""
+        self._admission.sizes("shape", x_shape)
+        return self.engine.quote(model, x_shape, layers)
+
+    def quote_conv2d(self, x_shape: tuple[int, ...], w_shape: tuple[int, ...], options: dict) -> Quote:
+        """What one conv2d will cost; computes nothing."""
+        self._check_conv2d(x_shape, w_shape, options)
+        return self.engine.quote_conv2d(x_shape, w_shape, **options)
+
+    def task(self, model: str, images: np.ndarray, layers: tuple[str, ...] | None) -> Task:
+        """A model on images (N, C, H, W) float32, counted and not yet run."""
+        self._admission.sizes("shape", images.shape)
+        return self.engine.task(model, images, layers)
+
+    def conv2d_task(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: dict) -> Task:
+        """One conv2d, counted and not yet run."""
+        self._check_conv2d(x.shape, weight.shape, options)
+        return self.engine.conv2d_task(x, weight, bias, options)
+
+    def _check_conv2d(self, x_shape, w_shape, options: dict) -> None:
+        self._admission.sizes("x", x_shape)
+        self._admission.sizes("weight", w_shape)
+        for name, value in options.items():
+            self._admission.sizes(name, value if isinstance(value, tuple) else (value,))
+
+    def body(self, nbytes: int) -> None:
+        """Check the size of a body that has been read: one that was not announced has been checked by nobody."""
+        self._admission.body(nbytes)
+
+    def json(self, permit: Permit, nbytes: int, memory: int) -> None:
+        """Make room for JSON of this size, which takes `memory` bytes once it is parsed."""
+        self._admission.json(nbytes)
+        permit.take(nbytes=memory)
+
+    def images(self, permit: Permit, files: Sequence[tuple[str, bytes]]) -> list[np.ndarray]:
+        """Named JPEG, PNG and .npy files as float32 (N, C, H, W) each; uint8 of a .npy is divided by 255."""
+        if not files:
+            raise InvalidRequest("body: expected a JPEG, PNG or .npy file or a multipart form of them, got nothing")
+        self._admission.images(len(files))
+        pixels = self.settings.max_pixels
+        arrays = []
+        for name, data in files:
+            if data[: len(NPY_MAGIC)] == NPY_MAGIC:
+                array = self._npy_images(permit, data, name)
+            else:
+                if not pixels:
+                    limit = self.settings.max_pixels
+                    raise InvalidRequest(f"{name}: expected at most {limit} pixels in all images, got more")
+                with self._decoding:
+                    array = self.engine.decode(data, name, pixels)[None]
+                    permit.take(nbytes=array.nbytes)
+                pixels -= array.shape[2] * array.shape[3]
+            arrays.append(array)
+        self._admission.images(sum(map(len, arrays)))
+        return arrays
+
+    def _npy_images(self, permit: Permit, data: bytes, name: str) -> np.ndarray:
+        array = read_npy(data, name)
+        if array.ndim not in (3, 4):
+            raise InvalidRequest(f"{name}: expected (N, C, H, W) or (C, H, W), got shape {list(array.shape)}")
+        if array.dtype == np.uint8:
+            permit.take(nbytes=4 * array.nbytes)
+            array = np.divide(array, 255, dtype=np.float32)
+        if array.dtype != np.float32:
+            raise InvalidRequest(f"{name}: expected float32, or uint8 (divided by 255), got {array.dtype}")
+        return array if array.ndim == 4 else array[None]
+
+    def run(
+        self, permit: Permit, tasks: Sequence[Task], encode: Callable[[Outcome], Answer], *, json_numbers: int = 0
+    ) -> tuple[Outcome, Answer]:
+        """Admit, run and encode the tasks, and bill them when all of that went well.
+
+        `json_numbers` of the outputs will be written as JSON, which takes more room.
+        """
+        cost = sum((task.quote.cost for task in tasks), Cost())
+        flops = sum(task.quote.flops for task in tasks)
+        output_bytes = sum(task.quote.output_numbers * task.images.itemsize for task in tasks)
+        output_bytes += json_numbers * JSON_BYTES_PER_NUMBER
+        self._admission.images(_images(tasks))
+        self._admission.work(flops, output_bytes)
+        permit.take(nbytes=output_bytes + max(task.quote.working_bytes for task in tasks), flops=flops)
+        results = self._scheduler.run(tasks, permit.deadline)
+        outcome = Outcome(tasks, results, cost)
+        try:
+            answer = encode(outcome)
+        except Exception:
+            for task in tasks:
+                self.metrics.discarded(task.label, engine.DEVICE, task.quote.flops)
+            raise
+        self.metrics.billed(tasks[0].label, engine.DEVICE, cost, _images(tasks))
+        return outcome, answer

@@ -1,0 +1,62 @@
+"""Health: is the process alive, can it compute, and what has it counted.
+
+In: GET.  Out: small JSON documents with 200 or 503, and /metrics. None of these takes a place in the house.
+"""
+
+import threading
+
+from flask import Blueprint, Response, current_app
+
+from ..errors import Overloaded
+from ..metrics import CONTENT_TYPE
+from ..pipeline import Pipeline
+from .exchange import document
+
+
+class Health:
+    """Liveness asks nobody; readiness runs a self-test on the compute thread once."""
+
+    def __init__(self, pipeline: Pipeline):
+        self._pipeline = pipeline
+        self._testing = threading.Lock()
+        self._passed = False
+
+    def live(self) -> Response:
+        return document({"live": True})
+
+    def ready(self) -> Response:
+        if reason := self._not_ready():
+            return document({"ready": False, "error": reason}, 503)
+        return document({"ready": True})
+
+    def metrics(self) -> Response:
+        return Response(self._pipeline.metrics.text(), content_type=CONTENT_TYPE)
+
+    def _not_ready(self) -> str:
+        if not self._pipeline.alive():
+            return "the compute thread has ended"
+        with self._testing:
+            if not self._passed:
+                try:
+                    self._pipeline.self_test()
+                    self._passed = True
+                except Overloaded:
+                    return "the self-test has not run yet: the server is full"
+                except Exception:
+                    current_app.logger.exception("self-test")
+                    return "the self-test failed; the server's log says why"
+        return ""
+
+
+def blueprint(pipeline: Pipeline) -> Blueprint:
+    health = Health(pipeline)
+    rules = Blueprint("health", __name__)
+    for rule, view in (
+        ("/livez", health.live),
+        ("/readyz", health.ready),
+        ("/v2/health/live", health.live),
+        ("/v2/health/ready", health.ready),
+        ("/metrics", health.metrics),
+    ):
+        rules.add_url_rule(rule, rule[1:].replace("/", "_"), view)
+    return rules

@@ -1,0 +1,199 @@
+"""Scheduler: a queue in front of the one thread that computes.
+
+In: a request's tasks and its deadline.  Out: each task's maps, how long it waited and how long its run took; or
+DeadlineExceeded, or what the run raised.
+
+One thread computes because an OpenMP program keeps one team of threads per calling thread. Tasks with equal keys that
+wait at the same moment run as one batch; nothing waits for company. Only admitted requests come here, so the queue is
+bounded by admission.py: in requests, in FLOPs and in bytes.
+
+    request threads --run()--> [ queue ] --> compute thread --> one run(images, cancel) --> split --> request threads
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .engine import DEVICE, Task
+from .errors import DeadlineExceeded, InvalidRequest, Overloaded
+from .metrics import Metrics
+
+
+@dataclass
+class Result:
+    """What one task got. Its maps may be a part of a larger batch's."""
+
+    maps: dict[str, np.ndarray]
+    queue_s: float
+    compute_s: float
+
+
+class _Request:
+    """The tasks of one request; all of them are answered, or none."""
+
+    def __init__(self, count: int, deadline: float):
+        self.deadline = deadline
+        self.submitted = time.monotonic()
+        self.results: list[Result | None] = [None] * count
+        self.error: BaseException | None = None
+        self.finished = threading.Event()
+
+    def put(self, index: int, result: Result) -> None:
+        self.results[index] = result
+        if all(self.results):
+            self.finished.set()
+
+    def fail(self, error: BaseException) -> None:
+        self.error = self.error or error
+        self.finished.set()
+
+
+@dataclass(eq=False)
+class _Entry:
+    request: _Request
+    index: int
+    task: Task
+
+
+class Scheduler:
+    """Owns the compute thread, which starts with the first task: in the worker process, never before a fork."""
+
+    def __init__(self, metrics: Metrics, max_batch: int):
+        self._metrics = metrics
+        self._max_batch = max_batch
+        self._changed = threading.Condition()
+        self._queue: deque[_Entry] = deque()
+        self._running: list[_Entry] = []
+        self._cancel = threading.Event()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def run(self, tasks: Sequence[Task], deadline: float) -> list[Result]:
+        """Run the tasks and wait for them until `deadline` (time.monotonic)."""
+        request = _Request(len(tasks), deadline)
+        with self._changed:
+            if self._closed:
+                raise Overloaded("the server is shutting down; try again")
+            self._queue.extend(_Entry(request, index, task) for index, task in enumerate(tasks))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="cconv-compute", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        if not request.finished.wait(max(0.0, deadline - time.monotonic())):
+            self._abandon(request)
+        if request.error is not None:
+            for task, result in zip(tasks, request.results, strict=True):
+                if result is not None:
+                    self._discard(task)
+            raise request.error
+        return request.results
+
+    def alive(self) -> bool:
+        return not self._closed and (self._thread is None or self._thread.is_alive())
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Cancel what runs, refuse what comes, and wait for the compute thread."""
+        with self._changed:
+            self._closed = True
+            self._cancel.set()
+            for entry in self._queue:
+                entry.request.fail(Overloaded("the server is shutting down; try again"))
+            self._queue.clear()
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _abandon(self, request: _Request) -> None:
+        """Take a request whose time ran out from the queue; stop the run if nobody waits for it any more."""
+        with self._changed:
+            if request.finished.is_set():
+                return
+            request.fail(DeadlineExceeded("the deadline passed before the answer was ready; nothing was billed"))
+            self._queue = deque(entry for entry in self._queue if entry.request is not request)
+            if self._running and all(entry.request.error is not None for entry in self._running):
+                self._cancel.set()
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            self._execute(batch)
+            del batch  # an idle thread holds no images
+
+    def _next(self) -> list[_Entry] | None:
+        """What to run now, once there is something; None at the end."""
+        with self._changed:
+            self._running = []
+            while not (self._closed or self._running):
+                if not self._queue:
+                    self._changed.wait()
+                self._running = self._take()
+            self._cancel.clear()
+            return None if self._closed else self._running
+
+    def _take(self) -> list[_Entry]:
+        """The oldest task, and the others that wait with the same key; those whose deadline has passed are dropped."""
+        now = time.monotonic()
+        batch: list[_Entry] = []
+        rest: deque[_Entry] = deque()
+        images = 0
+        for entry in self._queue:
+            head = batch[0].task if batch else None
+            if entry.request.deadline <= now:
+                entry.request.fail(DeadlineExceeded("the deadline passed in the queue; nothing was computed"))
+            elif entry.request.error is not None:
+                continue  # a sibling failed, so this one is not wanted
+            elif head is None:
+                batch.append(entry)
+                images = len(entry.task.images)
+            elif (
+                head.key is not None
+                and entry.task.key == head.key
+                and images + len(entry.task.images) <= self._max_batch
+            ):
+                batch.append(entry)
+                images += len(entry.task.images)
+            else:
+                rest.append(entry)
+        self._queue = rest
+        return batch
+
+    def _execute(self, batch: list[_Entry]) -> None:
+        started = time.monotonic()
+        task = batch[0].task
+        try:
+            images = task.images if len(batch) == 1 else np.concatenate([entry.task.images for entry in batch])
+            maps = task.run(images, self._cancel)
+        except MemoryError:
+            self._fail(batch, Overloaded("the server has no memory left for this request; try again"))
+            return
+        except Exception as error:
+            self._fail(batch, error)
+            return
+        seconds = time.monotonic() - started
+        # A convolution of one (C, H, W) image has no axis to count along.
+        self._metrics.ran(task.label, len(images) if images.ndim == 4 else 1, seconds)
+        first = 0
+        for entry in batch:
+            part = maps
+            if len(batch) > 1:
+                last = first + len(entry.task.images)
+                part = {name: array[first:last] for name, array in maps.items()}
+                first = last
+            queue_s = started - entry.request.submitted
+            self._metrics.queue_seconds.observe(queue_s)
+            if entry.request.error is None:
+                entry.request.put(entry.index, Result(part, queue_s, seconds))
+            else:
+                self._discard(entry.task)
+
+    def _fail(self, batch: list[_Entry], error: Exception) -> None:
+        for entry in batch:
+            if not isinstance(error, InvalidRequest):  # which the library raises before it computes
+                self._discard(entry.task)
+            entry.request.fail(error)
+
+    def _discard(self, task: Task) -> None:
+        self._metrics.discarded(task.label, DEVICE, task.quote.flops)

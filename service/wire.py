@@ -1,0 +1,375 @@
+"""Wire: bytes to checked arrays and back: .npy, JSON and the Open Inference Protocol's binary tensors. No HTTP in here.
+
+In: untrusted bytes.  Out: NumPy arrays and plain values, or a WireError; and the way back, as pieces of an answer.
+
+Every size is a Python int that has been compared with the bytes at hand before anything is allocated: an array never
+takes more memory than a small multiple of the body that it came from.
+"""
+
+import io
+import json
+import re
+import reprlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+
+import numpy as np
+import orjson
+
+#: Bytes of one piece of an answer: what is held twice while it is written.
+PIECE = 1 << 20
+#: The binary extension's JSON header is padded with spaces to this, so that a client may view the tensors in place.
+HEADER_ALIGNMENT = 8
+#: Bytes that parsing one byte of JSON may take: `[],` is three bytes and an empty list of 64.
+JSON_MEMORY = 24
+#: About how many bytes of JSON one float32 takes, with its comma.
+JSON_BYTES_PER_NUMBER = 16
+
+NPY_MAGIC = b"\x93NUMPY"
+NPY_TYPES = {"<f4": "float32", "<f8": "float64", "|u1": "uint8"}
+_NPY_HEADER_LIMIT = 1024
+_NPY_ITEM = re.compile(
+    r"""\s*['"](descr|fortran_order|shape)['"]\s*:\s*(True|False|\([0-9, ]*\)|['"][^'"\\]{1,16}['"])\s*(?:,|(?=}))"""
+)
+_NPY_SHAPE = re.compile(r"\((?:[0-9]{1,19},[ ]*)*(?:[0-9]{1,19})?[ ]*\)")
+
+
+#: Axes that any tensor may have.
+MOST_AXES = 8
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+class WireError(ValueError):
+    """Bytes that do not say what they should; the text says what was expected and what came."""
+
+
+def brief(value) -> str:
+    """A value from outside as an error shows it: never long."""
+    return _SHORT.repr(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------- .npy
+
+
+def read_npy(data, name: str) -> np.ndarray:
+    """The array of a .npy file: little-endian float32, float64 or uint8 in C order, read by no pickle and no eval.
+
+    The result is read-only and shares the bytes where they are aligned.
+    """
+    data = memoryview(data)
+    if bytes(data[:6]) != NPY_MAGIC:
+        raise WireError(f"{name}: expected a .npy file, got bytes that begin with {brief(bytes(data[:8]))}")
+    version = bytes(data[6:8])
+    if version not in (b"\x01\x00", b"\x02\x00", b"\x03\x00"):
+        raise WireError(f"{name}: expected .npy version 1.0, 2.0 or 3.0, got {brief(version)}")
+    start = 10 if version == b"\x01\x00" else 12
+    length = int.from_bytes(data[8:start], "little")
+    if len(data) < start or length > min(_NPY_HEADER_LIMIT, len(data) - start):
+        raise WireError(
+            f"{name}: expected a .npy header of at most {_NPY_HEADER_LIMIT} bytes and inside the file, got a length of "
+            f"{length} in a file of {len(data)} bytes"
+        )
+    dtype, shape = _npy_header(bytes(data[start : start + length]), name)
+    payload = data[start + length :]
+    expected = prod(shape) * np.dtype(dtype).itemsize
+    if len(payload) != expected:
+        raise WireError(f"{name}: expected {expected} bytes for {dtype} {list(shape)}, got {len(payload)}")
+    return _array(payload, dtype, shape)
+
+
+def _npy_header(text: bytes, name: str) -> tuple[str, tuple[int, ...]]:
+    items = _npy_items(text.decode("latin-1"))
+    descr, order, sizes = (items.get(key, "") for key in ("descr", "fortran_order", "shape"))
+    if descr[:1] not in ("'", '"') or order not in ("True", "False") or not _NPY_SHAPE.fullmatch(sizes):
+        raise WireError(
+            f"{name}: expected a .npy header {{'descr': ..., 'fortran_order': ..., 'shape': (...)}}, got {brief(text)}"
+        )
+    if descr[1:-1] not in NPY_TYPES:
+        raise WireError(f"{name}: expected an element type of {', '.join(NPY_TYPES)} in the .npy header, got {descr}")
+    if order == "True":
+        raise WireError(f"{name}: expected C order, got a .npy file in Fortran order; save numpy.ascontiguousarray(x)")
+    shape = tuple(int(size) for size in sizes[1:-1].replace(",", " ").split())
+    if not 1 <= len(shape) <= MOST_AXES or not all(shape):
+        raise WireError(f"{name}: expected up to {MOST_AXES} sizes of at least 1, got shape {brief(shape)}")
+    return NPY_TYPES[descr[1:-1]], shape
+
+
+def _npy_items(text: str) -> dict[str, str]:
+    """The three entries of the header's dict as they are written; {} for anything else."""
+    text = text.rstrip(" \n")
+    items, position = {}, 1
+    while found := _NPY_ITEM.match(text, position):
+        if found[1] in items:
+            return {}
+        items[found[1]], position = found[2], found.end()
+    return items if text[:1] == "{" and text[position:].strip() == "}" else {}
+
+
+def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """What precedes the elements of a C-ordered array in a .npy file."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    )
+    return header.getvalue()
+
+
+def _array(payload: memoryview, dtype, shape: tuple[int, ...]) -> np.ndarray:
+    # Kernels want aligned elements; a tensor that follows a header of any length seldom is.
+    array = np.require(np.frombuffer(payload, np.dtype(dtype)), requirements="A").reshape(shape)
+    array.flags.writeable = False
+    return array
+
+
+# ---------------------------------------------------------------------------------------------------------------- JSON
+
+
+def read_json(data, name: str = "body") -> dict:
+    """A JSON object; orjson refuses NaN, deep nesting and broken text."""
+    try:
+        document = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise WireError(f"{name}: expected JSON, got text that does not parse: {error}") from None
+    if not isinstance(document, dict):
+        raise WireError(f"{name}: expected a JSON object, got {type(document).__name__}")
+    return document
+
+
+def write_json(document) -> bytes:
+    """JSON of any ints and finite floats."""
+    try:
+        return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError:  # a cost beyond 64 bits; every int is exact in JSON's grammar
+        return json.dumps(document, allow_nan=False).encode()
+
+
+def read_numbers(data, name: str, dtype: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Nested lists of numbers as an array; with `shape`, also a flat list of just as many numbers."""
+    found, level = [], [data]
+    while level and type(level[0]) is list:
+        if len(found) == MOST_AXES:
+            raise WireError(f"{name}: expected lists at most {MOST_AXES} deep, got deeper ones")
+        lengths = {len(item) if type(item) is list else None for item in level}
+        if len(lengths) != 1 or None in lengths:
+            raise WireError(f"{name}: expected lists of equal lengths, got ragged ones at depth {len(found)}")
+        found.append(lengths.pop())
+        level = list(chain.from_iterable(level))
+    # type() and not isinstance(): true and false are no numbers here.
+    if not level or not found or not set(map(type, level)) <= {int, float}:
+        odd = next((item for item in level if type(item) not in (int, float)), data)
+        raise WireError(f"{name}: expected lists of numbers, got {brief(odd)}")
+    if shape is not None and tuple(found) not in (shape, (prod(shape),)):
+        raise WireError(f"{name}: expected {list(shape)} or {prod(shape)} numbers, got lists of shape {found}")
+    try:
+        array = np.array(level, np.float64)
+    except OverflowError:
+        array = np.array([np.inf])
+    if not np.abs(array).max() <= np.finfo(dtype).max:
+        raise WireError(f"{name}: expected numbers that fit {dtype}, got a larger one")
+    return array.astype(dtype).reshape(shape or found)
+
+
+def as_json(array: np.ndarray, name: str) -> np.ndarray:
+    """The array as `write_json` takes it, unless JSON cannot carry it."""
+    if not np.isfinite(array).all():
+        raise WireError(f"{name}: holds NaN or infinity, which JSON cannot carry; ask for the binary form")
+    return np.ascontiguousarray(array)
+
+
+def read_option(value, name: str):
+    """An option of a convolution: an int, up to four of them, or a name; as text also `2,2` or `leaky_relu,0.2`.
+
+    Which of these an option may be is checked by the library.
+    """
+    if isinstance(value, str) and len(value) <= 64:
+        parts = [_word(part.strip()) for part in value.split(",")]
+        return parts[0] if len(parts) == 1 else tuple(parts)
+    if value is None or type(value) in (int, bool):
+        return value
+    if isinstance(value, list) and len(value) <= 4 and all(type(item) in (int, float, str) for item in value):
+        return tuple(value)
+    raise WireError(f"{name}: expected an integer, up to four of them or a name, got {brief(value)}")
+
+
+def _word(text: str):
+    if re.fullmatch(r"-?[0-9]{1,19}", text):
+        return int(text)
+    if re.fullmatch(r"-?[0-9]{1,9}\.[0-9]{1,9}", text):
+        return float(text)
+    return text
+
+
+def read_shape(value, name: str) -> tuple[int, ...]:
+    """A JSON list of sizes."""
+    if not isinstance(value, list) or not 1 <= len(value) <= MOST_AXES or not all(type(size) is int for size in value):
+        raise WireError(f"{name}: expected a list of integers, got {brief(value)}")
+    if min(value) < 1:
+        raise WireError(f"{name}: expected sizes of at least 1, got {value}")
+    return tuple(value)
+
+
+def read_names(value, name: str) -> tuple[str, ...] | None:
+    """A JSON list of names, or one text with commas; nothing given is None."""
+    if value is None or value == "":
+        return None
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise WireError(f"{name}: expected a list of names, got {brief(value)}")
+    return tuple(parts)
+
+
+# ------------------------------------------------------------------------------------- the Open Inference Protocol v2
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The one input that a model takes, -1 for a size that may vary, and the layers that it can answer with."""
+
+    model: str
+    input: str
+    shape: tuple[int, ...]
+    layers: frozenset[str]
+    defaults: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """An inference request whose every field has been checked; `binary` names the outputs that are wanted so."""
+
+    id: str | None
+    images: np.ndarray
+    outputs: tuple[str, ...]
+    binary: frozenset[str]
+    timeout_us: int | None
+
+
+def json_bytes(header: str | None, body_bytes: int) -> int:
+    """How much of a body is JSON: all of it without an Inference-Header-Content-Length."""
+    if header is None:
+        return body_bytes
+    if not re.fullmatch(r"[0-9]{1,19}", header) or not 0 < int(header) <= body_bytes:
+        raise WireError(f"inference header size should be in range (0, {body_bytes}), got: {brief(header)}")
+    return int(header)
+
+
+def read_infer(body, size: int, expected: Expected) -> InferRequest:
+    """An inference request: `size` bytes of JSON, followed by the tensors' bytes."""
+    body = memoryview(body)
+    document = read_json(body[:size], "inference request")
+    identity = document.get("id")
+    if identity is not None and not (isinstance(identity, str) and len(identity) <= 256):
+        raise WireError(f"id: expected a string of at most 256 characters, got {brief(identity)}")
+    try:
+        parameters = _object(document.get("parameters"), "parameters")
+        images = _input(document.get("inputs"), body[size:], expected)
+        outputs, binary = _outputs(document.get("outputs"), _flag(parameters, "binary_data_output", False), expected)
+        timeout = parameters.get("timeout")
+        if timeout is not None and (type(timeout) is not int or timeout < 0):
+            raise WireError(f"timeout: expected microseconds as an integer >= 0, got {brief(timeout)}")
+        return InferRequest(identity, images, outputs, binary, timeout or None)
+    except WireError as error:
+        raise (WireError(f"[request id: {identity}] {error}") if identity else error) from None
+
+
+def _object(value, name: str) -> dict:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise WireError(f"{name}: expected a JSON object, got {brief(value)}")
+    return value
+
+
+def _flag(parameters: dict, name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if type(value) is not bool:
+        raise WireError(f"{name}: expected true or false, got {brief(value)}")
+    return value
+
+
+def _input(inputs, binary: memoryview, expected: Expected) -> np.ndarray:
+    model, name = expected.model, expected.input
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        count = len(inputs) if isinstance(inputs, list) else brief(inputs)
+        raise WireError(f"expected 1 inputs but got {count} inputs for model '{model}'; its input is '{name}'")
+    tensor = inputs[0]
+    if tensor.get("name") != name:
+        came = brief(tensor.get("name"))
+        raise WireError(f"unexpected inference input {came} for model '{model}'; expected '{name}'")
+    if tensor.get("datatype") != "FP32":
+        raise WireError(
+            f"inference input '{name}' data-type is {brief(tensor.get('datatype'))}, but model '{model}' expects 'FP32'"
+        )
+    sizes = read_shape(tensor.get("shape"), f"shape of input '{name}'")
+    fits = len(sizes) == len(expected.shape)
+    if not fits or any(want not in (-1, got) for want, got in zip(expected.shape, sizes, strict=True)):
+        wanted, got = (str(list(s)).replace(" ", "") for s in (expected.shape, sizes))
+        raise WireError(f"unexpected shape for input '{name}' for model '{model}'. Expected {wanted}, got {got}")
+    parameters = _object(tensor.get("parameters"), f"parameters of input '{name}'")
+    if ("data" in tensor) == ("binary_data_size" in parameters):
+        both = "both are" if "data" in tensor else "neither is"
+        raise WireError(
+            f"Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters'. "
+            f"But {both} set for input '{name}'"
+        )
+    size = prod(sizes) * 4
+    given = parameters.get("binary_data_size", 0)
+    if type(given) is not int or given < 0 or given > len(binary) or ("data" not in tensor and given != size):
+        raise WireError(
+            f"unexpected size for input '{name}', expecting {size} bytes for model '{model}', got binary_data_size "
+            f"{brief(given)} and {len(binary)} bytes"
+        )
+    if len(binary) > given:
+        raise WireError(f"unexpected additional input data for model '{model}': {len(binary) - given} bytes")
+    return _array(binary, "<f4", sizes) if given else read_numbers(tensor["data"], f"input '{name}'", "float32", sizes)
+
+
+def _outputs(outputs, default: bool, expected: Expected) -> tuple[tuple[str, ...], frozenset[str]]:
+    if outputs is None or outputs == []:
+        return expected.defaults, frozenset(expected.defaults if default else ())
+    named = isinstance(outputs, list) and all(isinstance(o, dict) and isinstance(o.get("name"), str) for o in outputs)
+    if not named:
+        raise WireError(f"outputs: expected a list of objects with a name, got {brief(outputs)}")
+    wanted: dict[str, bool] = {}
+    for output in outputs:
+        name = output["name"]
+        if name in wanted:
+            raise WireError(f"output {brief(name)} already exists in request")
+        if name not in expected.layers:
+            raise WireError(
+                f"unexpected inference output {brief(name)} for model '{expected.model}'; expected one of its layers, "
+                f"which GET /v2/models/{expected.model} lists"
+            )
+        parameters = _object(output.get("parameters"), f"parameters of output {brief(name)}")
+        wanted[name] = _flag(parameters, "binary_data", default)
+    return tuple(wanted), frozenset(name for name, binary in wanted.items() if binary)
+
+
+def write_infer(document: dict, maps: dict[str, np.ndarray], binary: frozenset[str]) -> tuple[bytes, list[np.ndarray]]:
+    """The answer's JSON, and the tensors that follow it. Without binary outputs the JSON is the whole answer."""
+    outputs, tensors = [], []
+    for name, array in maps.items():
+        output = {"name": name, "datatype": "FP32", "shape": list(array.shape)}
+        if name in binary:
+            tensors.append(np.ascontiguousarray(array, "<f4"))
+            outputs.append({**output, "parameters": {"binary_data_size": tensors[-1].nbytes}})
+        else:
+            outputs.append({**output, "data": as_json(array, f"output '{name}'").ravel()})
+    header = write_json({**document, "outputs": outputs})
+    if tensors:
+        header += b" " * (-len(header) % HEADER_ALIGNMENT)
+    return header, tensors
+
+
+def pieces(parts: Iterable[bytes | np.ndarray]) -> Iterator[bytes]:
+    """An answer's parts in order as bytes of moderate size, so that no array is copied whole."""
+    for part in parts:
+        view = memoryview(part if isinstance(part, bytes) else part.reshape(-1).view(np.uint8))
+        for start in range(0, len(view), PIECE):
+            yield bytes(view[start : start + PIECE])
+
+
+def total_bytes(parts: Iterable[bytes | np.ndarray]) -> int:
+    return sum(len(part) if isinstance(part, bytes) else part.nbytes for part in parts)
