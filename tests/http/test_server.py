@@ -167,7 +167,10 @@ def test_clients_that_go_away_give_their_place_back(server, npy, rng):
 
 def test_requests_are_in_the_access_log(server):
     server.ask("/v2/models")
-    assert re.search(r'"GET /v2/models HTTP/1.1" 200', server.access_log.read_text())
+    end = time.monotonic() + 10  # the line is written once the answer has left
+    while not re.search(r'"GET /v2/models HTTP/1.1" 200', server.access_log.read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
