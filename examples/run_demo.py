@@ -29,7 +29,7 @@ import cconv
 from cconv import images
 
 ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / "out"
+OUT = Path(os.environ.get("OUT") or ROOT / "out")
 #: What is asked of the service, and by how many weights each output of a convolution is made, counted by hand: the bill
 #: is checked against these, and not only against the library's own formula.
 ASKED = {
@@ -190,7 +190,7 @@ def show(service: Service) -> None:
     model, layer = PICTURE
     query = urlencode({"model": model, "layers": layer, "format": "png"})
     (OUT / "maps.png").write_bytes(service.ask(f"/v1/features?{query}", data)[1])
-    print(f"\nthe maps of {model}, {layer}: {(OUT / 'maps.png').relative_to(ROOT)}", flush=True)
+    print(f"\nthe maps of {model}, {layer}: {OUT / 'maps.png'}", flush=True)
 
 
 def _interrupt(*_) -> None:
@@ -211,7 +211,7 @@ def main() -> int:
         service.wait_until_ready()
         show(service)
         if not once:
-            print(f"requests are logged in {(OUT / 'access.log').relative_to(ROOT)}; Ctrl-C stops the service")
+            print(f"requests are logged in {OUT / 'access.log'}; Ctrl-C stops the service")
             print(service.url, flush=True)
             service.wait()
     except KeyboardInterrupt:

@@ -37,12 +37,12 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
-def demo_servers() -> set[str]:
+def demo_servers(out: Path) -> set[str]:
     """The processes of services that run_demo.py started, told by where they write their log."""
     found = set()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if f"CCONV_ERROR_LOG={ROOT / 'out/server.log'}".encode() in (entry / "environ").read_bytes():
+            if f"CCONV_ERROR_LOG={out / 'server.log'}".encode() in (entry / "environ").read_bytes():
                 found.add(entry.name)
         except OSError:  # it has ended meanwhile
             continue
@@ -119,9 +119,8 @@ class TestPostFolder:
 class TestRunDemo:
     """The program behind `make run`."""
 
-    def test_once_shows_maps_and_bill_and_ends(self):
-        before = demo_servers()
-        done = run("run_demo.py", ONCE="1")
+    def test_once_shows_maps_and_bill_and_ends(self, tmp_path):
+        done = run("run_demo.py", ONCE="1", OUT=str(tmp_path))
         assert done.returncode == 0, done.stdout + done.stderr
         assert "wrong" not in done.stdout
         for name in ("level1.conv", "features.2"):
@@ -129,32 +128,31 @@ class TestRunDemo:
         total = cconv.load("vgg16").cost((1, 3, 512, 512), ["features.0", "features.2", "features.4"]).total
         assert f"{total.macs:,}" in done.stdout
         assert f"{total.flops:,}" in done.stdout
-        assert (ROOT / "out/maps.png").read_bytes().startswith(b"\x89PNG")
-        assert "POST /v1/features" in (ROOT / "out/access.log").read_text()
-        assert demo_servers() <= before
+        assert (tmp_path / "maps.png").read_bytes().startswith(b"\x89PNG")
+        assert "POST /v1/features" in (tmp_path / "access.log").read_text()
+        assert not demo_servers(tmp_path)
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_it_serves_until_it_is_interrupted_and_leaves_nothing_behind(self, number):
-        before = demo_servers()
+    def test_it_serves_until_it_is_interrupted_and_leaves_nothing_behind(self, number, tmp_path):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        with start("run_demo.py", PORT=str(port)) as process:
+        with start("run_demo.py", PORT=str(port), OUT=str(tmp_path)) as process:
             lines = []
             for line in process.stdout:
                 lines.append(line.strip())
                 if line.startswith("http://"):
                     break
             assert lines[-1] == f"http://127.0.0.1:{port}"
-            assert demo_servers() > before
-            taken = run("run_demo.py", PORT=str(port))
+            assert demo_servers(tmp_path)
+            taken = run("run_demo.py", PORT=str(port), OUT=str(tmp_path / "other"))
             assert taken.returncode == 1
             assert taken.stderr.strip() == f"port {port} is in use; choose another one: make run PORT={port + 1}"
             process.send_signal(number)
             out, err = process.communicate(timeout=30)
         assert process.returncode == 0
         assert "Traceback" not in out + err
-        assert demo_servers() <= before
+        assert not demo_servers(tmp_path)
 
     @pytest.mark.parametrize("port", ["http", "99999"])
     def test_a_port_that_cannot_be_is_said(self, port):
