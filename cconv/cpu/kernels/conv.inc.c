@@ -31,8 +31,10 @@ static void NAME(pack_rows)(const cconv_rows *rows, const void *source, void *ta
         const char *in = (const char *)source + row * rows->row_stride + (rows->left + first * step) * rows->column_stride;
         ptrdiff_t stride = step * rows->column_stride;
         for (long j = 0; j < first; j++) out[j] = 0;
-        if (stride == sizeof(T))
+        if (stride == (ptrdiff_t)sizeof(T))
             memcpy(out + first, in, (last - first) * sizeof(T));
+        else if (stride == 2 * (ptrdiff_t)sizeof(T)) /* a constant, so that it vectorises */
+            for (long j = first; j < last; j++) out[j] = ((const T *)in)[2 * (j - first)];
         else
             for (long j = first; j < last; j++, in += stride) out[j] = *(const T *)in;
         for (long j = last; j < rows->pitch; j++) out[j] = 0;
