@@ -3,6 +3,7 @@
 In: an array, or a twin's name.  Out: the module `cconv.cpu`, `cconv.gpu` or `cconv.reference`.
 """
 
+import functools
 import importlib
 import importlib.metadata
 from types import ModuleType
@@ -14,6 +15,7 @@ from .errors import ArgumentError, BackendUnavailable, DTypeError
 NAMES = ("cpu", "gpu", "reference")
 
 
+@functools.cache
 def get(name: str) -> ModuleType:
     """The twin of that name, imported on first use; BackendUnavailable where it cannot work."""
     if name not in NAMES:

@@ -18,6 +18,10 @@ from .weights import Weights
 PROGRAMS_PER_LAYER = 16
 
 
+#: Looked up on every call; dtype.name alone takes microseconds.
+_DTYPE_NAMES = {np.dtype(name): name for name in specs.ITEMSIZE}
+
+
 def _hashable(value):
     """An option as a cache key: lists become tuples, anything else unhashable is refused."""
     if isinstance(value, (list, tuple)):
@@ -34,11 +38,13 @@ def _checked(array, name: str, twin=None, dtype: str | None = None):
     owner, array = backend.of(array, name)
     if twin is not None and owner is not twin:
         raise DTypeError(f"{name}: expected an array on {twin.name} like x, got one on {owner.name}")
-    found = array.dtype.name if array.dtype.isnative else f"{array.dtype.str} (not in native byte order)"
-    try:
-        specs.checked_dtype(found)
-    except DTypeError as error:
-        raise DTypeError(f"{name}: {error}") from None
+    found = _DTYPE_NAMES.get(array.dtype)
+    if found is None:
+        try:
+            native = array.dtype.isnative
+            found = specs.checked_dtype(array.dtype.name if native else f"{array.dtype.str} (not in native byte order)")
+        except DTypeError as error:
+            raise DTypeError(f"{name}: {error}") from None
     if dtype is not None and found != dtype:
         raise DTypeError(f"{name}: expected {dtype}, the type of x, got {found}")
     return owner, array
@@ -46,7 +52,8 @@ def _checked(array, name: str, twin=None, dtype: str | None = None):
 
 def _images(x, name: str = "x"):
     """x as (N, C, H, W), and whether one image without N came in."""
-    shapes.shape(x.shape, name, (3, 4), "(N, C, H, W) or (C, H, W)")
+    if x.ndim not in (3, 4) or not all(x.shape):
+        shapes.shape(x.shape, name, (3, 4), "(N, C, H, W) or (C, H, W)")
     return (x[None], True) if x.ndim == 3 else (x, False)
 
 
