@@ -26,7 +26,7 @@ test-sanitizers: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
 
-## lint: style of Python, Cython and C
+## lint: style of Python
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@ in pyproject.toml.
 """
 
 import platform
+from pathlib import Path
 
 import numpy
 from Cython.Build import cythonize
@@ -21,9 +22,8 @@ if platform.machine() in ("x86_64", "AMD64"):
 #: Neither flag changes a result: nobody reads errno or the floating-point exception flags here.
 C_FLAGS = ["-std=gnu11", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
 OPENMP = ["-fopenmp"]
-HEADERS = [f"{KERNELS}/{name}" for name in (
-    "kernels.h", "kernels.inc", "simd.h", "isa.inc.c", "instance.inc.c", "conv.inc.c", "finish.inc.c", "pool.inc.c",
-)]  # fmt: skip
+#: Everything that the sources include.
+HEADERS = sorted(str(path) for pattern in ("*.h", "*.inc", "*.inc.c") for path in Path(KERNELS).glob(pattern))
 
 
 def library(name: str, source: str, flags: list[str]):

@@ -37,6 +37,8 @@ def available() -> dict[str, str]:
 
 def of(array, name: str = "x") -> tuple[ModuleType, object]:
     """The twin for an array and the array as that twin's own kind; other libraries' arrays come in by DLPack."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise DTypeError(f"{name}: expected an array without a mask, got a masked one; fill it first")
     if isinstance(array, np.ndarray):
         return get("cpu"), array
     if type(array).__module__.partition(".")[0] == "cupy":
@@ -44,7 +46,11 @@ def of(array, name: str = "x") -> tuple[ModuleType, object]:
     if hasattr(array, "__dlpack_device__"):
         kind = int(array.__dlpack_device__()[0])
         if kind == 1:  # kDLCPU
-            return get("cpu"), np.from_dlpack(array)
+            try:
+                return get("cpu"), np.from_dlpack(array)
+            except (BufferError, TypeError, RuntimeError) as error:
+                kind = type(array).__name__
+                raise DTypeError(f"{name}: expected an array that DLPack can share, got a {kind}: {error}") from None
         if kind in (2, 3, 13):  # kDLCUDA, kDLCUDAHost, kDLCUDAManaged
             twin = get("gpu")
             return twin, twin.asarray(array)

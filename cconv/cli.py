@@ -62,7 +62,17 @@ def positive(text: str) -> int:
 
 
 def names(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+    found = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected names separated by commas, got {text!r}")
+    return found
+
+
+def new_file(text: str) -> Path:
+    path = Path(text)
+    if not path.name or path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file's name, got {text!r}")
+    return path
 
 
 def rate(text: str) -> float:
@@ -262,6 +272,8 @@ def estimates(arguments) -> None:
     whole = work.total * arguments.samples
     result = {"workload": work.title, "samples": arguments.samples, **whole.as_dict(), "estimates": record}
     if arguments.measure:
+        if work.total.bytes > sys.maxsize:
+            raise ShapeError(f"--measure: expected arrays that fit in memory, got {work.total.bytes:,} bytes of them")
         each = measured_seconds(work.prepare())
         here = {"macs_per_s": work.total.macs / each, "flops_per_s": work.total.flops / each}
         result["measured"] = {**here, "seconds_each": each, "seconds": each * arguments.samples}
@@ -396,8 +408,8 @@ def parser() -> argparse.ArgumentParser:
     extracting.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a JPEG or PNG file")
     extracting.add_argument("--model", default="edges")
     extracting.add_argument("--layers", type=names, help="separated by commas; default: the model's outputs")
-    extracting.add_argument("--out", type=Path, metavar="maps.npz", help="an array per image and layer: image/layer")
-    extracting.add_argument("--png", type=Path, metavar="grid.png", help="a grid of the maps, per image and layer")
+    extracting.add_argument("--out", type=new_file, metavar="maps.npz", help="an array per image and layer: image/layer")
+    extracting.add_argument("--png", type=new_file, metavar="grid.png", help="a grid of the maps, per image and layer")
     return top
 
 
@@ -417,12 +429,15 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     except SystemExit as end:  # argparse: --help, or a word that it does not know
         return end.code if isinstance(end.code, int) else 2
-    except (CconvError, OSError, MemoryError) as error:
+    except (CconvError, OSError, MemoryError, OverflowError) as error:
         if isinstance(error, BrokenPipeError):
             # The reader is gone: give the interpreter's last flush somewhere to go.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
-        print(f"cconv: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        # Python's own text of these two may be empty, or does not say that it is about size.
+        size = {MemoryError: "not enough memory", OverflowError: "a number is too large"}.get(type(error))
+        text = ": ".join(filter(None, (size, " ".join(str(error).split())))) or type(error).__name__
+        print(f"cconv: error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("cconv: interrupted", file=sys.stderr)

@@ -5,7 +5,8 @@ computed.
 """
 
 from collections import OrderedDict
-from functools import lru_cache
+from functools import lru_cache, partial
+from math import prod
 
 import numpy as np
 
@@ -18,19 +19,39 @@ from .weights import Weights
 PROGRAMS_PER_LAYER = 16
 
 
+#: Elements of a result: beyond this NumPy cannot count its bytes.
+LARGEST_RESULT = 2**59
 #: Looked up on every call; dtype.name alone takes microseconds.
 _DTYPE_NAMES = {np.dtype(name): name for name in specs.ITEMSIZE}
 
 
-def _hashable(value):
-    """An option as a cache key: lists become tuples, anything else unhashable is refused."""
+def _hashable(value, name: str):
+    """An option as a cache key; what cannot be one is refused."""
     if isinstance(value, (list, tuple)):
-        return tuple(_hashable(v) for v in value)
+        return tuple(_hashable(v, name) for v in value)
     try:
         hash(value)
     except TypeError:
-        raise ArgumentError(f"expected an integer, a name or a tuple as an option, got {value!r}") from None
+        raise ArgumentError(f"{name}: expected a name or a tuple, got {value!r}") from None
     return value
+
+
+def _geometry(stride, padding, dilation, groups) -> tuple:
+    """The options that decide shapes, checked and in one form: 1, True and 1.0 are one key of a cache."""
+    if isinstance(padding, (list, tuple)):
+        padding = tuple(shapes.integer(v, "padding", 0) for v in padding)
+    elif not isinstance(padding, str):
+        padding = shapes.integer(padding, "padding", 0)
+    return (
+        shapes.pair(stride, "stride", 1), padding, shapes.pair(dilation, "dilation", 1),
+        shapes.integer(groups, "groups", 1),
+    )  # fmt: skip
+
+
+def _flag(value, name: str) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise ArgumentError(f"{name}: expected True or False, got {type(value).__name__}")
+    return bool(value)
 
 
 def _checked(array, name: str, twin=None, dtype: str | None = None):
@@ -68,6 +89,8 @@ def _bias(bias, weight_shape: tuple[int, ...]):
 
 
 def _overlap(a, b) -> bool:
+    if not isinstance(a, np.ndarray):
+        return False  # refused by _check_out
     try:
         return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=10_000)
     except np.exceptions.TooHardError:
@@ -89,7 +112,7 @@ def _check_out(out, shape: tuple[int, ...], dtype: str, apart: dict[str, object]
             raise ArgumentError(f"out: expected memory apart from {name}'s, got an overlapping array")
 
 
-@lru_cache(maxsize=1024, typed=True)
+@lru_cache(maxsize=1024)
 def _conv_spec(
     image, weight, stride, padding, dilation, groups, bias, residual, activation, dtype, precision, algorithm
 ):
@@ -103,6 +126,8 @@ def _run(spec: Spec, program, x, one_image: bool, residual=None, out=None, apart
     """Check the residual and `out`, then run `program()` on x: images (N, C, H, W) already checked."""
     shape = (len(x), *spec.output)
     visible = shape[1:] if one_image else shape
+    if prod(shape) > LARGEST_RESULT:
+        raise ShapeError(f"x: expected a result of at most {LARGEST_RESULT} elements, got shape {shape}")
     inputs = [x]
     if residual is not None:
         if residual.shape != visible:
@@ -158,13 +183,23 @@ class Conv2d:
         for array in (self.weight, *(() if bias is None else (bias,))):
             array.flags.writeable = False
         self._weights = Weights(lambda _: (self.weight, self.bias))
-        groups = shapes.integer(groups, "groups", 1)
-        self._options = (*map(_hashable, (stride, padding, dilation)), groups, bias is not None)
-        self._more = (_hashable(activation), dtype, *map(_hashable, (precision, algorithm)))
+        geometry = _geometry(stride, padding, dilation, groups)
+        self._options = (*geometry, bias is not None)
+        self._more = (
+            _hashable(activation, "activation"), dtype, _hashable(precision, "precision"),
+            _hashable(algorithm, "algorithm"),
+        )  # fmt: skip
         self._programs: OrderedDict[ConvSpec, object] = OrderedDict()
         # An image of the kernel's own reach fits every valid layer: planning for it checks the options now.
-        reach = (d * (k - 1) + 1 for d, k in zip(shapes.pair(dilation, "dilation", 1), weight.shape[2:], strict=True))
+        *_, dilations, groups = geometry
+        reach = (d * (k - 1) + 1 for d, k in zip(dilations, weight.shape[2:], strict=True))
         plan.single(self._spec((weight.shape[1] * groups, *reach), False), self._twin.machine())
+
+    def __reduce__(self):
+        *geometry, _ = self._options
+        activation, _, precision, algorithm = self._more
+        options = {"activation": activation, "precision": precision, "algorithm": algorithm}
+        return partial(Conv2d, **options), (self.weight, self.bias, *geometry)
 
     def _spec(self, image, residual: bool) -> ConvSpec:
         return _conv_spec(image, self.weight.shape, *self._options, residual, *self._more)
@@ -263,10 +298,12 @@ def conv2d(
         residual = _checked(residual, "residual", twin, dtype)[1]
     images, one_image = _images(x)
     spec = _conv_spec(
-        images.shape[1:], weight.shape, *map(_hashable, (stride, padding, dilation)),
-        shapes.integer(groups, "groups", 1), bias is not None, residual is not None, _hashable(activation), dtype,
-        *map(_hashable, (precision, algorithm)),
+        images.shape[1:], weight.shape, *_geometry(stride, padding, dilation, groups), bias is not None,
+        residual is not None, _hashable(activation, "activation"), dtype, _hashable(precision, "precision"),
+        _hashable(algorithm, "algorithm"),
     )  # fmt: skip
+    if out is not None and bias is not None and _overlap(out, bias):
+        bias = bias.copy()
     return _run(
         spec, lambda: twin.build(plan.single(spec, twin.machine()), Weights(lambda _: (weight, bias))), images,
         one_image, residual, out, {"x": x, "weight": weight},
@@ -284,9 +321,10 @@ def conv2d_cost(
     1024000000
     """
     *n, c, h, w = shapes.shape(x_shape, "x_shape", (3, 4), "(N, C, H, W) or (C, H, W)")
+    strides, pads, dilations, groups = _geometry(stride, padding, dilation, groups)
     spec = specs.conv(
-        (c, h, w), w_shape, stride=_hashable(stride), padding=_hashable(padding), dilation=_hashable(dilation),
-        groups=groups, bias=bias, residual=residual, activation=_hashable(activation),
+        (c, h, w), w_shape, stride=strides, padding=pads, dilation=dilations, groups=groups, bias=_flag(bias, "bias"),
+        residual=_flag(residual, "residual"), activation=_hashable(activation, "activation"),
     )  # fmt: skip
     return cost.of(spec, n[0] if n else 1)
 
@@ -351,4 +389,6 @@ def activate(x, activation):
     >>> activate(np.array([[[-1.0, 2.0]]]), "relu")
     array([[[0., 2.]]])
     """
-    return _simple(x, lambda image, dtype: specs.pointwise(image, activation=_hashable(activation), dtype=dtype))
+    return _simple(
+        x, lambda image, dtype: specs.pointwise(image, activation=_hashable(activation, "activation"), dtype=dtype)
+    )

@@ -62,9 +62,9 @@ def conv(x_nchw, weight_kcrs, bias_k, residual_nkpq, spec: ConvSpec) -> np.ndarr
         channels, maps = slice(g * depth, (g + 1) * depth), slice(g * outputs, (g + 1) * outputs)
         for r in range(spec.R):
             for s in range(spec.S):
-                top, left = r * spec.dilation[0], s * spec.dilation[1]
-                rows = slice(top, top + (spec.P - 1) * spec.stride[0] + 1, spec.stride[0])
-                columns = slice(left, left + (spec.Q - 1) * spec.stride[1] + 1, spec.stride[1])
+                row, column = r * spec.dilation[0], s * spec.dilation[1]
+                rows = slice(row, row + (spec.P - 1) * spec.stride[0] + 1, spec.stride[0])
+                columns = slice(column, column + (spec.Q - 1) * spec.stride[1] + 1, spec.stride[1])
                 pixels = padded[:, channels, rows, columns].reshape(n, depth, -1)
                 y_nkpq[:, maps] += (weight[maps, :, r, s] @ pixels).reshape(n, outputs, spec.P, spec.Q)
     if bias_k is not None:

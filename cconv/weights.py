@@ -4,8 +4,25 @@ In: a function name -> (weight (K, C/G, R, S), bias (K,) or None).  Out: forms d
 The arrays themselves are not kept: a big network's weights are in memory once, packed.
 """
 
+import os
 import threading
 from collections.abc import Callable, Hashable
+
+
+class ProcessLock:
+    """A lock of this process: a forked child begins with one of its own, whoever held its parent's."""
+
+    def __init__(self):
+        self._locks: dict[int, threading.RLock] = {}
+
+    def _lock(self) -> threading.RLock:
+        return self._locks.setdefault(os.getpid(), threading.RLock())
+
+    def __enter__(self):
+        self._lock().acquire()
+
+    def __exit__(self, *_):
+        self._lock().release()
 
 
 class Weights:
@@ -14,7 +31,7 @@ class Weights:
     def __init__(self, source: Callable[[str], tuple]):
         self._source = source
         self._derived: dict[Hashable, tuple] = {}
-        self._lock = threading.RLock()
+        self._lock = ProcessLock()
 
     def derived(self, name: str, form: Hashable, make: Callable[[tuple], tuple]) -> tuple:
         """`make((weight, bias))`, called once per name and form however many programs and threads ask."""

@@ -13,6 +13,8 @@ flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-fr
 CFLAGS="$flags" LDFLAGS="$flags" "$python" -m pip install --disable-pip-version-check -q --no-deps \
     --target "$work/site" "$work"/*.tar.gz
 
+nm -D "$work"/site/cconv/cpu/_core*.so | grep -q __asan_ || { echo "the build is not instrumented" >&2; exit 1; }
+
 echo "== tests"
 mkdir "$work/empty"
 cd "$work/empty"

@@ -23,9 +23,9 @@ cdef struct Conv:
     long N, C, H, W, K, R, S, P, Q, groups, group_channels, group_outputs, depth
     long stride_h, stride_w, top, left, dilation_h, dilation_w
     long tile_p, tile_q, tile_rows, pitch, plane, parts, chains
-    long row_phases, column_phases
-    const int32_t *row_phase
-    const int32_t *column_phase
+    long row_blocks, column_blocks
+    const int32_t *row_start
+    const int32_t *column_start
     const int32_t *offset
     # Work: tiles down and across an image, panels of a group.
     long tiles_p, tiles_q, panels
@@ -54,7 +54,7 @@ cdef void finish_run(const Conv *job, long n, long k, long pixel, long count, co
 
 
 cdef void pack_tile(const Conv *job, long n, long group, long p, long q, long tile_p, char *tile) noexcept nogil:
-    """The input that outputs (p, q) .. need, of every channel of a group, sorted by phase, zeros outside the image."""
+    """The input that outputs (p, q) .. need, of every channel of a group, sorted into blocks, zeros outside the image."""
     cdef cconv_rows rows
     cdef long c, a, b
     cdef const char *channel
@@ -68,13 +68,13 @@ cdef void pack_tile(const Conv *job, long n, long group, long p, long q, long ti
     rows.column_stride = job.x_w
     for c in range(job.group_channels):
         channel = job.x + n * job.x_n + (group * job.group_channels + c) * job.x_c
-        for a in range(job.row_phases):
-            rows.top = p * job.stride_h - job.top + job.row_phase[a]
-            for b in range(job.column_phases):
-                rows.left = q * job.stride_w - job.left + job.column_phase[b]
+        for a in range(job.row_blocks):
+            rows.top = p * job.stride_h - job.top + job.row_start[a]
+            for b in range(job.column_blocks):
+                rows.left = q * job.stride_w - job.left + job.column_start[b]
                 job.kernels.pack_rows(
                     &rows, channel,
-                    tile + (c * job.plane + (a * job.column_phases + b) * job.tile_rows * job.pitch) * job.itemsize)
+                    tile + (c * job.plane + (a * job.column_blocks + b) * job.tile_rows * job.pitch) * job.itemsize)
 
 
 cdef void pack_images(const Conv *job, long first, long images, long group, char *tile) noexcept nogil:
@@ -224,11 +224,11 @@ cdef class Convolution:
         job.top, job.left = spec.padding[:2]
         job.dilation_h, job.dilation_w = spec.dilation
         job.tile_p, job.tile_q, job.tile_rows, job.pitch = (
-            tiling.tile_p, tiling.tile_q, tiling.tile_rows, tiling.pitch)
+            tiling.tile_p, tiling.tile_q, tiling.rows.extent, tiling.pitch)
         job.plane, job.parts, job.chains = tiling.plane, tiling.channel_parts, tiling.chains
-        job.row_phases, job.column_phases = len(tiling.row_phases), len(tiling.column_phases)
-        job.row_phase = int_table(self.owners, tiling.row_phases)
-        job.column_phase = int_table(self.owners, tiling.column_phases)
+        job.row_blocks, job.column_blocks = len(tiling.rows.starts), len(tiling.columns.starts)
+        job.row_start = int_table(self.owners, tiling.rows.starts)
+        job.column_start = int_table(self.owners, tiling.columns.starts)
         job.offset = int_table(self.owners, self._offsets(spec, tiling))
         job.tiles_p = ceil_div(job.P, job.tile_p)
         job.tiles_q = ceil_div(job.Q, job.tile_q)
@@ -246,16 +246,9 @@ cdef class Convolution:
         """Where product k = (c, r, s) of a pixel lies in the tile, relative to the pixel."""
         if tiling.across_images:
             return range(0, spec.depth * tiling.pitch, tiling.pitch)
-        row_block = tiling.tile_rows * tiling.pitch
-        rows = [
-            tiling.row_phases.index(at % spec.stride[0]) * len(tiling.column_phases) * row_block
-            + at // spec.stride[0] * tiling.pitch
-            for at in range(0, spec.R * spec.dilation[0], spec.dilation[0])
-        ]
-        columns = [
-            tiling.column_phases.index(at % spec.stride[1]) * row_block + at // spec.stride[1]
-            for at in range(0, spec.S * spec.dilation[1], spec.dilation[1])
-        ]
+        area = tiling.rows.extent * tiling.pitch
+        rows = [b * len(tiling.columns.starts) * area + place * tiling.pitch for b, place in tiling.rows.taps]
+        columns = [b * area + place for b, place in tiling.columns.taps]
         window = [r + s for r in rows for s in columns]
         return [c * tiling.plane + w for c in range(spec.C // spec.groups) for w in window]
 

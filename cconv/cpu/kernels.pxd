@@ -1,4 +1,4 @@
-# Kernels: Cython's view of kernels/kernels.h. Keep it in the order of kernels/kernels.inc.
+# Kernels: Cython's view of kernels/kernels.h. The C compiler checks every use of it against that header.
 
 from libc.stdint cimport int32_t
 

@@ -16,13 +16,18 @@ from ._conv import Convolution
 from ._core import Buffer
 from ._maps import Pointwise, Pooling
 
+#: Bytes of scratch that a thread keeps between runs.
+SCRATCH_KEPT = 64 << 20
+
 
 class _Scratch(threading.local):
-    """Scratch of the calling thread, kept for its next run and grown when that needs more."""
+    """Scratch of the calling thread, kept for its next run, and grown when that needs more and not too much."""
 
     buffer = Buffer(0)
 
     def of(self, nbytes: int) -> Buffer:
+        if nbytes > SCRATCH_KEPT:
+            return Buffer(nbytes)
         if self.buffer.nbytes < nbytes:
             self.buffer = Buffer(nbytes)
         return self.buffer

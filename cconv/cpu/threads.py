@@ -6,6 +6,7 @@ One run at a time uses the OpenMP team; a run that finds it busy goes on alone, 
 after the team was started runs on one thread: libgomp's team does not survive a fork and would hang.
 """
 
+import operator
 import os
 import threading
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from ..errors import ArgumentError
 
 #: Below so many multiplications and additions waking a second thread costs more than it saves.
 SERIAL_FLOPS = 1_500_000
+#: Where libgomp cannot start a thread it ends the process, so nobody may ask for any number.
+MOST_THREADS = 1024
 
 _gate = threading.Lock()
 _chosen: int | None = None
@@ -45,14 +48,22 @@ def _quota(root: Path = Path("/sys/fs/cgroup")) -> float:
     return float("inf") if quota in ("max", "-1") else int(quota) / int(period)
 
 
+def _checked(count, name: str) -> int:
+    try:
+        number = 0 if isinstance(count, bool) else operator.index(count)
+    except TypeError:
+        number = 0
+    if not 1 <= number <= MOST_THREADS:
+        raise ArgumentError(f"{name}: expected an integer from 1 to {MOST_THREADS}, got {count!r}")
+    return number
+
+
 @lru_cache(maxsize=1)
 def default() -> int:
     """CCONV_NUM_THREADS, else the CPUs that affinity and cgroup leave to this process."""
     asked = os.environ.get("CCONV_NUM_THREADS")
     if asked is not None:
-        if not asked.isdecimal() or int(asked) < 1:
-            raise ArgumentError(f"CCONV_NUM_THREADS: expected an integer >= 1, got {asked!r}")
-        return int(asked)
+        return _checked(int(asked) if asked.isdecimal() and len(asked) < 10 else asked, "CCONV_NUM_THREADS")
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min(affinity, _quota())))
 
@@ -65,9 +76,7 @@ def get_num_threads() -> int:
 def set_num_threads(count: int | None) -> None:
     """Threads that one call may use from now on; None goes back to the default. Results do not depend on it."""
     global _chosen
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise ArgumentError(f"set_num_threads: expected an integer >= 1 or None, got {count!r}")
-    _chosen = count
+    _chosen = None if count is None else _checked(count, "set_num_threads")
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from ..planning import Cost, specs
 
 #: The name under which a graph's nodes refer to the image.
 INPUT = "input"
+#: Characters of an unknown name that are compared and shown: it may come from anywhere and have any length.
+SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,12 @@ class Graph:
     def checked(self, layers: Iterable[str]) -> tuple[str, ...]:
         """The names of layers, each once; a ModelError that lists the closest names for one that is unknown."""
         if isinstance(layers, str):
-            raise ModelError(f"layers: expected a list of layer names, got the string {layers!r}")
+            raise ModelError(f"layers: expected a list of layer names, got the string {layers[:SHOWN]!r}")
+        if not isinstance(layers, Iterable):
+            raise ModelError(f"layers: expected a list of layer names, got {type(layers).__name__}")
+        layers = tuple(layers)
+        if odd := next((type(name).__name__ for name in layers if not isinstance(name, str)), None):
+            raise ModelError(f"layers: expected layer names that are strings, got {odd}")
         names = [node.name for node in self.nodes]
         known = set(names)
         asked = tuple(dict.fromkeys(layers))
@@ -71,9 +78,9 @@ class Graph:
             raise ModelError(f"layers: expected at least one layer of {self.name}, got none")
         for name in asked:
             if name not in known:
-                close = difflib.get_close_matches(str(name), names, n=5, cutoff=0.3) or names[:5]
+                close = difflib.get_close_matches(name[:SHOWN], names, n=5, cutoff=0.3) or names[:5]
                 raise ModelError(
-                    f"layers: expected names of {self.name}'s {len(names)} layers, got {name!r}; "
+                    f"layers: expected names of {self.name}'s {len(names)} layers, got {name[:SHOWN]!r}; "
                     f"the closest are {', '.join(close)}"
                 )
         return asked

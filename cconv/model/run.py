@@ -4,18 +4,18 @@ In: a built-in's name, or a graph and a source of parameters; images.  Out: maps
 """
 
 import os
-import threading
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 
 from .. import backend
-from ..errors import DTypeError, ModelError, ShapeError
+from ..errors import ArgumentError, DTypeError, ModelError, ShapeError
 from ..planning import ConvSpec, Machine, Plan, PoolSpec, plan, shapes, specs
-from ..weights import Weights
+from ..weights import ProcessLock, Weights
 from . import builtin, passes
-from .graph import Graph, Layer, ModelCost, Node
+from .graph import SHOWN, Graph, Layer, ModelCost, Node
 from .layers import OPERATORS, Inferred, check, infer
 
 DTYPE = "float32"
@@ -37,7 +37,7 @@ class Programs:
         self.limit = limit
         self.nbytes = 0
         self._held: OrderedDict[tuple, tuple[object, int]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -62,8 +62,17 @@ class Programs:
             self._shrink()
 
     def _shrink(self) -> None:
-        while self.nbytes > self.limit:
+        # A child forked while another thread was in here has its count a program off, so emptiness is asked too.
+        while self._held and self.nbytes > self.limit:
             self.nbytes -= self._held.popitem(last=False)[1][1]
+
+
+def _whole(value, name: str) -> int:
+    """An option that is no size: an integer >= 0."""
+    try:
+        return shapes.integer(value, name, 0, sys.maxsize)
+    except ShapeError as error:
+        raise ArgumentError(str(error)) from None
 
 
 def program_bytes(planned: Plan) -> int:
@@ -107,10 +116,18 @@ class Model:
         self._graph = graph
         self._recipes: dict[str, passes.Recipe] = {}
         self.weights = Weights(lambda key: passes.arrays(self._recipes[key], parameters))
-        self._programs = Programs(shapes.integer(program_limit, "program_limit", 0))
+        self._programs = Programs(_whole(program_limit, "program_limit"))
+        #: What makes this model again where it is unpickled; known to `load`.
+        self._again: partial | None = None
         # Caches of this model's own, so that they go when it goes.
         self._infer = lru_cache(maxsize=PLANS_KEPT)(self._infer)
         self._plan = lru_cache(maxsize=PLANS_KEPT)(self._plan)
+
+    def __reduce__(self):
+        """A model of `load` is pickled and copied as its name and seed: its weights are drawn again."""
+        if self._again is None:
+            raise ModelError(f"{self.name}: expected a model made by load to pickle or copy, got one made of a graph")
+        return partial(self._again, program_limit=self.program_limit), ()
 
     def __repr__(self) -> str:
         return f"<Model {self.name}: {len(self._graph.nodes)} layers>"
@@ -138,7 +155,7 @@ class Model:
 
     @program_limit.setter
     def program_limit(self, limit: int) -> None:
-        self._programs.resize(shapes.integer(limit, "program_limit", 0))
+        self._programs.resize(_whole(limit, "program_limit"))
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -272,13 +289,18 @@ def load(name: str | os.PathLike, *, seed: int = 0, program_limit: int = PROGRAM
     ------
     ModelError
         For an unknown name; the text lists the known ones.
+    ArgumentError
+        For a seed or a limit that is no integer >= 0.
 
     Examples
     --------
     >>> load("edges").input_shape
     (3, 224, 224)
     """
-    if str(name) not in builtin.model_names():
-        raise ModelError(f"model: expected one of {', '.join(builtin.model_names())}, got {str(name)!r}")
-    graph, parameters = builtin.make(str(name), shapes.integer(seed, "seed", 0))
-    return Model(graph, parameters, program_limit=program_limit)
+    name = str(name)
+    if name not in builtin.model_names():
+        raise ModelError(f"model: expected one of {', '.join(builtin.model_names())}, got {name[:SHOWN]!r}")
+    seed = _whole(seed, "seed")
+    model = Model(*builtin.make(name, seed), program_limit=program_limit)
+    model._again = partial(load, name, seed=seed)
+    return model

@@ -1,11 +1,13 @@
 """Algorithm: how a convolution is cut into tiles for one machine. Pure arithmetic, no arrays.
 
-In: a ConvSpec and a Machine.  Out: a Tiling, which cpu/_core.pyx executes.
+In: a ConvSpec and a Machine.  Out: a Tiling, which cpu/_conv.pyx executes.
 
-Two micro-kernels share one tile of input. The tile is planar and padded with zeros; with a stride its rows and columns
-are sorted by phase (index modulo stride), so that neighbouring outputs read neighbouring inputs whatever the stride:
+Two micro-kernels share one tile of input. The tile is planar and padded with zeros; its rows and columns are sorted so
+that neighbouring outputs read neighbouring inputs whatever the stride. Where windows overlap, by phase (index modulo
+stride); where they do not, as with a large dilation, by tap, and only what a tap touches is in the tile:
 
-    stride 2, columns of the image   0 1 2 3 4 5 6    ->   phase 0: 0 2 4 6    phase 1: 1 3 5
+    stride 2, 3 taps, columns of the image   0 1 2 3 4 5 6    ->   phase 0: 0 2 4 6    phase 1: 1 3 5
+    stride 1, 2 taps, dilation 9             0 1 2 ...        ->   tap 0: 0 1 2 3      tap 1: 9 10 11 12
 
 lanes = "channels": a vector holds output channels, `mr` pixels by `nr` channels in registers, inputs broadcast.
 lanes = "pixels":   a vector holds output pixels, weights broadcast; for groups with few output channels (depthwise).
@@ -13,6 +15,7 @@ lanes = "pixels":   a vector holds output pixels, weights broadcast; for groups 
 
 from dataclasses import dataclass
 from math import isqrt
+from typing import NamedTuple
 
 from ..errors import ArgumentError
 from .shapes import Pair
@@ -25,6 +28,8 @@ ALGORITHMS = ("auto", "direct")
 CHAIN = 96
 #: How much of the second-level cache a tile of input may take.
 TILE_SHARE = 0.4
+#: Bytes that a tile of input may take beyond which it shrinks whatever that costs: bounds the scratch of odd layers.
+TILE_LIMIT = 64 << 20
 #: Output pixels of a tile: enough to reuse a weight panel from L1/L2, few enough that the sums stay there.
 TILE_PIXELS = 256
 
@@ -42,6 +47,21 @@ class Machine:
     l2_bytes: int
 
 
+class Axis(NamedTuple):
+    """The rows (or columns) of a tile of input: blocks of neighbouring outputs' inputs."""
+
+    #: First input of every block, relative to that of the tile's first output.
+    starts: tuple[int, ...]
+    #: Tap -> (block, place in it) of the first output's input.
+    taps: tuple[tuple[int, int], ...]
+    #: Elements of a block.
+    extent: int
+
+    @property
+    def size(self) -> int:
+        return len(self.starts) * self.extent
+
+
 @dataclass(frozen=True, slots=True)
 class Tiling:
     """How one convolution runs on one machine."""
@@ -57,25 +77,34 @@ class Tiling:
     #: Parts into which the output channels (lanes="channels") or groups (lanes="pixels") are split for the threads.
     channel_parts: int
     chains: int
-    row_phases: tuple[int, ...]
-    column_phases: tuple[int, ...]
-    tile_rows: int
-    pitch: int
+    rows: Axis
+    columns: Axis
     #: Multiplications and additions that the kernels issue for one image, lanes of padding included.
     executed_flops: int
 
     @property
     def plane(self) -> int:
         """Elements of one channel of an input tile."""
-        return len(self.row_phases) * len(self.column_phases) * self.tile_rows * self.pitch
+        return self.rows.size * self.columns.size
+
+    @property
+    def pitch(self) -> int:
+        """Elements from a pixel to the one below."""
+        return self.columns.extent
 
 
 def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _phases(kernel: int, stride: int, dilation: int) -> tuple[int, ...]:
-    return tuple(sorted({k * dilation % stride for k in range(kernel)}))
+def _axis(kernel: int, stride: int, dilation: int, outputs: int) -> Axis:
+    """By phase or by tap, whichever is smaller."""
+    at = [k * dilation for k in range(kernel)]
+    phases = tuple(sorted({a % stride for a in at}))
+    extent = outputs + at[-1] // stride
+    if len(phases) * extent <= kernel * outputs:
+        return Axis(phases, tuple((phases.index(a % stride), a // stride) for a in at), extent)
+    return Axis(tuple(at), tuple((k, 0) for k in range(kernel)), outputs)
 
 
 def _chains(depth: int) -> int:
@@ -83,14 +112,29 @@ def _chains(depth: int) -> int:
     return _ceil_div(depth, max(CHAIN, isqrt(depth)))
 
 
-def _tile(spec: ConvSpec, machine: Machine, height: int, width: int, plane_bytes) -> Pair:
-    """Output rows and columns of a tile: about TILE_PIXELS pixels, whose input planes fit the cache share."""
-    budget = int(machine.l2_bytes * TILE_SHARE) // (spec.C // spec.groups)
+def _axes(spec: ConvSpec, tile_p: int, tile_q: int) -> tuple[Axis, Axis]:
+    return (
+        _axis(spec.R, spec.stride[0], spec.dilation[0], tile_p),
+        _axis(spec.S, spec.stride[1], spec.dilation[1], tile_q),
+    )
+
+
+def _tile(spec: ConvSpec, machine: Machine, height: int, width: int) -> Pair:
+    """Output rows and columns of a tile: about TILE_PIXELS pixels, whose input fits its share of the cache."""
+    channel_bytes = spec.C // spec.groups * ITEMSIZE[spec.dtype]
+
+    def tile_bytes(p: int, q: int) -> int:
+        rows, columns = _axes(spec, p, q)
+        return channel_bytes * rows.size * columns.size
+
+    budget = int(machine.l2_bytes * TILE_SHARE)
     tile_q = _ceil_div(width, _ceil_div(width, TILE_PIXELS))
     tile_p = min(height, max(1, TILE_PIXELS // tile_q))
-    while tile_p > 1 and plane_bytes(tile_p, tile_q) > budget:
+    while tile_p > 1 and tile_bytes(tile_p, tile_q) > budget:
         tile_p -= 1
-    while tile_q > 2 * machine.tile_rows and plane_bytes(tile_p, tile_q) > budget:
+    while tile_q > 2 * machine.tile_rows and tile_bytes(tile_p, tile_q) > budget:
+        tile_q = _ceil_div(tile_q, 2)
+    while tile_q > 1 and tile_bytes(tile_p, tile_q) > TILE_LIMIT:
         tile_q = _ceil_div(tile_q, 2)
     return _ceil_div(height, _ceil_div(height, tile_p)), tile_q
 
@@ -106,30 +150,23 @@ def choose(spec: ConvSpec, machine: Machine) -> Tiling:
     lanes = "pixels" if outputs < vector // 2 and not across_images else "channels"
     flat = (spec.R, spec.S, *spec.stride, *spec.padding) == (1, 1, 1, 1, 0, 0, 0, 0) and not across_images
     height, width = (1, spec.P * spec.Q) if flat else (spec.P, spec.Q)
-    row_phases = _phases(spec.R, spec.stride[0], spec.dilation[0])
-    column_phases = _phases(spec.S, spec.stride[1], spec.dilation[1])
-    row_reach = (spec.R - 1) * spec.dilation[0] // spec.stride[0]
-    column_reach = (spec.S - 1) * spec.dilation[1] // spec.stride[1]
-
-    def plane_bytes(p: int, q: int) -> int:
-        return len(row_phases) * len(column_phases) * (p + row_reach) * (q + column_reach) * itemsize
-
     if across_images:
-        tile_p, tile_q, column_reach = 1, machine.tile_rows, 0
+        tile_p, tile_q = 1, max(1, min(machine.tile_rows, TILE_LIMIT // (spec.depth * itemsize)))
+        rows, columns = Axis((0,), ((0, 0),), 1), Axis((0,), ((0, 0),), tile_q)
     else:
-        tile_p, tile_q = _tile(spec, machine, height, width, plane_bytes)
+        tile_p, tile_q = _tile(spec, machine, height, width)
+        rows, columns = _axes(spec, tile_p, tile_q)
     spatial = _ceil_div(height, tile_p) * _ceil_div(width, tile_q)
     # Several tasks for every thread of a single image, at the price of packing a tile once per part.
     wanted = 1 if machine.threads == 1 else _ceil_div(4 * machine.threads, spatial)
     panels = 1 if lanes == "pixels" else _ceil_div(outputs, vector * machine.tile_vectors)
     channel_parts = min(spec.groups if spec.groups > 1 else panels, wanted)
 
-    pitch = tile_q + column_reach
     if lanes == "channels":
         products = height * width * spec.groups * _ceil_div(outputs, vector) * vector
     else:
-        products = spatial * spec.K * _ceil_div((tile_p - 1) * pitch + tile_q, vector) * vector
+        products = spatial * spec.K * _ceil_div((tile_p - 1) * columns.extent + tile_q, vector) * vector
     return Tiling(
         "direct", lanes, flat, across_images, tile_p, tile_q, channel_parts, _chains(spec.depth),
-        row_phases, column_phases, tile_p + row_reach, pitch, 2 * products * spec.depth,
+        rows, columns, 2 * products * spec.depth,
     )  # fmt: skip

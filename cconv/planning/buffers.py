@@ -6,7 +6,7 @@ Unit: elements per image; at run time both are multiplied by the number of image
 
 from typing import NamedTuple
 
-#: Offsets are multiples of this many elements, so that every map begins on a cache line of its own.
+#: Offsets are multiples of this many elements, so that no two maps share a cache line.
 ALIGNMENT = 64
 
 

@@ -7,6 +7,7 @@ Counted on the graph as given, before folding, fusion or padding to blocks; padd
 
 from dataclasses import dataclass
 from math import prod
+from numbers import Real
 
 from ..errors import ArgumentError
 from .shapes import integer
@@ -121,6 +122,6 @@ def estimate(
     if (macs_per_s is None) == (flops_per_s is None):
         raise ArgumentError("estimate: expected exactly one of macs_per_s and flops_per_s")
     unit, rate = (cost.macs, macs_per_s) if flops_per_s is None else (cost.flops, flops_per_s)
-    if not rate > 0:
+    if isinstance(rate, bool) or not isinstance(rate, Real) or not rate > 0:
         raise ArgumentError(f"estimate: expected a rate above 0, got {rate!r}")
-    return unit * integer(samples, "samples", 0) / rate
+    return unit * integer(samples, "samples", 0, 2**63) / rate

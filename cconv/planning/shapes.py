@@ -9,6 +9,10 @@ from typing import NamedTuple
 from ..errors import ArgumentError, ShapeError
 
 Pair = tuple[int, int]
+#: Strides, dilations, padding and padded images end here, so that the kernels' 32-bit tables hold them.
+LARGEST = 2**31 - 1
+#: Rows or columns of pooling windows: each is an entry of a table.
+MOST_WINDOWS = 1 << 20
 #: (top, left, bottom, right): ONNX's order for a 2-D image.
 Padding = tuple[int, int, int, int]
 
@@ -23,16 +27,17 @@ class Window(NamedTuple):
     step: int
 
 
-def integer(value, name: str, minimum: int) -> int:
-    """`value` as an int of at least `minimum`; a bool or a float is a ShapeError."""
+def integer(value, name: str, minimum: int, maximum: int = LARGEST) -> int:
+    """`value` as an int from `minimum` to `maximum`; a bool or a float is a ShapeError."""
     try:
         number = operator.index(value)
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
         raise ShapeError(f"{name}: expected an integer >= {minimum}, got {value!r}")
-    if number < minimum:
-        raise ShapeError(f"{name}: expected an integer >= {minimum}, got {number}")
+    if not minimum <= number <= maximum:
+        bound = f">= {minimum}" if number < minimum else f"<= {maximum}"
+        raise ShapeError(f"{name}: expected an integer {bound}, got {number if abs(number) < 10**40 else 'a huge one'}")
     return number
 
 
@@ -55,7 +60,7 @@ def shape(value, name: str, rank: int | tuple[int, ...], axes: str) -> tuple[int
         raise ShapeError(f"{name}: expected a shape {axes}, got {value!r}") from None
     if len(sizes) not in ranks:
         raise ShapeError(f"{name}: expected {' or '.join(map(str, ranks))} axes {axes}, got shape {sizes}")
-    return tuple(integer(size, f"{name} {sizes}: every size", 1) for size in sizes)
+    return tuple(integer(size, f"{name} {sizes}: every size", 1, 2**63 - 1) for size in sizes)
 
 
 def output_size(size: int, kernel: int, stride: int, pad: int, dilation: int = 1, ceil_mode: bool = False) -> int:
@@ -97,6 +102,11 @@ def padding(value, size: Pair, kernel: Pair, stride: Pair, dilation: Pair) -> Pa
     return height, width, height, width
 
 
+def _check_windows(count: int) -> None:
+    if count > MOST_WINDOWS:
+        raise ShapeError(f"x: expected at most {MOST_WINDOWS} pooling windows a side, got {count}")
+
+
 def pooling_window(
     size: int,
     kernel: int,
@@ -111,6 +121,7 @@ def pooling_window(
     count = output_size(size, kernel, stride, before + after, dilation, ceil_mode)
     if ceil_mode and count > 0 and (count - 1) * stride >= size + before:
         count -= 1
+    _check_windows(count)
     start, stop, extent = [], [], []
     for i in range(count):
         first = i * stride - before
@@ -132,6 +143,7 @@ def pooling_window(
 
 def adaptive_window(size: int, outputs: int) -> Window:
     """The windows that cut `size` positions into `outputs` parts: floor(i*size/outputs) to ceil((i+1)*size/outputs)."""
+    _check_windows(outputs)
     start = tuple(i * size // outputs for i in range(outputs))
     stop = tuple(-(-(i + 1) * size // outputs) for i in range(outputs))
     return Window(start, stop, tuple(b - a for a, b in zip(start, stop, strict=True)), 1)

@@ -5,6 +5,7 @@ A spec carries no array and no choice of how; planning/algorithm.py makes the pl
 """
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
 from ..errors import ArgumentError, DTypeError, ShapeError
@@ -50,8 +51,8 @@ def as_activation(value) -> Activation | None:
         return Activation(name)
     if alpha is None:
         return Activation(name, default)
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-        raise ArgumentError(f"activation: expected a number as the slope of {name}, got {alpha!r}")
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not abs(alpha) <= 1e30:
+        raise ArgumentError(f"activation: expected a finite number as the slope of {name}, got {alpha!r:.40}")
     return Activation(name, float(alpha))
 
 
@@ -98,7 +99,7 @@ class ConvSpec:
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """Maximum or average over windows of one (C, H, W) image; made by `pool`, `global_pool` or `adaptive_pool`."""
+    """Maximum or average over windows of one (C, H, W) image; made by `pool` or `adaptive_pool`."""
 
     kind: str  # "max" or "average"
     C: int
@@ -163,6 +164,8 @@ def conv(
         shapes.output_size(height, rows, strides[0], top + bottom, dilations[0]),
         shapes.output_size(width, columns, strides[1], left + right, dilations[1]),
     )
+    if max(height + top + bottom, width + left + right) > shapes.LARGEST:
+        raise ShapeError(f"padding: expected a padded image of at most {shapes.LARGEST} rows and columns, got {pads}")
     if min(out) < 1:
         raise ShapeError(
             f"weight: expected a kernel no larger than the padded image, got {rows}x{columns} with dilation "

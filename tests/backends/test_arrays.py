@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import pickle
 
 import numpy as np
 import pytest
@@ -252,3 +253,22 @@ def test_not_a_byte_beyond_the_arrays_is_touched(dtype, case, whole):
     out[...] = 0
     cconv.conv2d(x, weight, bias, **case.options, out=out)
     np.testing.assert_array_equal(out, expected)
+
+
+def test_out_may_lie_over_the_bias(backend, normal):
+    memory = normal((1, 64, 4, 16))
+    x, weight, bias = normal((1, 8, 4, 16)), normal((64, 8, 1, 1)), memory.reshape(-1)[:64]
+    want = cconv.conv2d(x, weight, bias.copy())
+    np.testing.assert_array_equal(cconv.conv2d(x, weight, bias, out=memory), want)
+
+
+def test_a_huge_dilation_reads_only_what_its_taps_touch(backend, convolve):
+    x, weight = np.ones((1, 1, 2, 2), np.float32), np.ones((1, 1, 3, 3), np.float32)
+    y = convolve(backend, x, weight, padding=2**29, dilation=2**29)
+    np.testing.assert_array_equal(y, np.ones((1, 1, 2, 2)))
+
+
+def test_a_layer_can_be_pickled(backend, normal):
+    layer = cconv.Conv2d(normal((6, 2, 3, 3)), normal((6,)), 2, (1, 0, 2, 1), groups=3, activation="silu")
+    x = normal((2, 6, 9, 9))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(layer))(x), layer(x))

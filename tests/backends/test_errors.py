@@ -42,7 +42,22 @@ BAD = {
     "boolean stride": (conv(stride=True), ShapeError, ["stride:", "True"]),
     "three strides": (conv(stride=(1, 1, 1)), ShapeError, ["stride:", "pair", "(1, 1, 1)"]),
     "no stride": (conv(stride=None), ShapeError, ["stride:", "None"]),
-    "stride as an array": (conv(stride=np.ones(2)), ArgumentError, ["expected an integer"]),
+    "stride as floats, after the same as integers": (
+        lambda: (conv(stride=(2, 2))(), conv(stride=(2.0, 2.0))()), ShapeError, ["stride", "2.0"],
+    ),
+    "a huge stride": (conv(stride=2**70), ShapeError, ["stride", "2147483647"]),
+    "a huge padding": (conv(padding=2**62), ShapeError, ["padding", "2147483647"]),
+    "a result beyond counting": (conv(padding=10**9), ShapeError, ["x", "elements"]),
+    "a slope beyond floats": (conv(activation=("leaky_relu", 10**400)), ArgumentError, ["activation", "finite"]),
+    "too many threads": (lambda: cconv.set_num_threads(2**40), ArgumentError, ["set_num_threads", "1024"]),
+    "a masked array": (lambda: cconv.conv2d(np.ma.array(X), W), DTypeError, ["x", "mask"]),
+    "a cost with an array as bias": (
+        lambda: cconv.conv2d_cost((3, 9, 9), (5, 3, 3, 3), bias=np.zeros(5)), ArgumentError, ["bias", "True or False"],
+    ),
+    "a rate as text": (
+        lambda: cconv.estimate(cconv.Cost(macs=1), macs_per_s="1"), ArgumentError, ["rate above 0", "'1'"],
+    ),
+    "stride as an array": (conv(stride=np.ones(2)), ShapeError, ["stride", "expected an integer"]),
     "negative padding": (conv(padding=-1), ShapeError, ["padding:", ">= 0", "got -1"]),
     "three paddings": (conv(padding=(1, 1, 1)), ShapeError, ["padding:", "(1, 1, 1)"]),
     "unknown padding": (conv(padding="full"), ArgumentError, ["padding:", '"same"', "'full'"]),

@@ -49,14 +49,33 @@ def test_tiles_cover_the_output_and_none_is_empty(machine, spec):
 @given(spec=convolutions())
 def test_a_tile_of_input_holds_every_element_that_its_outputs_read(machine, spec):
     tiling = algorithm.choose(spec, machine)
-    axes = [(spec.R, spec.stride[0], spec.dilation[0], tiling.row_phases, tiling.tile_p, tiling.tile_rows)]
-    if not tiling.across_images:  # there a column is an image
-        axes.append((spec.S, spec.stride[1], spec.dilation[1], tiling.column_phases, tiling.tile_q, tiling.pitch))
-    for kernel, stride, dilation, phases, outputs, held in axes:
-        read = [(outputs - 1) * stride + k * dilation for k in range(kernel)]
-        assert {position % stride for position in read} == set(phases)
-        assert max(position // stride for position in read) < held
-    assert tiling.plane == len(tiling.row_phases) * len(tiling.column_phases) * tiling.tile_rows * tiling.pitch
+    kernel, steps = (spec.R, spec.S), zip(spec.stride, spec.dilation, strict=True)
+    axes = zip(kernel, steps, (tiling.rows, tiling.columns), (tiling.tile_p, tiling.tile_q), strict=True)
+    for taps, (stride, dilation), axis, outputs in [] if tiling.across_images else axes:
+        assert len(axis.taps) == taps
+        for tap, (block, place) in enumerate(axis.taps):
+            # Place i of a block holds input starts[block] + i * stride: output o of this tap reads o further.
+            assert axis.starts[block] + place * stride == tap * dilation
+            assert place + outputs <= axis.extent
+        assert axis.size <= taps * outputs
+    assert tiling.plane == tiling.rows.size * tiling.columns.size
+
+
+@pytest.mark.parametrize("dilation", [1, 7, 100, 30_000, 2**29])
+def test_a_tile_does_not_grow_with_dilation(dilation):
+    spec = specs.conv((4, 2, 2), (8, 4, 3, 3), padding=dilation, dilation=dilation)
+    for machine in MACHINES:
+        tiling = algorithm.choose(spec, machine)
+        assert tiling.plane <= 9 * tiling.tile_p * tiling.tile_q
+
+
+def test_an_odd_layer_gets_a_small_tile():
+    deep = specs.conv((1 << 20, 40, 40), (32, 1 << 20, 3, 3), padding=1)
+    dense = specs.conv((1 << 22, 1, 1), (1000, 1 << 22, 1, 1))
+    for machine in MACHINES:
+        tiling = algorithm.choose(deep, machine)
+        assert (tiling.tile_p, tiling.tile_q) == (1, min(tiling.tile_q, 3))
+        assert algorithm.choose(dense, machine).tile_q == min(4, machine.tile_rows)
 
 
 @given(spec=convolutions(), threads=st.integers(1, 64))
