@@ -68,7 +68,7 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
-def new_file(text: str) -> Path:
+def target(text: str) -> Path:
     path = Path(text)
     if not path.name or path.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file's name, got {text!r}")
@@ -326,7 +326,8 @@ def extract(arguments) -> None:
         raise BackendUnavailable("extract: needs tqdm; install cconv[batch]") from None
     model = load(arguments.model)
     wanted = arguments.layers or model.outputs
-    bills, total, executed = [], Cost(), 0
+    columns = ("macs", "flops", "flops_other")
+    bills, rows, total, executed = [], [], Cost(), 0
     labelled = list(zip(_labels(arguments.images), arguments.images, strict=True))
     with maps_file(arguments.out) as append:
         for label, path in tqdm(labelled, unit="image", disable=None if len(labelled) > 1 else True, leave=False):
@@ -343,21 +344,11 @@ def extract(arguments) -> None:
             shapes = {layer: list(values.shape) for layer, values in maps.items()}
             bills.append({"image": label, "path": str(path), "input_shape": list(picture.shape), "maps": shapes})
             bills[-1] |= bill.as_dict()
+            told = " ".join(f"{layer} {dimensions(shape)}" for layer, shape in shapes.items())
+            rows.append((label, dimensions(picture.shape), told, *(bill.as_dict()[column] for column in columns)))
     result = {"model": model.name, "images": bills, "total": total.as_dict(), "executed_flops": executed}
-    columns = ("macs", "flops", "flops_other")
-    text = table(
-        ("image", "input", "maps", *columns),
-        [
-            (
-                bill["image"],
-                dimensions(bill["input_shape"]),
-                " ".join(f"{layer} {dimensions(shape)}" for layer, shape in bill["maps"].items()),
-                *(bill[column] for column in columns),
-            )
-            for bill in bills
-        ],
-        ("total", "", "", *(total.as_dict()[column] for column in columns)),
-    )
+    last = ("total", "", "", *(total.as_dict()[column] for column in columns))
+    text = table(("image", "input", "maps", *columns), rows, last)
     show(arguments, result, f"{text}\nthe convolution kernels here issued {executed:,} flops for it")
 
 
@@ -408,8 +399,8 @@ def parser() -> argparse.ArgumentParser:
     extracting.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a JPEG or PNG file")
     extracting.add_argument("--model", default="edges")
     extracting.add_argument("--layers", type=names, help="separated by commas; default: the model's outputs")
-    extracting.add_argument("--out", type=new_file, metavar="maps.npz", help="an array per image and layer: image/layer")
-    extracting.add_argument("--png", type=new_file, metavar="grid.png", help="a grid of the maps, per image and layer")
+    extracting.add_argument("--out", type=target, metavar="maps.npz", help="an array per image and layer: image/layer")
+    extracting.add_argument("--png", type=target, metavar="grid.png", help="a grid of the maps, per image and layer")
     return top
 
 
@@ -434,10 +425,9 @@ def main(argv: list[str] | None = None) -> int:
             # The reader is gone: give the interpreter's last flush somewhere to go.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
-        # Python's own text of these two may be empty, or does not say that it is about size.
-        size = {MemoryError: "not enough memory", OverflowError: "a number is too large"}.get(type(error))
-        text = ": ".join(filter(None, (size, " ".join(str(error).split())))) or type(error).__name__
-        print(f"cconv: error: {text}", file=sys.stderr)
+        # The text of the other two may be empty or does not say what it is about.
+        kind = "" if isinstance(error, (CconvError, OSError)) else f"{type(error).__name__}: "
+        print(f"cconv: error: {kind}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("cconv: interrupted", file=sys.stderr)

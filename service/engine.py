@@ -17,6 +17,7 @@ import cconv
 from cconv import Cost, images
 
 from .errors import DeadlineExceeded, InvalidRequest, NotFound, Unavailable
+from .wire import read_name
 
 DEVICE = "cpu"
 VERSION = "1"
@@ -113,8 +114,8 @@ class Engine:
 
     def model(self, name: str, version: str | None = None) -> "cconv.Model":
         """A model that is served; its weights are drawn when it first runs."""
-        if name not in self.names:
-            raise NotFound(f"Request for unknown model: '{name[:64]}' is not found")
+        if read_name(name, "model") not in self.names:
+            raise NotFound(f"Request for unknown model: '{name}' is not found")
         if version not in (None, VERSION):
             raise NotFound(f"Request for unknown model: '{name}' version {version[:16]} is not found")
         with self._lock:

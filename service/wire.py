@@ -38,6 +38,8 @@ _NPY_SHAPE = re.compile(r"\((?:[0-9]{1,19},[ ]*)*(?:[0-9]{1,19})?[ ]*\)")
 
 #: Axes that any tensor may have.
 MOST_AXES = 8
+#: Characters of a model's or layer's name: several times the longest that there is.
+LONGEST_NAME = 128
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
@@ -218,7 +220,16 @@ def read_names(value, name: str) -> tuple[str, ...] | None:
     parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         raise WireError(f"{name}: expected a list of names, got {brief(value)}")
-    return tuple(parts)
+    return tuple(read_name(part, name) for part in parts)
+
+
+def read_name(value, name: str) -> str:
+    """A name from outside, short enough to be compared with others and shown."""
+    if not isinstance(value, str):
+        raise WireError(f"{name}: expected a name, got {brief(value)}")
+    if len(value) > LONGEST_NAME:
+        raise WireError(f"{name}: expected a name of at most {LONGEST_NAME} characters, got {len(value)}")
+    return value
 
 
 # ------------------------------------------------------------------------------------- the Open Inference Protocol v2
@@ -329,12 +340,11 @@ def _input(inputs, binary: memoryview, expected: Expected) -> np.ndarray:
 def _outputs(outputs, default: bool, expected: Expected) -> tuple[tuple[str, ...], frozenset[str]]:
     if outputs is None or outputs == []:
         return expected.defaults, frozenset(expected.defaults if default else ())
-    named = isinstance(outputs, list) and all(isinstance(o, dict) and isinstance(o.get("name"), str) for o in outputs)
-    if not named:
+    if not isinstance(outputs, list) or not all(isinstance(o, dict) and "name" in o for o in outputs):
         raise WireError(f"outputs: expected a list of objects with a name, got {brief(outputs)}")
     wanted: dict[str, bool] = {}
     for output in outputs:
-        name = output["name"]
+        name = read_name(output["name"], "outputs")
         if name in wanted:
             raise WireError(f"output {brief(name)} already exists in request")
         if name not in expected.layers:

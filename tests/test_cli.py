@@ -239,6 +239,16 @@ class TestExtract:
         (["extract", "missing.png"], ["missing.png"]),
         (["extract", __file__], ["JPEG or PNG"]),
         (["extract", "missing.png", "--model", "nope"], ["nope", "edges"]),
+        (["extract", "missing.png", "--out", ""], ["--out", "a file's name", "''"]),
+        (["extract", "missing.png", "--out", "."], ["--out", "a file's name", "'.'"]),
+        (["extract", "missing.png", "--png", ""], ["--png", "a file's name", "''"]),
+        (["extract", "missing.png", "--png", ".."], ["--png", "a file's name", "'..'"]),
+        (["extract", "missing.png", "--layers", ","], ["--layers", "names separated by commas", "','"]),
+        (["cost", "vgg16", "--layers", ","], ["--layers", "names separated by commas", "','"]),
+        (["estimate", "vgg16", "--samples", "9" * 400], ["samples"]),
+        (["estimate", "--x", "1,1,8,8", "--w", "1,1,3,3", "--stride", "9" * 22, "--measure"], ["stride"]),
+        (["estimate", "--x", "1,1,8,8", "--w", "1,1,3,3", "--padding", "20000000000", "--measure"], ["padding"]),
+        (["estimate", "--x", "1,1,2000000000,2000000000", "--w", "1,1,1,1", "--measure"], ["--measure", "bytes"]),
     ],
     ids=lambda value: " ".join(value)[:50] or "nothing",
 )
@@ -247,6 +257,15 @@ def test_what_is_wrong_is_said_in_one_line(refused, words, parts):
     assert "error" in line
     for part in parts:
         assert part in line
+
+
+@pytest.mark.parametrize("error", [MemoryError(), MemoryError("2 TiB\nmore"), OverflowError("int too large")])
+def test_too_little_memory_or_too_large_a_number_is_no_traceback(refused, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "show_config", fail)
+    assert refused("info").startswith(f"cconv: error: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def test_help_is_not_an_error(run):

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cconv
 from service import wire
 
 FEATURES = "/v1/features?model=edges&format=npy"
@@ -411,6 +412,32 @@ def test_a_query_of_nonsense_is_refused(refused, npy, query):
 def test_an_unknown_layer_is_refused_with_the_closest_names(refused, npy):
     text = refused("/v1/features?model=texture&layers=level1.rely", npy(np.zeros((3, 32, 32), np.float32)))
     assert "level1.relu" in text
+
+
+LONG = "x" * 1_000_000
+
+
+def test_a_name_of_any_length_is_refused_in_few_words(refused, npy):
+    image = npy(np.zeros((3, 32, 32), np.float32))
+    for text in (
+        refused("/v1/cost", json.dumps({"model": LONG})),
+        refused("/v1/cost", json.dumps({"model": "edges", "layers": ["conv", LONG]})),
+        refused("/v1/cost", json.dumps({"model": "edges", "layers": f"conv, {LONG}"})),
+        refused("/v2/models/edges/cost", json.dumps({"layers": [LONG]})),
+        refused(f"/v2/models/{LONG[:5000]}/infer", b"{}"),
+        refused(f"/v1/features?model={LONG[:5000]}", image),
+        refused(f"/v1/features?model=edges&layers=conv,{LONG[:5000]}", image),
+        refused("/v1/features", {"model": LONG[:100_000], "images": (io.BytesIO(image), "x.npy")}),
+        refused(INFER, request(tensor(), outputs=[{"name": LONG}])),
+    ):
+        assert "expected a name of at most 128 characters, got" in text
+        assert "xxx" not in text
+
+
+def test_every_name_that_there_is_is_short_enough():
+    for name in cconv.model_names():
+        for text in (name, *(layer.name for layer in cconv.load(name).layers)):
+            assert len(wire.read_name(text, "name")) <= wire.LONGEST_NAME // 2
 
 
 def test_names_from_outside_do_not_become_series(client):

@@ -5,6 +5,7 @@ In: processes on free ports of this machine.  Out: every answer whole and right,
 
 import http.client
 import io
+import json
 import os
 import re
 import signal
@@ -115,6 +116,37 @@ def test_hostile_bodies_leave_the_server_alive_and_the_bill_at_zero(start_server
         assert server.ask("/livez")[0] == 200
     assert not server.billed()
     assert children(server.process.pid) == worker
+    assert "Traceback" not in server.log.read_text()
+
+
+def peak_bytes(pid: int) -> int:
+    with open(f"/proc/{pid}/status") as file:
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", file.read())[1])
+
+
+def test_an_enormous_dilation_costs_neither_time_nor_memory(start_server):
+    """A 3x3 window whose taps lie further apart than any image: only the middle one ever meets it."""
+    server = start_server()
+    (worker,) = children(server.process.pid)
+
+    def ask(distance):
+        document = {"x": [[[[1, 2], [3, 4]]]], "weight": [[[[5, 0, 0], [0, 10, 0], [0, 0, 5]]]]}
+        document |= {"padding": distance, "dilation": distance}
+        return server.ask("/v1/conv2d?format=json", json.dumps(document).encode(), {"Content-Type": "application/json"})
+
+    assert ask(1)[0] == 200
+    before = peak_bytes(worker)
+    for distance in (5_000, 30_000, 65_535):
+        begin = time.monotonic()
+        status, _, body = ask(distance)
+        assert time.monotonic() - begin < 5
+        if status == 200:
+            assert json.loads(body)["data"] == [[[[10, 20], [30, 40]]]]
+        else:
+            assert 400 <= status < 500, body[:300]
+            assert "expected" in json.loads(body)["error"]
+        assert children(server.process.pid) == [worker]
+        assert peak_bytes(worker) - before < 100 << 20
     assert "Traceback" not in server.log.read_text()
 
 

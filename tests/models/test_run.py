@@ -1,11 +1,19 @@
 """Models at work: what runs, what is kept, what is refused; random graphs against every layer computed by itself."""
 
+import contextlib
+import copy
+import os
+import pickle
+import signal
+import subprocess
+import sys
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from cconv import Cancelled, DTypeError, ModelError, ShapeError, reference
+from cconv import ArgumentError, Cancelled, DTypeError, ModelError, ShapeError, reference
 from cconv.model import Graph, Model, Node, load
 from cconv.model.run import program_bytes
 
@@ -259,6 +267,106 @@ def test_an_unknown_layer_is_refused_with_the_closest_names(describe):
         describe(load("resnet18"), [])
     with pytest.raises(ModelError, match="expected a list of layer names, got the string 'fc'"):
         describe(load("resnet18"), "fc")
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [
+        ([["fc"]], "expected layer names that are strings, got list"),
+        (["fc", 7], "expected layer names that are strings, got int"),
+        ([{}], "expected layer names that are strings, got dict"),
+        (5, "expected a list of layer names, got int"),
+    ],
+)
+def test_layers_that_are_no_names_are_refused(layers, text):
+    model = load("texture")
+    for describe in (model.shapes, model.cost, model.executed_flops):
+        with pytest.raises(ModelError, match=text):
+            describe((3, 64, 64), layers)
+    with pytest.raises(ModelError, match=text):
+        model.run(np.zeros((3, 64, 64), np.float32), layers)
+
+
+def test_a_name_of_any_length_is_refused_in_few_words_and_little_memory():
+    model, name = load("resnet18"), "layer9.0.conv1" * 100_000
+    for asked in ([name], name):
+        tracemalloc.start()
+        with pytest.raises(ModelError) as caught:
+            model.cost((3, 64, 64), asked)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert "layer9.0.conv1" in str(caught.value)
+        assert len(str(caught.value)) < 400
+        assert peak < 1 << 20
+    with pytest.raises(ModelError) as caught:
+        load(name)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("given", [{"seed": -1}, {"seed": 0.5}, {"seed": True}, {"program_limit": -1}])
+def test_a_seed_or_limit_that_is_no_count_is_refused(given):
+    ((name, value),) = given.items()
+    with pytest.raises(ArgumentError, match=f"{name}: expected an integer >= 0, got {value}"):
+        load("resnet18", **given)
+
+
+def test_seeds_and_limits_may_be_large():
+    model = load("edges", seed=2**40, program_limit=1 << 40)
+    assert model.program_limit == 1 << 40
+    with pytest.raises(ArgumentError, match="program_limit"):
+        model.program_limit = -1
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, copy.copy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_built_in_is_copied_and_pickled_by_its_name_and_seed(again, normal):
+    x = normal((1, 3, 40, 40))
+    model = load("resnet18", seed=3)
+    expected = model(x)
+    model.program_limit = 12345
+    assert len(pickle.dumps(model)) < 500
+    twin = again(again(model))
+    assert (twin.name, twin.program_limit) == ("resnet18", 12345)
+    assert twin is not model
+    np.testing.assert_array_equal(twin(x), expected)
+
+
+def test_a_model_of_a_graph_says_why_it_cannot_be_pickled():
+    graph = Graph("own", "One's own.", (3, 4, 4), (Node("same", "Identity", ("input",)),), ("same",))
+    with pytest.raises(ModelError, match="own: expected a model made by load to pickle or copy"):
+        pickle.dumps(Model(graph, lambda node: ()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_forked_while_a_thread_holds_the_programs_runs_and_does_not_hang():
+    code = """
+import os, sys, threading, warnings
+import numpy as np
+import cconv
+warnings.simplefilter("ignore")
+model, x = cconv.load("texture"), np.ones((3, 32, 32), np.float32)
+expected = model.run(x)["level2.relu"]
+held, done = threading.Event(), threading.Event()
+def hold():
+    with model._programs._lock:
+        held.set()
+        done.wait()
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.array_equal(model.run(x)["level2.relu"], expected) else 3)
+status = os.waitpid(child, 0)[1]
+done.set()
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+    # In a session of its own, so that a child that hangs ends with its parent.
+    child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    try:
+        errors = child.communicate(timeout=60)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    assert child.returncode == 0, errors
 
 
 def test_an_unknown_model_is_refused_with_the_known_names():
