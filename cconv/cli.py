@@ -61,6 +61,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def layer_count(text: str) -> int:
+    if positive(text) > 100_000:
+        raise argparse.ArgumentTypeError(f"expected at most 100000 layers, each is a row, got {text:.40}")
+    return int(text)
+
+
 def names(text: str) -> tuple[str, ...]:
     found = tuple(word.strip() for word in text.split(",") if word.strip())
     if not found:
@@ -372,7 +378,7 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dilation", type=integer_or_tuple, default=1)
     parser.add_argument("--groups", type=positive, default=1)
     parser.add_argument("--activation")
-    parser.add_argument("--count", type=positive, default=1, help="how many such layers, one after another")
+    parser.add_argument("--count", type=layer_count, default=1, help="how many such layers, one after another")
 
 
 def parser() -> argparse.ArgumentParser:
