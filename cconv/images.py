@@ -21,6 +21,10 @@ from .errors import ArgumentError, BackendUnavailable, DTypeError, ImageError, S
 
 #: Pixels that an image may have unless the caller says otherwise: 600 MB as float32 in three channels.
 MAX_PIXELS = 50_000_000
+#: Segments or chunks of a file, and scans of a progressive JPEG: a decoder takes its time for each, however few pixels
+#: there are. Photographs have tens, a large PNG some thousands.
+MAX_PARTS = 20_000
+MAX_SCANS = 100
 #: Grey lines between the maps of a grid.
 SEPARATOR = 128
 
@@ -70,6 +74,11 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     opener = next((openers[magic] for magic in openers if data.startswith(magic)), None)
     if opener is None:
         raise ImageError(f"image: expected JPEG or PNG data, got {len(data)} bytes that begin with {data[:8]!r}")
+    if (_jpeg_parts if data.startswith(_JPEG) else _png_parts)(data) > MAX_PARTS:
+        raise ImageError(f"image: expected at most {MAX_PARTS} segments or chunks, got more in {len(data)} bytes")
+    # Within a scan the byte FF is escaped, so these two are a marker or, once or twice, part of a thumbnail.
+    if data.startswith(_JPEG) and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise ImageError(f"image: expected at most {MAX_SCANS} scans in a JPEG, got {scans}")
     # The plugins' own classes instead of Image.open: the format is known, and the limit on size is ours.
     try:
         with opener(io.BytesIO(data)) as image:
@@ -84,6 +93,32 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise
     except Exception as error:  # a decoder that is fed broken bytes may raise anything
         raise ImageError(f"image: expected a whole {opener.format} image, got {len(data)} bytes: {error}") from error
+
+
+def _jpeg_parts(data: bytes) -> int:
+    """Steps that a parser takes to a JPEG's first scan: segments and stray bytes; counted up to one too many."""
+    at = 2
+    for parts in range(MAX_PARTS + 1):
+        marker = data[at : at + 2]
+        if len(marker) < 2 or marker == b"\xff\xda":  # what is truncated the decoder refuses
+            return parts
+        if marker[0] != 0xFF or marker[1] == 0xFF:
+            at += 1
+        elif marker[1] in (0x00, 0x01) or 0xD0 <= marker[1] <= 0xD9:  # these have no length
+            at += 2
+        else:
+            at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+    return MAX_PARTS + 1
+
+
+def _png_parts(data: bytes) -> int:
+    """Chunks of a PNG; counted up to one too many."""
+    at = len(_PNG)
+    for parts in range(MAX_PARTS + 1):
+        if at >= len(data):
+            return parts
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return MAX_PARTS + 1
 
 
 def _pixels(image, Image) -> np.ndarray:

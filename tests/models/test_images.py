@@ -259,3 +259,34 @@ def test_only_pictures_of_bytes_become_a_png():
         images.png(np.zeros((4, 4)))
     with pytest.raises(ShapeError, match=r"expected \(h, w\) or \(h, w, 3\)"):
         images.png(np.zeros((4, 4, 4), np.uint8))
+
+
+class TestBombs:
+    """Files that are small, or hold few pixels, and would keep a decoder busy for minutes."""
+
+    @pytest.fixture
+    def jpeg(self, rgb):
+        return _encoded(Image.fromarray(rgb), "JPEG", progressive=True)
+
+    def test_a_progressive_jpeg_has_few_scans_and_passes(self, jpeg):
+        assert 2 < jpeg.count(b"\xff\xda") < images.MAX_SCANS
+        assert images.decode(jpeg).shape == (3, *SIZE)
+
+    def test_a_jpeg_of_many_scans_is_refused(self, jpeg):
+        last = jpeg.rindex(b"\xff\xda")
+        with pytest.raises(ImageError, match="at most 100 scans"):
+            images.decode(jpeg[:-2] + jpeg[last:-2] * 200 + jpeg[-2:])
+
+    @pytest.mark.parametrize("part", [b"\xff\xe5\x00\x02", b"\x00", b"\xff", b"\xff\x00"], ids=repr)
+    def test_a_jpeg_of_many_segments_or_stray_bytes_is_refused(self, jpeg, part):
+        with pytest.raises(ImageError, match="at most 20000 segments"):
+            images.decode(jpeg[:2] + b"\xff\xe5\x00\x02" + part * 100_000 + jpeg[2:])
+
+    def test_a_png_of_many_chunks_is_refused(self, rgb):
+        whole = _encoded(Image.fromarray(rgb))
+        with pytest.raises(ImageError, match="at most 20000 segments or chunks"):
+            images.decode(whole[:33] + _chunk(b"prVt", b"") * 100_000 + whole[33:])
+
+    def test_a_large_png_of_small_chunks_passes(self, rgb):
+        whole = _encoded(Image.fromarray(rgb))
+        assert images.decode(whole[:33] + _chunk(b"prVt", b"") * 5000 + whole[33:]).shape == (3, *SIZE)
