@@ -125,6 +125,11 @@ def post(server: Server, paths: list[Path], model: str, layers: list[str], out: 
     }
 
 
+def layer_names(text: str | None) -> list[str]:
+    """The names between commas, each once: the service answers with a layer as often as it is there, once."""
+    return list(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
+
+
 def run(options: argparse.Namespace) -> None:
     if not options.images.is_dir():
         raise Refused(f"--images: expected a folder, got {options.images}")
@@ -134,7 +139,7 @@ def run(options: argparse.Namespace) -> None:
     server = Server(options.url, options.timeout)
     server.wait(options.wait)
     about = json.loads(server.ask("GET", f"/v2/models/{quote(options.model, safe='')}")[1])
-    layers = options.layers.split(",") if options.layers else [output["name"] for output in about["outputs"]]
+    layers = layer_names(options.layers) or [output["name"] for output in about["outputs"]]
     options.out.mkdir(parents=True, exist_ok=True)
     total = dict.fromkeys(BILL, 0)
     with (options.out / "bills.csv").open("w", newline="") as file:

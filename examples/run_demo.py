@@ -60,7 +60,7 @@ class Service:
     def __init__(self, port: int):
         if port:
             _check_free(port)
-        OUT.mkdir(exist_ok=True)
+        OUT.mkdir(parents=True, exist_ok=True)
         self.log = OUT / "server.log"
         for old in (self.log, OUT / "access.log"):
             old.unlink(missing_ok=True)

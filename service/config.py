@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 MIB = 1 << 20
+DAY_S = 86_400
 
 
 def _setting(variable: str, default, meaning: str):
@@ -54,6 +55,12 @@ class Settings:
             value = getattr(self, entry.name)
             if isinstance(value, (int, float)) and not value >= (0 if entry.name == "port" else 1):
                 raise ValueError(f"{entry.metadata['variable']}: expected a number of at least 1, got {value}")
+        if self.deadline_s > DAY_S:
+            raise ValueError(f"CCONV_DEADLINE_SECONDS: expected a number of at most {DAY_S}, got {self.deadline_s}")
+        if self.queue_requests >= self.threads:
+            raise ValueError(
+                f"CCONV_QUEUE_REQUESTS: expected less than CCONV_THREADS = {self.threads}, got {self.queue_requests}"
+            )
         if self.port > 65_535:
             raise ValueError(f"PORT: expected a number of at most 65535, got {self.port}")
         for one, together in (("max_flops", "queue_flops"), ("max_body_bytes", "queue_bytes")):

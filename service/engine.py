@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 
@@ -24,6 +24,10 @@ VERSION = "1"
 FLOAT32_BYTES = 4
 #: Options of conv2d that change how it is computed and not what it costs.
 UNCOUNTED_OPTIONS = ("precision", "algorithm")
+#: About what is computed between two looks at the clock: seconds at most, on any machine.
+SLICE_FLOPS = 2 * 10**10
+#: Filters of a slice, if there are so many: a multiple of every kernel's lanes.
+SLICE_FILTERS = 16
 
 Shape = tuple[int, ...]
 
@@ -162,7 +166,7 @@ class Engine:
 
         def run(x: np.ndarray, cancel: threading.Event) -> dict[str, np.ndarray]:
             with _translated():
-                return {"y": cconv.conv2d(x, weight, bias, **options)}
+                return {"y": _sliced_conv2d(x, weight, bias, options, quote.flops, cancel)}
 
         return Task("conv2d", quote, x, None, options.get("algorithm", "auto"), run)
 
@@ -182,3 +186,36 @@ class Engine:
     def png(self, picture: np.ndarray) -> bytes:
         with _translated():
             return images.png(picture)
+
+
+def _sliced_conv2d(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: dict, flops: int, cancel: threading.Event
+) -> np.ndarray:
+    """conv2d in slices of about SLICE_FLOPS, bit for bit as in one call; DeadlineExceeded once `cancel` is set.
+
+    A slice is some images, or some filters on one image. Filters of several groups stay together.
+    """
+    images = x if x.ndim == 4 else x[None]
+    per_image = ceil(flops / len(images))
+    count, filters = max(1, SLICE_FLOPS // max(1, per_image)), len(weight)
+    # A bias that does not fit goes to the library whole, which says so: a part of it might fit a part of the filters.
+    fits = bias is None or bias.shape[:1] == (filters,)
+    if per_image > SLICE_FLOPS and options.get("groups", 1) == 1 and fits:
+        filters = max(1, filters * SLICE_FLOPS // per_image)
+        filters -= filters % SLICE_FILTERS if filters > SLICE_FILTERS else 0
+    y = None
+    for n in range(0, len(images), count):
+        for k in range(0, len(weight), filters):
+            if cancel.is_set():
+                raise DeadlineExceeded("the deadline passed before the convolution was done")
+            part = slice(k, k + filters) if filters < len(weight) else slice(None)
+            out = None if y is None else y[n : n + count, part]
+            piece = cconv.conv2d(
+                images[n : n + count], weight[part], None if bias is None else bias[part], **options, out=out
+            )
+            if y is None and piece.shape[:2] == (len(images), len(weight)):
+                y = piece
+            elif y is None:  # what follows is written in place: only the library says how large a map is
+                y = np.empty((len(images), len(weight), *piece.shape[2:]), piece.dtype)
+                y[:count, part] = piece
+    return y if x.ndim == 4 else y[0]

@@ -5,16 +5,17 @@ In: Settings.  Out: a Flask application. What holds for every request stands her
 
 import atexit
 import time
-from io import BytesIO
+from io import BytesIO, RawIOBase
 
 import flask
 from flask import g, jsonify, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.utils import cached_property
 
 from .admission import Admission
 from .config import Settings
 from .engine import Engine
-from .errors import Overloaded, ServiceError, TooLarge, UnsupportedEncoding
+from .errors import InvalidRequest, Overloaded, ServiceError, TooLarge, UnsupportedEncoding
 from .metrics import Metrics
 from .pipeline import Pipeline
 from .routes import register
@@ -23,6 +24,8 @@ from .wire import WireError
 
 #: A form's own fields beside its files.
 FORM_FIELDS = 16
+#: Bytes of a form's text fields: names, options and the like.
+FORM_TEXT_BYTES = 500_000
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
@@ -31,8 +34,38 @@ HEADERS = {
 }
 
 
+class Body(RawIOBase):
+    """A request's body as it is read; InvalidRequest where it is broken, or ends before its announced size.
+
+    Gunicorn hands an early end on as if all had come: it would be computed and billed.
+    """
+
+    def __init__(self, stream, announced: int | None):
+        self._stream, self._announced, self._came = stream, announced, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            data = self._stream.read(size)
+        except (RequestEntityTooLarge, MemoryError):
+            raise
+        except Exception as error:  # broken chunks, a lost connection: the server in front of us has its own names
+            raise InvalidRequest("body: expected a whole body, got one that is broken or cut short") from error
+        self._came += len(data)
+        ended = size is None or size < 0 or (size and not data)
+        if ended and self._announced is not None and self._came < self._announced:
+            raise InvalidRequest(f"body: expected {self._announced} bytes by its Content-Length, got {self._came}")
+        return data
+
+
 class Request(flask.Request):
     """A request that keeps a form's files in memory: the body's limit bounds them, and the disk may be read-only."""
+
+    @cached_property
+    def stream(self):
+        return Body(super().stream, self.content_length)
 
     def _get_file_stream(self, total_content_length, content_type, filename=None, content_length=None):
         return BytesIO()
@@ -51,9 +84,11 @@ def build(settings: Settings | None = None) -> flask.Flask:
     app = flask.Flask(__package__)
     app.request_class = Request
     app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
     # One byte more than is allowed: Werkzeug cuts a chunked body off here without a word, and we refuse it by its size.
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
     app.config["MAX_FORM_PARTS"] = settings.max_images + FORM_FIELDS
+    app.config["MAX_FORM_MEMORY_SIZE"] = FORM_TEXT_BYTES
     app.extensions["cconv"] = pipeline
     register(app, pipeline)
     _guard(app, metrics)
@@ -67,8 +102,12 @@ def _guard(app: flask.Flask, metrics: Metrics) -> None:
     @app.before_request
     def begin():
         g.began = time.monotonic()
-        if (encoding := request.headers.get("Content-Encoding", "identity")) != "identity":
-            raise UnsupportedEncoding(f"Unsupported compression type: expected none, got {encoding[:32]!r}")
+        for name, plain, shown in (
+            ("Content-Encoding", "identity", "none"),
+            ("Transfer-Encoding", "chunked", "chunked"),
+        ):
+            if (encoding := request.headers.get(name, plain)).strip().lower() != plain:
+                raise UnsupportedEncoding(f"Unsupported compression type: expected {shown}, got {encoding[:32]!r}")
 
     @app.after_request
     def finish(response):
@@ -103,7 +142,10 @@ def _answer_errors(app: flask.Flask, settings: Settings, metrics: Metrics) -> No
     @app.errorhandler(413)
     def too_long(_):
         size, parts = settings.max_body_bytes, app.config["MAX_FORM_PARTS"]
-        return refused(TooLarge(f"body: expected at most {size} bytes and {parts} parts, got more"))
+        text = (
+            f"body: expected at most {size} bytes; of a form {parts} parts and {FORM_TEXT_BYTES} bytes of text fields"
+        )
+        return refused(TooLarge(f"{text}; got more"))
 
     @app.errorhandler(HTTPException)
     def http(error):

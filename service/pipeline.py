@@ -4,6 +4,7 @@ In: names, arrays and encoded images from the routes.  Out: an Outcome and its a
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,12 +15,14 @@ from . import engine
 from .admission import Admission, Permit
 from .config import Settings
 from .engine import Cost, Engine, Quote, Task
-from .errors import InvalidRequest
+from .errors import DeadlineExceeded, InvalidRequest
 from .metrics import Metrics
 from .scheduler import Result, Scheduler
 from .wire import JSON_BYTES_PER_NUMBER, NPY_MAGIC, read_npy
 
 Answer = TypeVar("Answer")
+#: Longest that a self-test may wait behind other work: a probe gives up soon after.
+SELF_TEST_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,14 @@ def _images(tasks: Iterable[Task]) -> int:
     return sum(len(task.images) if task.images.ndim == 4 else 1 for task in tasks)
 
 
+def _time_left(permit: Permit) -> float:
+    """Seconds until a request's deadline; DeadlineExceeded if there are none."""
+    left = permit.deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceeded("the deadline passed before the images were decoded; nothing was billed")
+    return left
+
+
 class Pipeline:
     """Every route computes through this."""
 
@@ -89,6 +100,7 @@ class Pipeline:
         x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
         task = self.engine.conv2d_task(x, np.ones((1, 1, 3, 3), np.float32), None, {})
         permit = self.enter(x.nbytes)
+        permit.shorten(SELF_TEST_S)
         try:
             result = self._scheduler.run([task], permit.deadline)[0]
         finally:
@@ -139,19 +151,28 @@ class Pipeline:
         pixels = self.settings.max_pixels
         arrays = []
         for name, data in files:
+            _time_left(permit)
             if data[: len(NPY_MAGIC)] == NPY_MAGIC:
                 array = self._npy_images(permit, data, name)
             else:
                 if not pixels:
                     limit = self.settings.max_pixels
                     raise InvalidRequest(f"{name}: expected at most {limit} pixels in all images, got more")
-                with self._decoding:
-                    array = self.engine.decode(data, name, pixels)[None]
-                    permit.take(nbytes=array.nbytes)
+                array = self._decode(permit, data, name, pixels)
                 pixels -= array.shape[2] * array.shape[3]
             arrays.append(array)
         self._admission.images(sum(map(len, arrays)))
         return arrays
+
+    def _decode(self, permit: Permit, data: bytes, name: str, pixels: int) -> np.ndarray:
+        if not self._decoding.acquire(timeout=_time_left(permit)):
+            raise DeadlineExceeded("the deadline passed before the images were decoded; nothing was billed")
+        try:
+            array = self.engine.decode(data, name, pixels)[None]
+            permit.take(nbytes=array.nbytes)
+            return array
+        finally:
+            self._decoding.release()
 
     def _npy_images(self, permit: Permit, data: bytes, name: str) -> np.ndarray:
         array = read_npy(data, name)

@@ -22,8 +22,9 @@ import orjson
 PIECE = 1 << 20
 #: The binary extension's JSON header is padded with spaces to this, so that a client may view the tensors in place.
 HEADER_ALIGNMENT = 8
-#: Bytes that parsing one byte of JSON may take: `[],` is three bytes and an empty list of 64.
-JSON_MEMORY = 24
+#: Bytes that parsing one byte of JSON may take: `[],` is three bytes, an empty list of 64 and a place in the list
+#: around it, which is twice as long while it grows.
+JSON_MEMORY = 32
 #: About how many bytes of JSON one float32 takes, with its comma.
 JSON_BYTES_PER_NUMBER = 16
 
@@ -38,6 +39,8 @@ _NPY_SHAPE = re.compile(r"\((?:[0-9]{1,19},[ ]*)*(?:[0-9]{1,19})?[ ]*\)")
 
 #: Axes that any tensor may have.
 MOST_AXES = 8
+#: What tensors of the protocol may ask for in general and not here; to ignore it would be to answer something else.
+REFUSED_PARAMETERS = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset", "classification")
 #: Characters of a model's or layer's name: several times the longest that there is.
 LONGEST_NAME = 128
 _SHORT = reprlib.Repr()
@@ -293,6 +296,13 @@ def _object(value, name: str) -> dict:
     return value
 
 
+def _tensor_parameters(tensor: dict, name: str) -> dict:
+    parameters = _object(tensor.get("parameters"), f"parameters of {name}")
+    if refused := [key for key in REFUSED_PARAMETERS if key in parameters]:
+        raise WireError(f"parameters of {name}: expected none of {', '.join(REFUSED_PARAMETERS)}, got {refused[0]}")
+    return parameters
+
+
 def _flag(parameters: dict, name: str, default: bool) -> bool:
     value = parameters.get(name, default)
     if type(value) is not bool:
@@ -318,7 +328,7 @@ def _input(inputs, binary: memoryview, expected: Expected) -> np.ndarray:
     if not fits or any(want not in (-1, got) for want, got in zip(expected.shape, sizes, strict=True)):
         wanted, got = (str(list(s)).replace(" ", "") for s in (expected.shape, sizes))
         raise WireError(f"unexpected shape for input '{name}' for model '{model}'. Expected {wanted}, got {got}")
-    parameters = _object(tensor.get("parameters"), f"parameters of input '{name}'")
+    parameters = _tensor_parameters(tensor, f"input '{name}'")
     if ("data" in tensor) == ("binary_data_size" in parameters):
         both = "both are" if "data" in tensor else "neither is"
         raise WireError(
@@ -352,7 +362,7 @@ def _outputs(outputs, default: bool, expected: Expected) -> tuple[tuple[str, ...
                 f"unexpected inference output {brief(name)} for model '{expected.model}'; expected one of its layers, "
                 f"which GET /v2/models/{expected.model} lists"
             )
-        parameters = _object(output.get("parameters"), f"parameters of output {brief(name)}")
+        parameters = _tensor_parameters(output, f"output {brief(name)}")
         wanted[name] = _flag(parameters, "binary_data", default)
     return tuple(wanted), frozenset(name for name, binary in wanted.items() if binary)
 

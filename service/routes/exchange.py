@@ -4,7 +4,7 @@ In: Flask's request and a view.  Out: a response that gives the place back once 
 headers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 
 import numpy as np
@@ -80,6 +80,18 @@ def option(name: str) -> str | None:
     return values[0] if values else None
 
 
+def check_options(*known: str) -> None:
+    """Refuse query and form fields of any other name: one that is misspelt would be left out without a word."""
+    given = {*request.args, *(request.form if is_form() else ())}
+    check_known(given, known, "options")
+
+
+def check_known(given: Iterable[str], known: Sequence[str], where: str) -> None:
+    """InvalidRequest for a name that is not known."""
+    if unknown := sorted(set(given) - set(known)):
+        raise InvalidRequest(f"{where}: expected only {', '.join(known)}; got {wire.brief(unknown)}")
+
+
 def answer_format(*allowed: str) -> str:
     """`format=`, or what the Accept header prefers of the allowed formats; the first one if it has no preference."""
     given = option("format")
@@ -113,6 +125,7 @@ def document(content: dict, status: int = 200) -> Response:
 def cost_document(pipeline: Pipeline, content: dict) -> dict:
     """The dry run: what a model on `shape`, or a conv2d on `x_shape` and `w_shape`, would cost. Nothing is computed."""
     if "model" in content:
+        check_known(content, ("model", "shape", "layers"), "body")
         name = content["model"]
         if not isinstance(name, str):
             raise InvalidRequest(f"model: expected a name, got {wire.brief(name)}")

@@ -19,6 +19,7 @@ from .exchange import (
     admitted,
     answer,
     answer_format,
+    check_options,
     cost_document,
     document,
     files,
@@ -45,6 +46,7 @@ class Features:
         return document(cost_document(self._pipeline, json_body(self._pipeline, permit)))
 
     def features(self, permit: Permit) -> Response:
+        check_options("model", "layers", "format")
         wanted = answer_format("json", "npy", "npys", "png")
         named = files(self._pipeline)
         name = option("model")
@@ -65,6 +67,7 @@ class Features:
         return answer(self._pipeline, outcome, content, FORMATS[wanted])
 
     def conv2d(self, permit: Permit) -> Response:
+        check_options("format", *(OPTIONS if is_form() else ()))
         wanted = answer_format("npy", "json")
         tensors, options = self._tensors_of_form() if is_form() else self._tensors_of_json(permit)
         for name in TENSORS[:2]:

@@ -7,7 +7,7 @@ import threading
 
 from flask import Blueprint, Response, current_app
 
-from ..errors import Overloaded
+from ..errors import DeadlineExceeded, Overloaded
 from ..metrics import CONTENT_TYPE
 from ..pipeline import Pipeline
 from .exchange import document
@@ -35,16 +35,21 @@ class Health:
     def _not_ready(self) -> str:
         if not self._pipeline.alive():
             return "the compute thread has ended"
-        with self._testing:
-            if not self._passed:
-                try:
-                    self._pipeline.self_test()
-                    self._passed = True
-                except Overloaded:
-                    return "the self-test has not run yet: the server is full"
-                except Exception:
-                    current_app.logger.exception("self-test")
-                    return "the self-test failed; the server's log says why"
+        if self._passed:
+            return ""
+        # Nobody waits for another one's test: probes would take every request thread.
+        if not self._testing.acquire(blocking=False):
+            return "the self-test is running"
+        try:
+            self._pipeline.self_test()
+            self._passed = True
+        except (Overloaded, DeadlineExceeded):
+            return "the self-test has not run yet: the server is full"
+        except Exception:
+            current_app.logger.exception("self-test")
+            return "the self-test failed; the server's log says why"
+        finally:
+            self._testing.release()
         return ""
 
 

@@ -51,6 +51,8 @@ class Web:
             raise InvalidRequest(f"photograph: expected one image, got {len(photographs)}")
         self._pipeline.engine.model(name)
         image = self._pipeline.images(permit, photographs)[0]
+        if len(image) != 1:
+            raise InvalidRequest(f"{photographs[0][0]}: expected one image, got {len(image)}")
         task = self._pipeline.task(name, image, (layer,))
         outcome, picture = self._pipeline.run(permit, [task], self._picture)
         return {

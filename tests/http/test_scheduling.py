@@ -13,6 +13,7 @@ import pytest
 
 import cconv
 from cconv import filters
+from service.errors import DeadlineExceeded, InvalidRequest
 
 NPY = "/v1/features?model=edges&format=npy"
 WAIT_S = 20
@@ -84,7 +85,7 @@ class TestBatches:
     """Requests that wait at the same moment run together."""
 
     def test_waiting_requests_of_one_shape_run_as_one_and_nothing_changes(self, make_app, crowd, npy, rng, edges):
-        app = make_app(queue_requests=20)
+        app = make_app(threads=32, queue_requests=20)
         gate = Gate(app.extensions["cconv"])
         images = [rng.random((n, 3, 33, 29), np.float32) for n in (1, 2, 1, 3, 1)]
         other = rng.random((1, 3, 28, 30), np.float32)
@@ -97,7 +98,7 @@ class TestBatches:
         assert sorted(gate.batches) == [1, 1, 7]
 
     def test_a_batch_is_not_larger_than_the_limit(self, make_app, crowd, npy, rng, edges):
-        app = make_app(queue_requests=20, max_batch=4)
+        app = make_app(threads=32, queue_requests=20, max_batch=4)
         gate = Gate(app.extensions["cconv"])
         first = crowd(app, [npy(rng.random((1, 3, 20, 20), np.float32))])
         assert gate.entered.acquire(timeout=WAIT_S)
@@ -110,7 +111,7 @@ class TestBatches:
         assert gate.batches == [1, 4, 4, 1]
 
     def test_other_layers_are_not_mixed_in(self, make_app, crowd, npy, rng):
-        app = make_app(queue_requests=20)
+        app = make_app(threads=32, queue_requests=20)
         gate = Gate(app.extensions["cconv"])
         x = rng.random((1, 3, 40, 40), np.float32)
         crowd(app, [npy(x)])
@@ -132,7 +133,7 @@ class TestBatches:
         assert gate.batches == [1] * 5
 
     def test_16_threads_get_their_own_answers(self, make_app, npy, rng, edges):
-        app = make_app(queue_requests=32)
+        app = make_app(threads=40, queue_requests=32)
         shapes = [(1, 3, 24 + i % 4, 30) for i in range(16)]
         images = [[rng.random(shape, np.float32) for _ in range(6)] for shape in shapes]
 
@@ -286,3 +287,99 @@ class TestThread:
         assert app.test_client().get("/readyz").status_code == 503
         monkeypatch.undo()
         assert app.test_client().get("/readyz").status_code == 200
+
+    def test_a_self_test_behind_other_work_is_not_ready_and_holds_no_other_probe(self, make_app, crowd, npy, rng):
+        app = make_app()
+        gate = Gate(app.extensions["cconv"])
+        answers = crowd(app, [npy(rng.random((1, 3, 20, 20), np.float32))])
+        gate.entered.acquire(timeout=WAIT_S)
+        with ThreadPoolExecutor(1) as pool:
+            began = time.monotonic()
+            first = pool.submit(app.test_client().get, "/readyz")
+            while not app.extensions["cconv"]._scheduler._queue:
+                assert time.monotonic() < began + WAIT_S
+                time.sleep(0.005)
+            begun = time.monotonic()
+            second = app.test_client().get("/readyz")
+            assert time.monotonic() - begun < 1
+            assert (second.status_code, second.json["error"]) == (503, "the self-test is running")
+            assert first.result().status_code == 503
+            assert time.monotonic() - began < 4
+        gate.opened.set()
+        assert [answer.result().status_code for answer in answers] == [200]
+        assert app.test_client().get("/readyz").status_code == 200
+
+
+class TestDeadlinesWithinARequest:
+    """What one request does is looked at in between: a deadline ends it soon, and not when all is done."""
+
+    @pytest.mark.parametrize("one_image", [False, True])
+    @pytest.mark.parametrize(
+        "options", [{}, {"groups": 2}, {"padding": "same", "stride": (1, 2), "activation": "tanh"}]
+    )
+    def test_a_sliced_convolution_is_bit_for_bit_one_call(self, app, rng, monkeypatch, options, dtype, one_image):
+        x = rng.standard_normal((5, 4, 21, 19)).astype(dtype)
+        weight = rng.standard_normal((50, 4 // options.get("groups", 1), 3, 5)).astype(dtype)
+        bias = rng.standard_normal(50).astype(dtype)
+        x = x[0] if one_image else x
+        whole, calls, conv2d = cconv.conv2d(x, weight, bias, **options), [], cconv.conv2d
+        monkeypatch.setattr("cconv.conv2d", lambda *a, **k: calls.append(1) or conv2d(*a, **k))
+        flops = cconv.conv2d_cost(x.shape, weight.shape, bias=True, **options).flops // (1 if one_image else 5)
+        for limit in (flops * 10, flops * 5 // 2, flops // 3, flops // 20):
+            monkeypatch.setattr("service.engine.SLICE_FLOPS", limit)
+            task = app.extensions["cconv"].engine.conv2d_task(x, weight, bias, options)
+            calls.clear()
+            got = task.run(x, threading.Event())["y"]
+            assert got.shape == whole.shape
+            assert got.dtype == whole.dtype
+            assert np.array_equal(got, whole)
+            in_images = 1 if one_image else {flops * 10: 1, flops * 5 // 2: 3}.get(limit, 5)
+            assert len(calls) == in_images if limit >= flops or "groups" in options else len(calls) > 3 * in_images
+
+    @pytest.mark.parametrize("length", [20, 41, 64])
+    def test_a_bias_that_does_not_fit_is_refused_however_it_is_sliced(self, app, monkeypatch, length):
+        monkeypatch.setattr("service.engine.SLICE_FLOPS", 1000)
+        x, weight, bias = np.ones((1, 3, 9, 9)), np.ones((40, 3, 3, 3)), np.ones(length)
+        with pytest.raises(InvalidRequest, match="bias: expected shape"):
+            app.extensions["cconv"].engine.conv2d_task(x, weight, bias, {}).run(x, threading.Event())
+
+    def test_a_cancelled_convolution_stops_at_the_next_slice(self, app, monkeypatch):
+        x, weight = np.ones((1, 3, 9, 9)), np.ones((64, 3, 3, 3))
+        cancel, calls, conv2d = threading.Event(), [], cconv.conv2d
+
+        def once(*arguments, **options):
+            calls.append(1)
+            cancel.set()
+            return conv2d(*arguments, **options)
+
+        monkeypatch.setattr("cconv.conv2d", once)
+        monkeypatch.setattr("service.engine.SLICE_FLOPS", 1000)
+        with pytest.raises(DeadlineExceeded):
+            app.extensions["cconv"].engine.conv2d_task(x, weight, None, {}).run(x, cancel)
+        assert len(calls) == 1
+
+    def test_decoding_ends_between_two_images_and_waits_no_longer_than_the_deadline(self, app, monkeypatch):
+        pipeline, decoded, opened = app.extensions["cconv"], [], threading.Event()
+
+        def slow(data, name, pixels):
+            decoded.append(name)
+            opened.wait(0.3 if name == "slow" else WAIT_S)
+            return np.zeros((3, 8, 8), np.float32)
+
+        monkeypatch.setattr(pipeline.engine, "decode", slow)
+        late, blocking, waiting = (pipeline.enter(0) for _ in range(3))
+        late.shorten(0.2)
+        with pytest.raises(DeadlineExceeded):
+            pipeline.images(late, [("slow", b"x"), ("next", b"x")])
+        assert decoded == ["slow"]
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(pipeline.images, blocking, [("blocks", b"x")])
+            while "blocks" not in decoded:
+                time.sleep(0.005)
+            waiting.shorten(0.1)
+            began = time.monotonic()
+            with pytest.raises(DeadlineExceeded):
+                pipeline.images(waiting, [("waits", b"x")])
+            assert time.monotonic() - began < WAIT_S / 2
+            opened.set()
+        assert "waits" not in decoded

@@ -4,6 +4,7 @@ In: service/config.py and docs/env.md.  Out: the same variables, defaults and me
 """
 
 import re
+import runpy
 from dataclasses import fields
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def test_a_variable_overrides_its_default_and_an_empty_one_does_not():
         ({"PORT": "65536"}, "PORT: expected"),
         ({"CCONV_THREADS": "0"}, "CCONV_THREADS: expected a number of at least 1, got 0"),
         ({"CCONV_DEADLINE_SECONDS": "nan"}, "CCONV_DEADLINE_SECONDS: expected a number of at least"),
+        ({"CCONV_DEADLINE_SECONDS": "inf"}, "CCONV_DEADLINE_SECONDS: expected a number of at most 86400, got inf"),
+        ({"CCONV_THREADS": "12"}, "CCONV_QUEUE_REQUESTS: expected less than CCONV_THREADS = 12, got 12"),
         ({"CCONV_MAX_FLOPS": "1e9"}, "CCONV_MAX_FLOPS: expected int"),
         ({"CCONV_QUEUE_FLOPS": "10"}, "CCONV_QUEUE_FLOPS: expected at least CCONV_MAX_FLOPS"),
         ({"CCONV_QUEUE_BYTES": "10"}, "CCONV_QUEUE_BYTES: expected at least CCONV_MAX_BODY_BYTES"),
@@ -67,3 +70,10 @@ def test_a_value_that_cannot_be_is_refused_by_its_variables_name(environment, te
 def test_health_always_has_a_thread():
     """A full house leaves request threads free."""
     assert Settings().queue_requests < Settings().threads
+
+
+@pytest.mark.parametrize(("host", "bind"), [("::1", "[::1]:8080"), ("127.0.0.1", "127.0.0.1:8080")])
+def test_an_address_with_colons_gets_brackets(monkeypatch, host, bind):
+    monkeypatch.setenv("HOST", host)
+    monkeypatch.delenv("PORT", raising=False)
+    assert runpy.run_path(str(ROOT / "service/gunicorn.conf.py"))["bind"] == bind
