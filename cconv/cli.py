@@ -177,7 +177,10 @@ def _layer_workload(arguments) -> Workload:
 
     def prepare():
         rng = np.random.default_rng(0)
-        draw = lambda shape: rng.standard_normal(shape, np.float32)  # noqa: E731
+
+        def draw(shape):
+            return rng.standard_normal(shape, np.float32)
+
         layer = Conv2d(draw(arguments.w), draw(spec.K) if arguments.bias else None, **options)
         x, residual = draw(arguments.x), draw(output) if arguments.residual else None
         return lambda: [layer(x, residual) for _ in range(arguments.count)]

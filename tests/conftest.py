@@ -116,7 +116,10 @@ def convolve():
 
 def _by_definition(x, weight, stride=1, padding=0, dilation=1, groups=1):
     """The convolution by windows of the padded image: shares no code with cconv, exact on integers."""
-    pair = lambda v: tuple(v) if isinstance(v, tuple) else (v, v)  # noqa: E731
+
+    def pair(value):
+        return value if isinstance(value, tuple) else (value, value)
+
     stride, dilation, size, kernel = pair(stride), pair(dilation), x.shape[2:], weight.shape[2:]
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     if padding == "same":

@@ -178,7 +178,10 @@ class TestOut:
     def test_it_may_lie_over_part_of_the_residual(self, dtype, shift, whole):
         """What is written must not be read again as a residual."""
         x, weight, memory = whole((2, 3, 6, 7), dtype), whole((17, 3, 3, 3), dtype), whole(2 * 17 * 20 + 80, dtype)
-        place = lambda begin: memory[begin : begin + 2 * 17 * 20].reshape(2, 17, 4, 5)  # noqa: E731
+
+        def place(begin):
+            return memory[begin : begin + 2 * 17 * 20].reshape(2, 17, 4, 5)
+
         residual, out = place(40), place(40 + shift)
         expected = cconv.conv2d(x, weight, residual=residual.copy())
         cconv.conv2d(x, weight, residual=residual, out=out)

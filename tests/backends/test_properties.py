@@ -61,7 +61,10 @@ def test_any_valid_larger_convolution_gives_the_definition(backend, dtype, probl
 def test_it_is_linear_in_the_image_and_in_the_weight(backend, problem, seed, a, b, convolve):
     x_shape, w_shape, options = problem
     x1, x2, w1, w2 = _whole(seed, x_shape, x_shape, w_shape, w_shape)
-    run = lambda x, w: convolve(backend, x, w, **options, algorithm="direct")  # noqa: E731
+
+    def run(x, w):
+        return convolve(backend, x, w, **options, algorithm="direct")
+
     np.testing.assert_array_equal(run(a * x1 + b * x2, w1), a * run(x1, w1) + b * run(x2, w1))
     np.testing.assert_array_equal(run(x1, a * w1 + b * w2), a * run(x1, w1) + b * run(x1, w2))
 

@@ -172,7 +172,10 @@ def _scales(draw, layers=10, channels=12, size=24):
         passed.append((weight, signal > 0))
     for weight, through in reversed(passed):
         gradient = _backward(gradient * through, weight)
-    rms = lambda a: np.sqrt(np.mean(np.square(a, dtype=np.float64)))  # noqa: E731
+
+    def rms(a):
+        return np.sqrt(np.mean(np.square(a, dtype=np.float64)))
+
     return rms(signal) / rms(first), rms(gradient) / rms(last)
 
 
