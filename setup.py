@@ -16,11 +16,16 @@ KERNELS = "cconv/cpu/kernels"
 #: ISA -> its compiler flags. GNU C gives vector extensions and contraction of a*b + c into fused multiply-adds.
 ISAS = {"generic": []}
 if platform.machine() in ("x86_64", "AMD64"):
-    ISAS["avx2"] = ["-mavx2", "-mfma"]
-    ISAS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
+    ISAS["avx2"] = ["-mavx2", "-mfma", "-mprfchw"]
+    ISAS["avx512"] = [
+        "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprfchw", "-mprefer-vector-width=512",
+    ]  # fmt: skip
 
 #: Neither flag changes a result: nobody reads errno or the floating-point exception flags here.
-C_FLAGS = ["-std=gnu11", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
+C_FLAGS = [
+    "-std=gnu11", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-fno-tree-slp-vectorize",
+    "-Wall", "-Wextra",
+]  # fmt: skip
 OPENMP = ["-fopenmp"]
 #: Everything that the sources include.
 HEADERS = sorted(str(path) for pattern in ("*.h", "*.inc", "*.inc.c") for path in Path(KERNELS).glob(pattern))
@@ -50,6 +55,7 @@ setup(
         *(library(f"cconv_{isa}", f"isa_{isa}.c", flags) for isa, flags in ISAS.items()),
     ],
     ext_modules=cythonize(
-        [extension("_core", OPENMP), extension("_conv", []), extension("_maps", [])], language_level=3
+        [extension("_core", OPENMP), extension("_conv", []), extension("_winograd", []), extension("_maps", [])],
+        language_level=3,
     ),
 )

@@ -29,7 +29,9 @@ FORMULAS = {
 
 
 def machine() -> Machine:
-    return Machine(isa="numpy", vector_bytes=8, tile_rows=1, tile_vectors=1, threads=1, l2_bytes=1 << 20)
+    return Machine(
+        isa="numpy", vector_bytes=8, tile_rows=1, tile_vectors=1, pixel_vectors=(1,), threads=1, l2_bytes=1 << 20
+    )
 
 
 def asarray(array) -> np.ndarray:

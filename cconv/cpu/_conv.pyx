@@ -1,16 +1,17 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Conv: the loops of a convolution over its tiles.
+"""Conv: the loops of a direct convolution over its tiles, and of a depthwise one over its maps.
 
-In: a ConvSpec and its Tiling, packed weights, NumPy arrays that the caller has checked.  Out: numbers in y.
-The arithmetic is in kernels/conv.inc.c and finish.inc.c, the decisions in planning/algorithm.py.
+In: a ConvSpec and its Direct or Depthwise tiling, packed weights, NumPy arrays that the caller has checked.
+Out: numbers in y. The arithmetic is in kernels/multiply.inc.c, depthwise.inc.c and finish.inc.c, the decisions in
+planning/direct.py.
 """
 
 cimport numpy as cnp
 from libc.stdint cimport int32_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from ._core cimport Buffer, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share
-from .kernels cimport cconv_finish, cconv_kernels, cconv_rows
+from .kernels cimport cconv_depthwise, cconv_finish, cconv_kernels, cconv_rows
 
 cnp.import_array()
 
@@ -18,7 +19,7 @@ cnp.import_array()
 cdef struct Conv:
     const cconv_kernels *kernels
     cconv_finish finish
-    int itemsize, pixel_lanes, across_images
+    int itemsize, pixel_lanes, across_images, joined
     # Sizes: of the spec (with a 1x1 kernel the image may be one long row), per group, of a tile.
     long N, C, H, W, K, R, S, P, Q, groups, group_channels, group_outputs, depth
     long stride_h, stride_w, top, left, dilation_h, dilation_w
@@ -46,11 +47,12 @@ cdef double bias_of(const Conv *job, long k) noexcept nogil:
     return (<const float *>job.bias)[k] if job.itemsize == 4 else (<const double *>job.bias)[k]
 
 
-cdef void finish_run(const Conv *job, long n, long k, long pixel, long count, const char *sums) noexcept nogil:
-    """`count` neighbouring pixels of map k of image n, from their sums to the output."""
-    cdef Py_ssize_t at = ((n * job.K + k) * job.P * job.Q + pixel) * job.itemsize
+cdef void finish_map(const Conv *job, long n, long k, long p, long q, long rows, long columns, const char *sums,
+                     long sums_pitch) noexcept nogil:
+    """rows x columns outputs of map k of image n from (p, q) on, from their sums to the output."""
+    cdef Py_ssize_t at = ((n * job.K + k) * job.P * job.Q + p * job.Q + q) * job.itemsize
     cdef const char *residual = job.residual + at if job.residual != NULL else NULL
-    job.kernels.finish(&job.finish, bias_of(job, k), count, sums, residual, job.y + at)
+    job.kernels.finish(&job.finish, bias_of(job, k), rows, columns, sums, sums_pitch, residual, job.y + at, job.Q)
 
 
 cdef void pack_tile(const Conv *job, long n, long group, long p, long q, long tile_p, char *tile) noexcept nogil:
@@ -132,44 +134,48 @@ cdef void channels_panel(
     if job.across_images:  # an image's outputs lie side by side already
         for i in range(pixels):
             for o in range(outputs):
-                finish_run(job, n + i, k + o, 0, 1, sums + (i * width + o) * job.itemsize)
+                finish_map(job, n + i, k + o, 0, 0, 1, 1, sums + (i * width + o) * job.itemsize, 0)
         return
     kernels.transpose(pixels, width, sums, width, flipped, flipped_pitch)
     for o in range(outputs):
-        if tile_q == job.Q:
-            finish_run(job, n, k + o, p * job.Q, pixels, flipped + o * flipped_pitch * job.itemsize)
-        else:
-            for row in range(tile_p):
-                finish_run(job, n, k + o, (p + row) * job.Q + q, tile_q,
-                           flipped + (o * flipped_pitch + row * tile_q) * job.itemsize)
+        finish_map(job, n, k + o, p, q, tile_p, tile_q, flipped + o * flipped_pitch * job.itemsize, tile_q)
 
 
-cdef void pixels_group(
-    const Conv *job, long n, long group, long p, long q, long tile_p, long tile_q, char *scratch
+cdef void pixels_panel(
+    const Conv *job, long n, long group, long panel, long p, long q, long tile_p, long tile_q, char *scratch
 ) noexcept nogil:
-    """All output channels of a group over a packed tile, 4, 2 or 1 at a time.
+    """One panel of output channels over a packed tile: multiply, finish.
 
-    The tile is read as one run of pixels, rows joined: the few between the end of a row and the next are dropped."""
+    Joined, the tile is read as one run of pixels: those between the end of a row and the next are dropped."""
     cdef const cconv_kernels *kernels = job.kernels
-    cdef long flat = (tile_p - 1) * job.pitch + tile_q
-    cdef long sums_pitch = (flat + kernels.lanes - 1) // kernels.lanes * kernels.lanes
-    cdef const char *weights = job.weights + group * job.group_outputs * job.depth * job.itemsize
+    cdef long lanes = kernels.lanes
+    cdef long runs = 1 if job.joined else tile_p
+    cdef long vectors = ((tile_p - 1) * job.pitch + tile_q if job.joined else tile_q) + lanes - 1
+    vectors //= lanes
+    cdef long sums_pitch = runs * vectors * lanes
+    cdef long first = panel * job.group_outputs // job.panels
+    cdef long outputs = (panel + 1) * job.group_outputs // job.panels - first
+    cdef long k = group * job.group_outputs + first
+    cdef const char *weights = job.weights + k * job.depth * job.itemsize
     cdef char *sums = scratch + job.sums_at
-    cdef long chain, begin, end, row, o, done = 0, outputs
-    while done < job.group_outputs:
-        outputs = kernels.outputs
-        while outputs > job.group_outputs - done:
-            outputs //= 2
-        for chain in range(job.chains):
-            begin, end = chain * job.depth // job.chains, (chain + 1) * job.depth // job.chains
-            kernels.multiply_pixels(
-                <int>outputs, flat, end - begin, job.offset + begin, scratch,
-                weights + (done * job.depth + begin * outputs) * job.itemsize, sums, sums_pitch, chain > 0)
-        for o in range(outputs):
-            for row in range(tile_p):
-                finish_run(job, n, group * job.group_outputs + done + o, (p + row) * job.Q + q, tile_q,
-                           sums + (o * sums_pitch + row * job.pitch) * job.itemsize)
-        done += outputs
+    cdef long widest = kernels.widest[outputs - 1]
+    cdef long cuts = (vectors + widest - 1) // widest
+    cdef long chain, begin, end, run, cut, left, right, o
+    for o in range(outputs):
+        kernels.expect(tile_p, tile_q, job.y + ((n * job.K + k + o) * job.P * job.Q + p * job.Q + q) * job.itemsize, job.Q)
+    for chain in range(job.chains):
+        begin, end = chain * job.depth // job.chains, (chain + 1) * job.depth // job.chains
+        for run in range(runs):
+            for cut in range(cuts):
+                left, right = cut * vectors // cuts, (cut + 1) * vectors // cuts
+                kernels.multiply_pixels(
+                    <int>outputs, <int>(right - left), end - begin, job.offset + begin,
+                    scratch + (run * job.pitch + left * lanes) * job.itemsize,
+                    weights + begin * outputs * job.itemsize,
+                    sums + (run * vectors + left) * lanes * job.itemsize, sums_pitch, chain > 0)
+    for o in range(outputs):
+        finish_map(job, n, k + o, p, q, tile_p, tile_q, sums + o * sums_pitch * job.itemsize,
+                   job.pitch if job.joined else vectors * lanes)
 
 
 cdef void conv_task(const void *untyped, long index, char *scratch) noexcept nogil:
@@ -177,7 +183,7 @@ cdef void conv_task(const void *untyped, long index, char *scratch) noexcept nog
     cdef const Conv *job = <const Conv *>untyped
     cdef long part = index % job.parts, tile = index // job.parts
     cdef long per_image = job.tiles_p * job.tiles_q
-    cdef long units = job.groups if job.pixel_lanes else job.groups * job.panels
+    cdef long units = job.groups * job.panels
     cdef long unit, group, packed = -1, n, p, q, tile_p, tile_q
     if job.across_images:
         n, p, q = tile * job.tile_q, 0, 0
@@ -187,7 +193,7 @@ cdef void conv_task(const void *untyped, long index, char *scratch) noexcept nog
         p, q = tile % per_image // job.tiles_q * job.tile_p, tile % job.tiles_q * job.tile_q
         tile_p, tile_q = min(job.tile_p, job.P - p), min(job.tile_q, job.Q - q)
     for unit in range(part * units // job.parts, (part + 1) * units // job.parts):
-        group = unit if job.pixel_lanes else unit // job.panels
+        group = unit // job.panels
         if group != packed:
             if job.across_images:
                 pack_images(job, n, tile_q, group, scratch)
@@ -195,13 +201,13 @@ cdef void conv_task(const void *untyped, long index, char *scratch) noexcept nog
                 pack_tile(job, n, group, p, q, tile_p, scratch)
             packed = group
         if job.pixel_lanes:
-            pixels_group(job, n, group, p, q, tile_p, tile_q, scratch)
+            pixels_panel(job, n, group, unit % job.panels, p, q, tile_p, tile_q, scratch)
         else:
             channels_panel(job, n, group, unit % job.panels, p, q, tile_p, tile_q, scratch)
 
 
 cdef class Convolution:
-    """A ConvSpec cut by a Tiling for one ISA. Holds tables, no weights; run() may be called from many threads."""
+    """A ConvSpec cut by a Direct tiling for one ISA. Holds tables, no weights; run() may be called from many threads."""
 
     cdef Conv job
     cdef size_t scratch_size
@@ -214,7 +220,7 @@ cdef class Convolution:
         job.kernels = kernels
         job.itemsize = 4 if spec.dtype == "float32" else 8
         job.pixel_lanes = tiling.lanes == "pixels"
-        job.across_images = tiling.across_images
+        job.across_images, job.joined = tiling.across_images, tiling.joined
         job.C, job.K, job.R, job.S, job.groups = spec.C, spec.K, spec.R, spec.S, spec.groups
         job.H, job.W, job.P, job.Q = (1, spec.H * spec.W, 1, spec.P * spec.Q) if tiling.flat else (
             spec.H, spec.W, spec.P, spec.Q)
@@ -232,15 +238,15 @@ cdef class Convolution:
         job.offset = int_table(self.owners, self._offsets(spec, tiling))
         job.tiles_p = ceil_div(job.P, job.tile_p)
         job.tiles_q = ceil_div(job.Q, job.tile_q)
-        job.panels = ceil_div(job.group_outputs, kernels.vectors * kernels.lanes)
+        job.panels = tiling.panels
         job.finish = finish_of(spec.activation)
-        # Pixels of a tile, rounded up to whole vectors; a panel's sums twice (as computed, transposed).
-        cdef size_t pixels = job.tile_p * job.pitch + kernels.lanes
-        cdef size_t panel = kernels.outputs if job.pixel_lanes else kernels.vectors * kernels.lanes
+        # Sums of a panel: whole vectors per row of pixels; lanes "channels" need them twice (computed, transposed).
+        cdef size_t pixels = job.tile_p * (ceil_div(max(job.pitch, job.tile_q), kernels.lanes) * kernels.lanes) + kernels.lanes
+        cdef size_t panel = ceil_div(job.group_outputs, job.panels) if job.pixel_lanes else kernels.vectors * kernels.lanes
         cdef size_t tile = job.group_channels * job.plane if not job.across_images else job.depth * job.pitch
-        job.sums_at = lines((tile + kernels.lanes) * job.itemsize)
+        job.sums_at = lines((tile + (kernels.widest[0] + 1) * kernels.lanes) * job.itemsize)
         job.flipped_at = job.sums_at + lines(pixels * panel * job.itemsize)
-        self.scratch_size = job.flipped_at + (0 if job.pixel_lanes else lines(pixels * panel * job.itemsize))
+        self.scratch_size = lines(job.flipped_at + (0 if job.pixel_lanes else lines(pixels * panel * job.itemsize)))
 
     def _offsets(self, spec, tiling):
         """Where product k = (c, r, s) of a pixel lies in the tile, relative to the pixel."""
@@ -252,36 +258,32 @@ cdef class Convolution:
         window = [r + s for r in rows for s in columns]
         return [c * tiling.plane + w for c in range(spec.C // spec.groups) for w in window]
 
-    @property
-    def scratch_bytes(self):
-        """Bytes of scratch per thread."""
-        return lines(self.scratch_size)
+    def scratch_bytes(self, long images, int threads):
+        """Bytes of scratch that a run needs."""
+        return self.scratch_size * threads
 
     def pack(self, cnp.ndarray weight not None):
         """The panels of a C-ordered (K, C/G, R, S) weight, as run() wants them."""
         cdef Conv *job = &self.job
         cdef const cconv_kernels *kernels = job.kernels
-        cdef long lanes = kernels.lanes, group, o, outputs, width
+        cdef long lanes = kernels.lanes, group, panel, o, end, width
         cdef long padded = job.group_outputs if job.pixel_lanes else (job.group_outputs + lanes - 1) // lanes * lanes
         cdef Buffer packed = Buffer(job.groups * padded * job.depth * job.itemsize)
         cdef const char *source = data_of(weight)
         with nogil:
             for group in range(job.groups):
-                o = 0
-                while o < job.group_outputs:
+                for panel in range(job.panels):
                     if job.pixel_lanes:
-                        width = kernels.outputs
-                        while width > job.group_outputs - o:
-                            width //= 2
-                        outputs = width
+                        o, end = panel * job.group_outputs // job.panels, (panel + 1) * job.group_outputs // job.panels
+                        width = end - o
                     else:
-                        outputs = min(kernels.vectors * lanes, job.group_outputs - o)
-                        width = (outputs + lanes - 1) // lanes * lanes
+                        o = panel * kernels.vectors * lanes
+                        end = min(o + kernels.vectors * lanes, job.group_outputs)
+                        width = (end - o + lanes - 1) // lanes * lanes
                     kernels.pack_panel(
-                        outputs, width, job.depth,
+                        end - o, width, job.depth,
                         source + (group * job.group_outputs + o) * job.depth * job.itemsize,
                         packed.data + (group * padded + o) * job.depth * job.itemsize)
-                    o += width
         return packed
 
     def run(self, cnp.ndarray x not None, Buffer weights not None, cnp.ndarray bias, cnp.ndarray residual,
@@ -296,4 +298,73 @@ cdef class Convolution:
         tasks = job.parts * (
             ceil_div(job.N, job.tile_q) if job.across_images else job.N * job.tiles_p * job.tiles_q)
         with nogil:
-            share(conv_task, &job, tasks, scratch.data, lines(self.scratch_size), threads)
+            share(conv_task, &job, tasks, scratch.data, self.scratch_size, threads)
+
+
+cdef struct Depth:
+    const cconv_kernels *kernels
+    cconv_depthwise how
+    cconv_finish finish
+    int itemsize
+    long C, K, parts
+    size_t map_out
+    Py_ssize_t x_n, x_c
+    const char *x
+    const char *weights
+    const char *bias
+    const char *residual
+    char *y
+
+
+cdef void depth_task(const void *untyped, long index, char *scratch) noexcept nogil:
+    """Part `index % parts` of the rows of output map index // parts, counted over the images."""
+    cdef const Depth *job = <const Depth *>untyped
+    cdef long part = index % job.parts, map = index // job.parts
+    cdef long n = map // job.K, k = map % job.K
+    cdef double bias = 0
+    if job.bias != NULL:
+        bias = (<const float *>job.bias)[k] if job.itemsize == 4 else (<const double *>job.bias)[k]
+    job.kernels.depthwise(
+        &job.how, &job.finish, bias, part * job.how.P // job.parts, (part + 1) * job.how.P // job.parts,
+        job.x + n * job.x_n + k * job.C // job.K * job.x_c, job.weights + k * job.how.R * job.how.S * job.itemsize,
+        job.residual + map * job.map_out if job.residual != NULL else NULL, job.y + map * job.map_out)
+
+
+cdef class DepthwiseConvolution:
+    """A ConvSpec with one input channel per group, for one ISA. Holds no weights; run() may be called from many threads."""
+
+    cdef Depth job
+
+    def __init__(self, spec, tiling, str isa):
+        cdef Depth *job = &self.job
+        job.kernels = kernels_of(isa, spec.dtype)
+        job.itemsize = 4 if spec.dtype == "float32" else 8
+        job.C, job.K, job.parts = spec.C, spec.K, tiling.row_parts
+        job.how.H, job.how.W, job.how.P, job.how.Q, job.how.R, job.how.S = (
+            spec.H, spec.W, spec.P, spec.Q, spec.R, spec.S)
+        job.how.stride_h, job.how.stride_w = spec.stride
+        job.how.dilation_h, job.how.dilation_w = spec.dilation
+        job.how.top, job.how.left = spec.padding[:2]
+        job.map_out = spec.P * spec.Q * job.itemsize
+        job.finish = finish_of(spec.activation)
+
+    def scratch_bytes(self, long images, int threads):
+        """None is needed."""
+        return 0
+
+    def pack(self, cnp.ndarray weight not None):
+        """A copy of a C-ordered (K, 1, R, S) weight."""
+        cdef Buffer packed = Buffer(weight.nbytes)
+        memcpy(packed.data, data_of(weight), weight.nbytes)
+        return packed
+
+    def run(self, cnp.ndarray x not None, Buffer weights not None, cnp.ndarray bias, cnp.ndarray residual,
+            cnp.ndarray y not None, int threads, Buffer scratch not None):
+        """y = activation(conv(x) + bias + residual); y, bias and residual C-ordered, x with its rows in one piece."""
+        cdef Depth job = self.job
+        cdef long tasks = x.shape[0] * job.K * job.parts
+        job.x = data_of(x)
+        job.x_n, job.x_c, job.how.row_pitch = x.strides[0], x.strides[1], x.strides[2] // job.itemsize
+        job.weights, job.bias, job.residual, job.y = weights.data, data_of(bias), data_of(residual), data_of(y)
+        with nogil:
+            share(depth_task, &job, tasks, scratch.data, 0, threads)

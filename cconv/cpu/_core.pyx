@@ -9,6 +9,7 @@ from cython.parallel cimport prange, threadid
 from libc.stdint cimport int32_t
 from libc.stdlib cimport free
 from libc.string cimport memset
+from posix.mman cimport madvise
 from posix.stdlib cimport posix_memalign
 
 from .kernels cimport cconv_finish, cconv_isa, cconv_kernels, cconv_list, cconv_select
@@ -20,7 +21,7 @@ _ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS, start=1
 
 
 def instruction_sets():
-    """(name, whether this processor runs it, vector bytes, tile rows, tile vectors) of this build, best first."""
+    """(name, whether this processor runs it, vector bytes, tile rows, tile vectors, widest) of this build, best first."""
     cdef int usable = 0, i = 0
     cdef const cconv_isa *isa
     found = []
@@ -28,7 +29,8 @@ def instruction_sets():
         isa = cconv_list(i, &usable)
         if isa == NULL:
             return found
-        found.append((isa.name.decode(), bool(usable), isa.vector_bytes, isa.f32.rows, isa.f32.vectors))
+        found.append((isa.name.decode(), bool(usable), isa.vector_bytes, isa.f32.rows, isa.f32.vectors,
+                      tuple(isa.f32.widest[o] for o in range(isa.f32.outputs))))
         i += 1
 
 
@@ -47,13 +49,20 @@ cdef cconv_finish finish_of(activation):
     return how
 
 
+cdef enum:
+    HUGE = 1 << 21  # bytes of a huge page
+    MADV_HUGEPAGE = 14  # Linux; posix.mman does not know it
+
+
 cdef class Buffer:
     """Memory aligned to a cache line, zeroed once."""
 
     def __cinit__(self, size_t nbytes):
         cdef void *memory = NULL
-        if posix_memalign(&memory, LINE, max(nbytes, <size_t>LINE)):
+        if posix_memalign(&memory, LINE if nbytes < HUGE // 2 else HUGE, max(nbytes, <size_t>LINE)):
             raise MemoryError(f"could not allocate {nbytes} bytes")
+        if nbytes >= HUGE // 2:  # transformed tiles lie far apart: small pages would miss the TLB at each
+            madvise(memory, nbytes, MADV_HUGEPAGE)
         self.data = <char *>memory
         self.nbytes = nbytes
         memset(self.data, 0, nbytes)

@@ -32,7 +32,7 @@ cdef class Pooling:
 
     cdef Pool job
     cdef list owners
-    cdef readonly size_t scratch_bytes
+    cdef size_t scratch_size
 
     def __init__(self, spec, str isa):
         cdef Pool *job = &self.job
@@ -53,7 +53,11 @@ cdef class Pooling:
         how.row_step, how.column_step = rows.step, columns.step
         job.map_in = spec.H * spec.W * itemsize
         job.map_out = how.outputs_high * how.outputs_wide * itemsize
-        self.scratch_bytes = lines(spec.W * sizeof(double))
+        self.scratch_size = lines(spec.W * sizeof(double))
+
+    def scratch_bytes(self, long images, int threads):
+        """Bytes of scratch that a run needs."""
+        return self.scratch_size * threads
 
     def run(self, cnp.ndarray x not None, cnp.ndarray y not None, int threads, Buffer scratch not None):
         """y = pool(x); both C-ordered."""
@@ -61,7 +65,7 @@ cdef class Pooling:
         cdef long maps = x.shape[0] * x.shape[1]
         job.x, job.y = data_of(x), data_of(y)
         with nogil:
-            share(pool_task, &job, maps, scratch.data, self.scratch_bytes, threads)
+            share(pool_task, &job, maps, scratch.data, self.scratch_size, threads)
 
 
 cdef enum:
@@ -82,20 +86,22 @@ cdef void elements_task(const void *untyped, long index, char *scratch) noexcept
     cdef const Elements *job = <const Elements *>untyped
     cdef size_t at = index * RUN * job.itemsize
     cdef const char *other = job.other + at if job.other != NULL else NULL
-    job.kernels.finish(&job.how, 0, min(<long>RUN, job.count - index * RUN), job.x + at, other, job.y + at)
+    job.kernels.finish(&job.how, 0, 1, min(<long>RUN, job.count - index * RUN), job.x + at, 0, other, job.y + at, 0)
 
 
 cdef class Pointwise:
     """A PointwiseSpec for one ISA."""
 
     cdef Elements job
-    cdef readonly size_t scratch_bytes
 
     def __init__(self, spec, str isa):
         self.job.kernels = kernels_of(isa, spec.dtype)
         self.job.how = finish_of(spec.activation)
         self.job.itemsize = 4 if spec.dtype == "float32" else 8
-        self.scratch_bytes = 0
+
+    def scratch_bytes(self, long images, int threads):
+        """None is needed."""
+        return 0
 
     def run(self, cnp.ndarray x not None, cnp.ndarray other, cnp.ndarray y not None, int threads,
             Buffer scratch not None):

@@ -13,6 +13,20 @@ cdef extern from "kernels/kernels.h" nogil:
         int activation
         double alpha
 
+    ctypedef struct cconv_depthwise:
+        long H, W, P, Q, R, S, row_pitch
+        long stride_h, stride_w, dilation_h, dilation_w, top, left
+
+    ctypedef struct cconv_winograd:
+        int m, alpha
+        const void *coefficients
+        const void *powers
+        const double *filter
+        long H, W, P, Q, top, left, tiles_high, tiles_wide
+        long strip_pitch
+        Py_ssize_t image_stride, channel_stride, row_stride
+        long map_stride
+
     ctypedef struct cconv_pool:
         int average
         long width, outputs_high, outputs_wide
@@ -26,14 +40,22 @@ cdef extern from "kernels/kernels.h" nogil:
 
     ctypedef struct cconv_kernels:
         int lanes, rows, vectors, outputs
+        const unsigned char *widest
         void (*pack_rows)(const cconv_rows *, const void *, void *) noexcept nogil
         void (*pack_panel)(long, long, long, const void *, void *) noexcept nogil
         void (*multiply_channels)(
             int, int, long, const int32_t *, const void *, const void *, void *, long, int) noexcept nogil
         void (*multiply_pixels)(
-            int, long, long, const int32_t *, const void *, const void *, void *, long, int) noexcept nogil
+            int, int, long, const int32_t *, const void *, const void *, void *, long, int) noexcept nogil
         void (*transpose)(long, long, const void *, long, void *, long) noexcept nogil
-        void (*finish)(const cconv_finish *, double, long, const void *, const void *, void *) noexcept nogil
+        void (*finish)(const cconv_finish *, double, long, long, const void *, long, const void *, void *, long) noexcept nogil
+        void (*expect)(long, long, const void *, long) noexcept nogil
+        void (*depthwise)(const cconv_depthwise *, const cconv_finish *, double, long, long, const void *, const void *,
+                          const void *, void *) noexcept nogil
+        void (*winograd_filter)(const cconv_winograd *, long, long, const void *, void *, long) noexcept nogil
+        void (*winograd_input)(const cconv_winograd *, long, long, const void *, void *, void *, long) noexcept nogil
+        void (*winograd_output)(const cconv_winograd *, const cconv_finish *, double, long, long, const void *, long,
+                                void *, const void *, void *) noexcept nogil
         void (*pool)(const cconv_pool *, const void *, void *, void *) noexcept nogil
 
     ctypedef struct cconv_isa:

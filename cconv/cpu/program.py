@@ -9,12 +9,13 @@ from math import prod
 import numpy as np
 
 from ..errors import Cancelled
-from ..planning import ConvSpec, Plan, PointwiseSpec, PoolSpec, cost
+from ..planning import ConvSpec, Depthwise, Direct, Plan, PointwiseSpec, PoolSpec, Winograd, cost
 from ..weights import Weights
 from . import threads
-from ._conv import Convolution
+from ._conv import Convolution, DepthwiseConvolution
 from ._core import Buffer
 from ._maps import Pointwise, Pooling
+from ._winograd import WinogradConvolution
 
 #: Bytes of scratch that a thread keeps between runs.
 SCRATCH_KEPT = 64 << 20
@@ -36,13 +37,16 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
+_CONVOLUTIONS = {Direct: Convolution, Depthwise: DepthwiseConvolution, Winograd: WinogradConvolution}
+
+
 class _ConvStep:
     def __init__(self, step, isa: str, weights: Weights):
         spec, key = step.operation.spec, step.operation.weights
-        self.kernel = Convolution(spec, step.tiling, isa)
-        self.flat = step.tiling.flat
+        self.kernel = _CONVOLUTIONS[type(step.tiling)](spec, step.tiling, isa)
+        self.tiling = step.tiling
         # The packed form depends on these alone, so programs for other image sizes share it.
-        self.packed, self.bias = weights.derived(key, ("cpu", isa, step.tiling.lanes, spec.groups), self._pack)
+        self.packed, self.bias = weights.derived(key, ("cpu", isa, step.tiling.packing, spec.groups), self._pack)
         self.flops = step.tiling.executed_flops
 
     def _pack(self, arrays: tuple) -> tuple:
@@ -52,8 +56,11 @@ class _ConvStep:
 
     def run(self, x, second, y, count: int, scratch: Buffer) -> None:
         aligned = x.flags.aligned
-        if self.flat and x.strides[2] != x.shape[3] * x.strides[3] and x.shape[2] > 1:
-            aligned = False  # rows that do not join: a copy is one long row
+        if isinstance(self.tiling, Direct):
+            if self.tiling.flat and x.strides[2] != x.shape[3] * x.strides[3] and x.shape[2] > 1:
+                aligned = False  # rows that do not join: a copy is one long row
+        elif x.strides[3] != x.itemsize or x.strides[2] % x.itemsize:
+            aligned = False
         self.kernel.run(
             x if aligned else x.copy(order="C"), self.packed, self.bias,
             None if second is None else np.require(second, requirements="CA"), y, count, scratch,
@@ -89,7 +96,6 @@ class Program:
     def __init__(self, plan: Plan, weights: Weights):
         self.plan = plan
         self._steps = [(s.operation, _STEPS[type(s.operation.spec)](s, plan.machine.isa, weights)) for s in plan.steps]
-        self._scratch_bytes = max(kernel.kernel.scratch_bytes for _, kernel in self._steps)
         self._flops = sum(kernel.flops for _, kernel in self._steps)
 
     def run(self, inputs, outputs=None, cancel=None) -> list[np.ndarray]:
@@ -118,7 +124,7 @@ class Program:
         arena = np.empty(plan.arena.size * n, plan.dtype) if plan.arena.size else None
         given = {} if outputs is None else dict(zip(plan.outputs, outputs, strict=True))
         with threads.team(self._flops * n) as count:
-            scratch = _scratch.of(self._scratch_bytes * count)
+            scratch = _scratch.of(max(step.kernel.scratch_bytes(n, count) for _, step in self._steps))
             for operation, step in self._steps:
                 if cancel is not None and cancel.is_set():
                     raise Cancelled("the run was cancelled before it ended")

@@ -1,17 +1,20 @@
 """Planning: from what is asked to how it is done. Pure functions of shapes, standard library only, no arrays.
 
 specs.py  ->  algorithm.py  ->  plan.py  ->  a twin's build()
-  |               (tiles)         (buffers.py: the arena)
+  |             (the choice)      (buffers.py: the arena)
+  |           direct.py, winograd.py: tilings and transforms, for a machine.py
 cost.py  (the only FLOP rules)        shapes.py  (the one output-size formula)
 """
 
-from . import algorithm, buffers, cost, plan, shapes, specs
-from .algorithm import ALGORITHMS, Machine, Tiling
+from . import algorithm, buffers, cost, direct, plan, shapes, specs, winograd
+from .algorithm import ALGORITHMS, Depthwise, Direct, Tiling, Winograd
 from .cost import Cost, estimate
+from .machine import Machine
 from .plan import Operation, Plan, Step
 from .specs import ACTIVATIONS, Activation, ConvSpec, PointwiseSpec, PoolSpec, Spec
 
 __all__ = [
-    "ACTIVATIONS", "ALGORITHMS", "Activation", "ConvSpec", "Cost", "Machine", "Operation", "Plan", "PointwiseSpec",
-    "PoolSpec", "Spec", "Step", "Tiling", "algorithm", "buffers", "cost", "estimate", "plan", "shapes", "specs",
+    "ACTIVATIONS", "ALGORITHMS", "Activation", "ConvSpec", "Cost", "Depthwise", "Direct", "Machine", "Operation",
+    "Plan", "PointwiseSpec", "PoolSpec", "Spec", "Step", "Tiling", "Winograd", "algorithm", "buffers", "cost", "direct",
+    "estimate", "plan", "shapes", "specs", "winograd",
 ]  # fmt: skip

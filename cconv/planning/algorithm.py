@@ -1,172 +1,118 @@
-"""Algorithm: how a convolution is cut into tiles for one machine. Pure arithmetic, no arrays.
+"""Algorithm: which way to compute a convolution. Pure arithmetic, no arrays.
 
-In: a ConvSpec and a Machine.  Out: a Tiling, which cpu/_conv.pyx executes.
+In: a ConvSpec and a Machine.  Out: every tiling that meets the spec's precision, and the one estimated to be fastest.
 
-Two micro-kernels share one tile of input. The tile is planar and padded with zeros; its rows and columns are sorted so
-that neighbouring outputs read neighbouring inputs whatever the stride. Where windows overlap, by phase (index modulo
-stride); where they do not, as with a large dilation, by tap, and only what a tap touches is in the tile:
-
-    stride 2, 3 taps, columns of the image   0 1 2 3 4 5 6    ->   phase 0: 0 2 4 6    phase 1: 1 3 5
-    stride 1, 2 taps, dilation 9             0 1 2 ...        ->   tap 0: 0 1 2 3      tap 1: 9 10 11 12
-
-lanes = "channels": a vector holds output channels, `mr` pixels by `nr` channels in registers, inputs broadcast.
-lanes = "pixels":   a vector holds output pixels, weights broadcast; for groups with few output channels (depthwise).
+The estimate counts what the kernels issue in units of one fused multiply-add of a whole vector. Its constants were
+fitted to measured times (docs/kernels.md); `make bench` prints what a wrong choice costs.
 """
 
 from dataclasses import dataclass
-from math import isqrt
-from typing import NamedTuple
 
 from ..errors import ArgumentError
-from .shapes import Pair
+from . import direct, winograd
+from .direct import Depthwise, Direct
+from .machine import Machine, ceil_div
 from .specs import ITEMSIZE, ConvSpec
+from .winograd import Transform
 
-ALGORITHMS = ("auto", "direct")
+ALGORITHMS = ("auto", "direct", "winograd")
 
-#: Products summed in one register chain before they join the total: bounds the rounding error (docs/kernels.md).
-#: A weight panel of so many rows (12 KB on AVX-512) also stays in the first-level cache, which decides the speed.
-CHAIN = 96
-#: How much of the second-level cache a tile of input may take.
-TILE_SHARE = 0.4
-#: Bytes that a tile of input may take beyond which it shrinks whatever that costs: bounds the scratch of odd layers.
-TILE_LIMIT = 64 << 20
-#: Output pixels of a tile: enough to reuse a weight panel from L1/L2, few enough that the sums stay there.
-TILE_PIXELS = 256
+#: Fewest input and output channels of an automatic Winograd: below, integers stay exact.
+FEWEST_CHANNELS = 16
+#: How much of the second-level cache the transformed input of a block of tiles may take.
+BLOCK_SHARE = 0.7
+#: Most vectors of tiles in a block.
+BLOCK_VECTORS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
-    """What a plan needs to know of a device."""
+class Winograd:
+    """A convolution as products of transformed tiles: F(m, r)."""
 
-    isa: str
-    vector_bytes: int
-    #: Rows (pixels) of the register tile, and vectors per row.
-    tile_rows: int
-    tile_vectors: int
-    threads: int
-    l2_bytes: int
-
-
-class Axis(NamedTuple):
-    """The rows (or columns) of a tile of input: blocks of neighbouring outputs' inputs."""
-
-    #: First input of every block, relative to that of the tile's first output.
-    starts: tuple[int, ...]
-    #: Tap -> (block, place in it) of the first output's input.
-    taps: tuple[tuple[int, int], ...]
-    #: Elements of a block.
-    extent: int
-
-    @property
-    def size(self) -> int:
-        return len(self.starts) * self.extent
-
-
-@dataclass(frozen=True, slots=True)
-class Tiling:
-    """How one convolution runs on one machine."""
-
-    algorithm: str
-    lanes: str  # "channels" or "pixels"
-    #: A 1x1 kernel: the image is one long row.
-    flat: bool
-    #: The tile's pixels are images instead of positions: for maps of one pixel (a dense layer).
-    across_images: bool
-    tile_p: int
-    tile_q: int
-    #: Parts into which the output channels (lanes="channels") or groups (lanes="pixels") are split for the threads.
-    channel_parts: int
+    transform: Transform
+    #: Tiles of m x m outputs in a block, whole vectors.
+    tiles: int
+    #: Panels into which the output channels are cut.
+    panels: int
     chains: int
-    rows: Axis
-    columns: Axis
     #: Multiplications and additions that the kernels issue for one image, lanes of padding included.
     executed_flops: int
 
-    @property
-    def plane(self) -> int:
-        """Elements of one channel of an input tile."""
-        return self.rows.size * self.columns.size
+    algorithm = "winograd"
 
     @property
-    def pitch(self) -> int:
-        """Elements from a pixel to the one below."""
-        return self.columns.extent
+    def label(self) -> str:
+        return f"winograd {self.transform.m}x{self.transform.r}"
+
+    @property
+    def packing(self) -> tuple:
+        """What the packed form of a weight depends on."""
+        return "winograd", self.transform.m, self.panels
 
 
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
+Tiling = Direct | Depthwise | Winograd
 
 
-def _axis(kernel: int, stride: int, dilation: int, outputs: int) -> Axis:
-    """By phase or by tap, whichever is smaller."""
-    at = [k * dilation for k in range(kernel)]
-    phases = tuple(sorted({a % stride for a in at}))
-    extent = outputs + at[-1] // stride
-    if len(phases) * extent <= kernel * outputs:
-        return Axis(phases, tuple((phases.index(a % stride), a // stride) for a in at), extent)
-    return Axis(tuple(at), tuple((k, 0) for k in range(kernel)), outputs)
+def _winograd(spec: ConvSpec, machine: Machine, transform: Transform) -> Winograd:
+    vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
+    points, m = transform.alpha**2, transform.m
+    tiles = ceil_div(spec.P, m) * ceil_div(spec.Q, m)
+    fit = int(machine.l2_bytes * BLOCK_SHARE) // (points * spec.C * machine.vector_bytes)
+    vectors = max(1, min(ceil_div(tiles, vector), fit, BLOCK_VECTORS))
+    panels = machine.panels(spec.K, vectors)
+    executed = 2 * points * spec.C * spec.K * ceil_div(tiles, vector) * vector
+    chains = winograd.chains(spec.C, transform, transform) if spec.precision == "highest" else direct.chains(spec.C)
+    return Winograd(transform, vectors * vector, panels, chains, executed)
 
 
-def _chains(depth: int) -> int:
-    """How many chains: their number grows no faster than their length, for both round."""
-    return _ceil_div(depth, max(CHAIN, isqrt(depth)))
+def _transforms(spec: ConvSpec) -> list[Transform]:
+    """The transforms that fit a spec's geometry and precision."""
+    if (spec.stride, spec.dilation, spec.groups) != ((1, 1), (1, 1), 1) or spec.R != spec.S:
+        return []
+    fit = [winograd.transform(m, r) for m, r in winograd.SUPPORTED if r == spec.R]
+    return [t for t in fit if winograd.meets(t.m, t.r, spec.precision, spec.depth)]
 
 
-def _axes(spec: ConvSpec, tile_p: int, tile_q: int) -> tuple[Axis, Axis]:
-    return (
-        _axis(spec.R, spec.stride[0], spec.dilation[0], tile_p),
-        _axis(spec.S, spec.stride[1], spec.dilation[1], tile_q),
-    )
+def candidates(spec: ConvSpec, machine: Machine) -> tuple[Tiling, ...]:
+    """Every way to compute the spec; an unknown algorithm, or one that cannot, is an ArgumentError."""
+    if spec.algorithm not in ALGORITHMS:
+        raise ArgumentError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {spec.algorithm!r}")
+    found: list[Tiling] = []
+    if spec.algorithm != "winograd":
+        found.append(direct.tiling(spec, machine, "channels"))
+        if spec.P * spec.Q > 1:
+            found.append(direct.tiling(spec, machine, "pixels"))
+        if depthwise := direct.depthwise(spec, machine):
+            found.append(depthwise)
+    if spec.algorithm == "winograd" or (spec.algorithm == "auto" and min(spec.C, spec.K) >= FEWEST_CHANNELS):
+        found += [_winograd(spec, machine, transform) for transform in _transforms(spec)]
+    if not found:
+        raise ArgumentError(
+            f"algorithm: expected a kernel of 3x3 or 5x5 with stride 1, dilation 1 and groups 1 for winograd, got "
+            f"{spec.R}x{spec.S} with stride {spec.stride}, dilation {spec.dilation} and groups {spec.groups}"
+        )
+    return tuple(found)
 
 
-def _tile(spec: ConvSpec, machine: Machine, height: int, width: int) -> Pair:
-    """Output rows and columns of a tile: about TILE_PIXELS pixels, whose input fits its share of the cache."""
-    channel_bytes = spec.C // spec.groups * ITEMSIZE[spec.dtype]
-
-    def tile_bytes(p: int, q: int) -> int:
-        rows, columns = _axes(spec, p, q)
-        return channel_bytes * rows.size * columns.size
-
-    budget = int(machine.l2_bytes * TILE_SHARE)
-    tile_q = _ceil_div(width, _ceil_div(width, TILE_PIXELS))
-    tile_p = min(height, max(1, TILE_PIXELS // tile_q))
-    while tile_p > 1 and tile_bytes(tile_p, tile_q) > budget:
-        tile_p -= 1
-    while tile_q > 2 * machine.tile_rows and tile_bytes(tile_p, tile_q) > budget:
-        tile_q = _ceil_div(tile_q, 2)
-    while tile_q > 1 and tile_bytes(tile_p, tile_q) > TILE_LIMIT:
-        tile_q = _ceil_div(tile_q, 2)
-    return _ceil_div(height, _ceil_div(height, tile_p)), tile_q
+def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling) -> float:
+    """Time of one image in units of one vector's fused multiply-add."""
+    vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
+    fma = tiling.executed_flops / 2 / vector
+    maps_in, maps_out = spec.C * spec.H * spec.W / vector, spec.K * spec.P * spec.Q / vector
+    if isinstance(tiling, Depthwise):
+        return fma + maps_in + 2 * maps_out
+    if isinstance(tiling, Winograd):
+        transform = tiling.transform
+        groups = ceil_div(ceil_div(spec.P, transform.m) * ceil_div(spec.Q, transform.m), vector)
+        streamed = transform.alpha**2 * spec.C * spec.K / vector
+        return fma * 1.1 + 8 * transform.alpha**2 * groups * (spec.C + spec.K) + streamed
+    # Rows of the image that two tiles share are packed twice.
+    packing = 3 * maps_in * (1 + (spec.R - 1) / tiling.tile_p)
+    if tiling.lanes == "pixels":
+        return fma * 1.05 + packing + 4 * tiling.chains * maps_out
+    return fma * 1.1 + packing + (2 * tiling.chains + 12) * maps_out
 
 
 def choose(spec: ConvSpec, machine: Machine) -> Tiling:
-    """The tiling for a spec; an unknown algorithm is an ArgumentError."""
-    if spec.algorithm not in ALGORITHMS:
-        raise ArgumentError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {spec.algorithm!r}")
-    itemsize = ITEMSIZE[spec.dtype]
-    vector = machine.vector_bytes // itemsize
-    outputs = spec.K // spec.groups
-    across_images = spec.P * spec.Q == 1
-    lanes = "pixels" if outputs < vector // 2 and not across_images else "channels"
-    flat = (spec.R, spec.S, *spec.stride, *spec.padding) == (1, 1, 1, 1, 0, 0, 0, 0) and not across_images
-    height, width = (1, spec.P * spec.Q) if flat else (spec.P, spec.Q)
-    if across_images:
-        tile_p, tile_q = 1, max(1, min(machine.tile_rows, TILE_LIMIT // (spec.depth * itemsize)))
-        rows, columns = Axis((0,), ((0, 0),), 1), Axis((0,), ((0, 0),), tile_q)
-    else:
-        tile_p, tile_q = _tile(spec, machine, height, width)
-        rows, columns = _axes(spec, tile_p, tile_q)
-    spatial = _ceil_div(height, tile_p) * _ceil_div(width, tile_q)
-    # Several tasks for every thread of a single image, at the price of packing a tile once per part.
-    wanted = 1 if machine.threads == 1 else _ceil_div(4 * machine.threads, spatial)
-    panels = 1 if lanes == "pixels" else _ceil_div(outputs, vector * machine.tile_vectors)
-    channel_parts = min(spec.groups if spec.groups > 1 else panels, wanted)
-
-    if lanes == "channels":
-        products = height * width * spec.groups * _ceil_div(outputs, vector) * vector
-    else:
-        products = spatial * spec.K * _ceil_div((tile_p - 1) * columns.extent + tile_q, vector) * vector
-    return Tiling(
-        "direct", lanes, flat, across_images, tile_p, tile_q, channel_parts, _chains(spec.depth),
-        rows, columns, 2 * products * spec.depth,
-    )  # fmt: skip
+    """The candidate with the least estimated time."""
+    return min(candidates(spec, machine), key=lambda tiling: estimate(spec, machine, tiling))

@@ -9,8 +9,9 @@ from functools import lru_cache
 from math import prod
 
 from . import algorithm, buffers
-from .algorithm import Machine, Tiling
+from .algorithm import Tiling
 from .buffers import Arena, Lifetime
+from .machine import Machine
 from .specs import CHW, ConvSpec, Spec
 
 
@@ -51,15 +52,23 @@ class Plan:
         return sum(step.tiling.executed_flops for step in self.steps if step.tiling)
 
 
-def make(operations: tuple[Operation, ...], inputs: dict[int, CHW], outputs: tuple[int, ...], machine: Machine) -> Plan:
-    """The plan of operations given in an order in which every value is written before it is read."""
+def make(
+    operations: tuple[Operation, ...],
+    inputs: dict[int, CHW],
+    outputs: tuple[int, ...],
+    machine: Machine,
+    tiling: Tiling | None = None,
+) -> Plan:
+    """The plan of operations given in an order in which every value is written before it is read.
+
+    `tiling` is for the only operation of a plan; without it the estimated best is taken."""
     values, first, last, steps = dict(inputs), {}, {}, []
     for index, operation in enumerate(operations):
         for value in operation.inputs:
             last[value] = index
         values[operation.output] = operation.spec.output
         first[operation.output] = last[operation.output] = index
-        steps.append(Step(operation, _tiling(operation.spec, machine)))
+        steps.append(Step(operation, tiling or _tiling(operation.spec, machine)))
     kept = set(outputs) | set(inputs)
     lifetimes = {
         value: Lifetime(prod(values[value]), first[value], last[value]) for value in first if value not in kept
@@ -75,7 +84,7 @@ def _tiling(spec: Spec, machine: Machine) -> Tiling | None:
 
 
 @lru_cache(maxsize=1024)
-def single(spec: Spec, machine: Machine) -> Plan:
+def single(spec: Spec, machine: Machine, tiling: Tiling | None = None) -> Plan:
     """The plan of one operator: value 0 is the image, 1 the residual or second summand, the last one the output."""
     second = getattr(spec, "residual", False) or getattr(spec, "add", False)
     inputs = {0: (spec.C, spec.H, spec.W)}
@@ -83,4 +92,4 @@ def single(spec: Spec, machine: Machine) -> Plan:
         inputs[1] = spec.output
     output = len(inputs)
     weights = "weight" if isinstance(spec, ConvSpec) else None
-    return make((Operation(spec, tuple(inputs), output, weights),), inputs, (output,), machine)
+    return make((Operation(spec, tuple(inputs), output, weights),), inputs, (output,), machine, tiling)

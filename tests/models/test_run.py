@@ -227,7 +227,8 @@ def test_what_is_executed_is_told_beside_the_bill_and_leaves_it_alone():
     model = load("resnet18")
     executed = model.executed_flops((2, 3, 64, 64))
     assert executed == 2 * model.executed_flops((3, 64, 64))
-    assert executed >= model.cost((2, 3, 64, 64)).total.flops  # whole vectors: never less, for a direct algorithm
+    billed = model.cost((2, 3, 64, 64)).total.flops
+    assert billed / 4 < executed < 2 * billed  # Winograd issues less, whole vectors issue more
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cconv import ArgumentError
-from cconv.planning import Machine, algorithm, cost, specs
+from cconv.planning import Direct, Machine, Winograd, algorithm, cost, direct, specs
 
+WIDE = (8, 8, 8, 6, 5, 4, 3, 3, 3, *5 * (2,), *14 * (1,))
 MACHINES = (
-    Machine("wide", vector_bytes=64, tile_rows=14, tile_vectors=2, threads=4, l2_bytes=1 << 20),
-    Machine("middle", vector_bytes=32, tile_rows=6, tile_vectors=2, threads=16, l2_bytes=1 << 18),
-    Machine("narrow", vector_bytes=16, tile_rows=1, tile_vectors=1, threads=1, l2_bytes=1 << 14),
+    Machine("wide", vector_bytes=64, tile_rows=14, tile_vectors=2, pixel_vectors=WIDE, threads=4, l2_bytes=1 << 20),
+    Machine(
+        "middle",
+        vector_bytes=32,
+        tile_rows=6,
+        tile_vectors=2,
+        pixel_vectors=(6, 6, 4, 3, 2, 2, 1),
+        threads=16,
+        l2_bytes=1 << 18,
+    ),
+    Machine("narrow", vector_bytes=16, tile_rows=1, tile_vectors=1, pixel_vectors=(1,), threads=1, l2_bytes=1 << 14),
 )
 
 
@@ -34,21 +43,25 @@ def convolutions(draw):
 @settings(max_examples=200)
 @given(spec=convolutions())
 def test_tiles_cover_the_output_and_none_is_empty(machine, spec):
-    tiling = algorithm.choose(spec, machine)
-    assert tiling.lanes in ("channels", "pixels")
+    for lanes in ("channels", "pixels"):
+        _covers(spec, direct.tiling(spec, machine, lanes))
+
+
+def _covers(spec, tiling):
     if not tiling.across_images:
         height, width = (1, spec.P * spec.Q) if tiling.flat else (spec.P, spec.Q)
         assert 1 <= tiling.tile_p <= height
         assert 1 <= tiling.tile_q <= width
     assert 1 <= tiling.channel_parts <= max(spec.groups, spec.K)
     assert 1 <= tiling.chains <= spec.depth
+    assert 1 <= tiling.panels <= spec.K // spec.groups
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.isa)
 @settings(max_examples=200)
 @given(spec=convolutions())
 def test_a_tile_of_input_holds_every_element_that_its_outputs_read(machine, spec):
-    tiling = algorithm.choose(spec, machine)
+    tiling = direct.tiling(spec, machine, "pixels")
     kernel, steps = (spec.R, spec.S), zip(spec.stride, spec.dilation, strict=True)
     axes = zip(kernel, steps, (tiling.rows, tiling.columns), (tiling.tile_p, tiling.tile_q), strict=True)
     for taps, (stride, dilation), axis, outputs in [] if tiling.across_images else axes:
@@ -65,7 +78,7 @@ def test_a_tile_of_input_holds_every_element_that_its_outputs_read(machine, spec
 def test_a_tile_does_not_grow_with_dilation(dilation):
     spec = specs.conv((4, 2, 2), (8, 4, 3, 3), padding=dilation, dilation=dilation)
     for machine in MACHINES:
-        tiling = algorithm.choose(spec, machine)
+        tiling = direct.tiling(spec, machine, "pixels")
         assert tiling.plane <= 9 * tiling.tile_p * tiling.tile_q
 
 
@@ -73,34 +86,78 @@ def test_an_odd_layer_gets_a_small_tile():
     deep = specs.conv((1 << 20, 40, 40), (32, 1 << 20, 3, 3), padding=1)
     dense = specs.conv((1 << 22, 1, 1), (1000, 1 << 22, 1, 1))
     for machine in MACHINES:
-        tiling = algorithm.choose(deep, machine)
+        tiling = direct.tiling(deep, machine, "channels")
         assert (tiling.tile_p, tiling.tile_q) == (1, min(tiling.tile_q, 3))
-        assert algorithm.choose(dense, machine).tile_q == min(4, machine.tile_rows)
+        assert direct.tiling(dense, machine, "channels").tile_q == min(4, machine.tile_rows)
 
 
 @given(spec=convolutions(), threads=st.integers(1, 64))
 def test_the_order_of_the_sum_does_not_depend_on_the_number_of_threads(spec, threads):
     for machine in MACHINES:
-        tiling, other = (algorithm.choose(spec, m) for m in (machine, replace(machine, threads=threads)))
-        assert (tiling.chains, tiling.lanes, tiling.algorithm) == (other.chains, other.lanes, other.algorithm)
+        tilings, others = (algorithm.candidates(spec, m) for m in (machine, replace(machine, threads=threads)))
+        for tiling, other in zip(tilings, others, strict=True):
+            assert (tiling.label, tiling.packing) == (other.label, other.packing)
+            assert getattr(tiling, "chains", 1) == getattr(other, "chains", 1)
+
+
+@given(spec=convolutions(), threads=st.integers(1, 64))
+def test_the_choice_does_not_depend_on_the_number_of_threads(spec, threads):
+    for machine in MACHINES:
+        chosen, other = (algorithm.choose(spec, m) for m in (machine, replace(machine, threads=threads)))
+        assert chosen.label == other.label
 
 
 @given(spec=convolutions())
 def test_direct_kernels_issue_at_least_what_is_billed(spec):
     for machine in MACHINES:
-        assert algorithm.choose(spec, machine).executed_flops >= cost.of(spec).flops
+        for tiling in algorithm.candidates(spec, machine):
+            assert tiling.algorithm == "winograd" or tiling.executed_flops >= cost.of(spec).flops
 
 
 def test_whole_vectors_issue_exactly_what_is_billed():
+    spec = specs.conv((64, 64, 64), (64, 64, 3, 3), padding=1)
+    for lanes in ("channels", "pixels"):
+        assert direct.tiling(spec, MACHINES[0], lanes).executed_flops == cost.of(spec).flops
+
+
+def test_winograd_issues_fewer_multiplications():
     spec = specs.conv((64, 56, 56), (64, 64, 3, 3), padding=1)
-    assert algorithm.choose(spec, MACHINES[0]).executed_flops == cost.of(spec).flops
+    tilings = [t for t in algorithm.candidates(spec, MACHINES[0]) if isinstance(t, Winograd)]
+    assert len(tilings) >= 2
+    for tiling in tilings:
+        m, r = tiling.transform.m, tiling.transform.r
+        assert tiling.executed_flops < cost.of(spec).flops * 1.3 * (m + r - 1) ** 2 / (m * r) ** 2
+
+
+@pytest.mark.parametrize(
+    ("image", "weight", "options"),
+    [
+        ((15, 30, 30), (64, 15, 3, 3), {}),
+        ((64, 30, 30), (15, 64, 3, 3), {}),
+        ((64, 30, 30), (64, 64, 3, 3), {"stride": 2}),
+        ((64, 30, 30), (64, 64, 3, 3), {"dilation": 2}),
+        ((64, 30, 30), (64, 32, 3, 3), {"groups": 2}),
+        ((64, 30, 30), (64, 64, 3, 5), {}),
+        ((64, 30, 30), (64, 64, 3, 3), {"algorithm": "direct"}),
+    ],
+)
+def test_winograd_stays_away_from_few_channels_and_other_geometries(image, weight, options):
+    for machine in MACHINES:
+        for tiling in algorithm.candidates(specs.conv(image, weight, **options), machine):
+            assert tiling.algorithm == "direct"
 
 
 def test_an_unknown_algorithm_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(ArgumentError, match=r"auto, direct.*'guess'"):
+    with pytest.raises(ArgumentError, match=r"auto, direct, winograd.*'guess'"):
         algorithm.choose(specs.conv((3, 8, 8), (4, 3, 3, 3), algorithm="guess"), MACHINES[0])
+
+
+def test_winograd_where_it_cannot_be_is_an_error_that_says_why():
+    with pytest.raises(ArgumentError, match=r"algorithm: expected a kernel of 3x3 or 5x5.*got 1x1"):
+        algorithm.choose(specs.conv((3, 8, 8), (4, 3, 1, 1), algorithm="winograd"), MACHINES[0])
 
 
 @pytest.mark.parametrize("name", algorithm.ALGORITHMS)
 def test_every_algorithm_that_is_listed_can_be_chosen(name):
-    assert algorithm.choose(specs.conv((3, 8, 8), (4, 3, 3, 3), algorithm=name), MACHINES[0]).algorithm != "auto"
+    tiling = algorithm.choose(specs.conv((3, 8, 8), (4, 3, 3, 3), algorithm=name), MACHINES[0])
+    assert isinstance(tiling, Winograd if name == "winograd" else Direct)

@@ -6,7 +6,9 @@ import pytest
 
 from cconv.planning import Machine, Operation, plan, specs
 
-MACHINE = Machine("test", vector_bytes=64, tile_rows=14, tile_vectors=2, threads=2, l2_bytes=1 << 20)
+MACHINE = Machine(
+    "test", vector_bytes=64, tile_rows=14, tile_vectors=2, pixel_vectors=(8, 4, 2, 2), threads=2, l2_bytes=1 << 20
+)
 
 
 def _chain(layers: int, size: int = 8):

@@ -1,15 +1,9 @@
 /* Finish: from sums to maps. The transposition of a tile, and the epilogue y = activation(sum + bias + residual).
  *
- * In: T, NAME, MATH(f) (f or ff: libm's name for T), simd.h.  Out: transpose, finish.
+ * In: T, NAME, MATH(f) (f or ff: libm's name for T), simd.h.  Out: transpose, expect, finish; activated() for other epilogues.
  */
 
-/* target[c][r] = source[r][c] in blocks of LANES x LANES, by log2(LANES) rounds of interleaving:
- *
- *   a0 a1 a2 a3        a0 c0 a1 c1        a0 b0 c0 d0
- *   b0 b1 b2 b3   ->   a2 c2 a3 c3   ->   a1 b1 c1 d1
- *   c0 c1 c2 c3        b0 d0 b1 d1        a2 b2 c2 d2
- *   d0 d1 d2 d3        b2 d2 b3 d3        a3 b3 c3 d3
- *
+/* target[c][r] = source[r][c] in blocks of LANES x LANES.
  * Assumptions: rows and columns are read and written up to the next multiple of LANES. */
 static void NAME(transpose)(long rows, long columns, const void *source, long source_pitch, void *target,
                             long target_pitch) {
@@ -17,56 +11,63 @@ static void NAME(transpose)(long rows, long columns, const void *source, long so
         for (long r = 0; r < rows; r += LANES) {
             const T *in = (const T *)source + r * source_pitch + c;
             T *out = (T *)target + c * target_pitch + r;
-            V v[LANES], w[LANES];
+            V v[LANES];
             _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) v[i] = load(in + i * source_pitch);
-            _Pragma("GCC unroll 4") for (int round = 1; round < LANES; round *= 2) {
-                _Pragma("GCC unroll 8") for (int i = 0; i < LANES / 2; i++) {
-                    w[2 * i] = LOW(v[i], v[i + LANES / 2]);
-                    w[2 * i + 1] = HIGH(v[i], v[i + LANES / 2]);
-                }
-                _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) v[i] = w[i];
-            }
+            flip(v);
             _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) store(out + i * target_pitch, v[i]);
         }
 }
 
-/* Comparisons are written so that NaN passes through. The formulas are those of reference.py. */
-static inline __attribute__((always_inline)) T NAME(activate)(int activation, T alpha, T x) {
-    switch (activation) {
-    case CCONV_RELU: return x < 0 ? 0 : x;
-    case CCONV_RELU6: return x < 0 ? 0 : x > 6 ? 6 : x;
-    case CCONV_LEAKY_RELU: return x < 0 ? alpha * x : x;
-    case CCONV_SIGMOID: return 1 / (1 + MATH(exp)(-x));
-    case CCONV_SILU: return x / (1 + MATH(exp)(-x));
-    case CCONV_HARDSWISH: return x * (x < -3 ? 0 : x > 3 ? 6 : x + 3) / 6;
-    case CCONV_TANH: return MATH(tanh)(x);
-    case CCONV_GELU: return x * (T)0.5 * (1 + MATH(erf)(x * (T)0.70710678118654752440));
-    default: return x;
+/* The activations that need libm, lane by lane. The formulas are those of reference.py. */
+static __attribute__((noinline)) V NAME(activated_by_libm)(int activation, V v) {
+    T lane[LANES];
+    store(lane, v);
+    for (int i = 0; i < LANES; i++) {
+        const T x = lane[i];
+        switch (activation) {
+        case CCONV_SIGMOID: lane[i] = 1 / (1 + MATH(exp)(-x)); break;
+        case CCONV_SILU: lane[i] = x / (1 + MATH(exp)(-x)); break;
+        case CCONV_TANH: lane[i] = MATH(tanh)(x); break;
+        case CCONV_GELU: lane[i] = x * (T)0.5 * (1 + MATH(erf)(x * (T)0.70710678118654752440)); break;
+        }
     }
+    return load(lane);
 }
 
-/* One loop per activation, so that the compiler vectorises those that it can. */
-#define FINISH_LOOP(ACTIVATION)                                                                                        \
-    case ACTIVATION:                                                                                                   \
-        if (r)                                                                                                         \
-            for (long i = 0; i < count; i++) y[i] = NAME(activate)(ACTIVATION, alpha, s[i] + b + r[i]);                \
-        else                                                                                                           \
-            for (long i = 0; i < count; i++) y[i] = NAME(activate)(ACTIVATION, alpha, s[i] + b);                       \
-        break;
-
-static void NAME(finish)(const cconv_finish *how, double bias, long count, const void *sums, const void *residual,
-                         void *target) {
-    const T *s = sums, *r = residual;
-    T *y = target, b = (T)bias, alpha = (T)how->alpha;
+/* Comparisons are written so that NaN passes through. */
+static inline __attribute__((always_inline)) V NAME(activated)(const cconv_finish *how, V x) {
+    const V zero = {0};
     switch (how->activation) {
-        FINISH_LOOP(CCONV_NONE)
-        FINISH_LOOP(CCONV_RELU)
-        FINISH_LOOP(CCONV_RELU6)
-        FINISH_LOOP(CCONV_LEAKY_RELU)
-        FINISH_LOOP(CCONV_SIGMOID)
-        FINISH_LOOP(CCONV_SILU)
-        FINISH_LOOP(CCONV_HARDSWISH)
-        FINISH_LOOP(CCONV_TANH)
-        FINISH_LOOP(CCONV_GELU)
+    case CCONV_NONE: return x;
+    case CCONV_RELU: return select(x < zero, zero, x);
+    case CCONV_RELU6: return select(x < zero, zero, select(x > splat(6), splat(6), x));
+    case CCONV_LEAKY_RELU: return select(x < zero, splat((T)how->alpha) * x, x);
+    case CCONV_HARDSWISH:
+        return x * select(x < splat(-3), zero, select(x > splat(3), splat(6), x + splat(3))) / splat(6);
+    default: return NAME(activated_by_libm)(how->activation, x);
+    }
+}
+#define activated NAME(activated)
+
+/* Asks for the cache lines of rows x columns of a map, which finish will write when the multiplication is done. */
+static void NAME(expect)(long rows, long columns, const void *target, long pitch) {
+    for (long i = 0; i < rows; i++)
+        for (long j = 0; j < columns; j += 64 / sizeof(T)) __builtin_prefetch((const T *)target + i * pitch + j, 1);
+}
+
+/* y = activation(sums + bias + residual) of rows x columns of one map; residual and y share a pitch. */
+static void NAME(finish)(const cconv_finish *how, double bias, long rows, long columns, const void *sums,
+                         long sums_pitch, const void *residual, void *target, long pitch) {
+    const V b = splat((T)bias);
+    for (long i = 0; i < rows; i++) {
+        const T *s = (const T *)sums + i * sums_pitch;
+        const T *r = residual ? (const T *)residual + i * pitch : NULL;
+        T *y = (T *)target + i * pitch;
+        for (long j = 0; j < columns; j += LANES) {
+            const NAME(lanes) inside = between(0, columns - j);
+            V x = load_lanes(s + j, inside) + b;
+            if (r) x += load_lanes(r + j, inside);
+            store_lanes(y + j, activated(how, x), inside);
+        }
     }
 }

@@ -4,12 +4,16 @@
  */
 #include "simd.h"
 
-#include "conv.inc.c"
+#include "pack.inc.c"
+#include "multiply.inc.c"
 #include "finish.inc.c"
+#include "depthwise.inc.c"
+#include "winograd.inc.c"
 #include "pool.inc.c"
 
 static const cconv_kernels NAME(kernels) = {
-    .lanes = LANES, .rows = TILE_ROWS, .vectors = 2, .outputs = 4,
+    .lanes = LANES, .rows = TILE_ROWS, .vectors = 2, .outputs = sizeof NAME(widest) - 1,
+    .widest = NAME(widest),
 #define CCONV_KERNEL(name, arguments) .name = NAME(name),
 #include "kernels.inc"
 #undef CCONV_KERNEL
@@ -19,11 +23,43 @@ static const cconv_kernels NAME(kernels) = {
 #undef load
 #undef store
 #undef splat
+#undef between
+#undef only
+#undef load_lanes
+#undef store_lanes
+#undef select
+#undef flip
+#undef activated
 #undef LOW
 #undef HIGH
+#undef EVEN
+#undef ODD
 #undef CHANNELS
 #undef CHANNELS_BOTH
 #undef CHANNELS_ENTRY
 #undef PIXELS
-#undef PIXELS_LOOP
-#undef FINISH_LOOP
+#undef PIXELS_1
+#undef PIXELS_2
+#undef PIXELS_3
+#undef PIXELS_4
+#undef PIXELS_5
+#undef PIXELS_6
+#undef PIXELS_8
+#undef PIXELS_UP_TO
+#undef ENTRY
+#undef ENTRIES_1
+#undef ENTRIES_2
+#undef ENTRIES_3
+#undef ENTRIES_4
+#undef ENTRIES_5
+#undef ENTRIES_6
+#undef ENTRIES_8
+#undef ENTRIES_UP_TO
+#undef WIDEST
+#undef BLOCK
+#undef MOST_TAPS
+#undef DEPTHWISE
+#undef MOST_POINTS
+#undef MOST_OUTPUTS
+#undef EACH_WINOGRAD
+#undef WINOGRAD

@@ -1,13 +1,37 @@
 /* ISA: both element types for one instruction set.
  *
- * In: ISA (its name), VECTOR_BYTES, TILE_ROWS, EACH_ROWS.  Out: cconv_isa_<ISA>, the only symbol of the object file.
+ * In: ISA (its name), VECTOR_BYTES, TILE_ROWS, EACH_ROWS, EACH_PIXELS.  Out: cconv_isa_<ISA>, the only symbol of the object file.
  */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 #include <math.h>
 #include <string.h>
 
 #include "kernels.h"
 
+/* The value as rounded, so that a product is not fused into the sum that follows. */
+#if defined(__x86_64__)
+#if defined(__AVX512F__)
+#define ROUNDED_IN "+v"
+#else
+#define ROUNDED_IN "+x"
+#endif
+#elif defined(__aarch64__)
+#define ROUNDED_IN "+w"
+#else
+#define ROUNDED_IN "+m"
+#endif
+#define ROUNDED(value)                                                                                                 \
+    ({                                                                                                                 \
+        __typeof__(value) rounded_ = (value);                                                                          \
+        __asm__("" : ROUNDED_IN(rounded_));                                                                            \
+        rounded_;                                                                                                      \
+    })
+
 #define T float
+#define MASKED(op) op##_ps
+#define WIDE __m512
 #define LANES (VECTOR_BYTES / 4)
 #define NAME(x) x##_f32
 #define MATH(function) function##f
@@ -16,8 +40,12 @@
 #undef LANES
 #undef NAME
 #undef MATH
+#undef MASKED
+#undef WIDE
 
 #define T double
+#define MASKED(op) op##_pd
+#define WIDE __m512d
 #define LANES (VECTOR_BYTES / 8)
 #define NAME(x) x##_f64
 #define MATH(function) function

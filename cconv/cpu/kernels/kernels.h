@@ -38,6 +38,24 @@ typedef struct {
     double alpha;
 } cconv_finish;
 
+/* A map and its filter's geometry. Pitch in elements. */
+typedef struct {
+    long H, W, P, Q, R, S, row_pitch;
+    long stride_h, stride_w, dilation_h, dilation_w, top, left;
+} cconv_depthwise;
+
+/* F(m, r) over images cut into tiles of m x m outputs, numbered along rows, down an image, over the images.
+ * Coefficients and powers are elements, in the order that winograd.inc.c says; filter is G, alpha x r. */
+typedef struct {
+    int m, alpha;
+    const void *coefficients, *powers;
+    const double *filter;
+    long H, W, P, Q, top, left, tiles_high, tiles_wide;
+    long strip_pitch; /* elements of a row of the strip between the halves of a transform */
+    ptrdiff_t image_stride, channel_stride, row_stride; /* of the source, in bytes */
+    long map_stride;  /* from an image's map to the next image's, in elements */
+} cconv_winograd;
+
 /* Windows of one map: output (p, q) covers rows row_start[p] .. row_stop[p]-1 in steps of row_step, same for columns. */
 typedef struct {
     int average;
@@ -48,9 +66,11 @@ typedef struct {
 } cconv_pool;
 
 /* One instruction set and element type. `lanes` elements fill a vector; the register tile of multiply_channels is at
- * most `rows` pixels by `vectors` vectors of output channels, that of multiply_pixels `outputs` channels. */
+ * most `rows` pixels by `vectors` vectors of output channels; that of multiply_pixels `outputs` channels or less by
+ * widest[channels - 1] vectors of pixels or less. */
 typedef struct {
     int lanes, rows, vectors, outputs;
+    const unsigned char *widest;
 #define CCONV_KERNEL(name, arguments) void(*name) arguments;
 #include "kernels.inc"
 #undef CCONV_KERNEL

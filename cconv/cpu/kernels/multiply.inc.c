@@ -1,0 +1,110 @@
+/* Multiply: the two register-tiled multiplications, for which everything else prepares.
+ *
+ * In: T, NAME, simd.h, EACH_ROWS(X) = X(1) ... X(pixels of the register tile), EACH_PIXELS(X) = X(outputs, vectors) ...
+ * Out: multiply_channels, multiply_pixels, widest.
+ *
+ * Both compute   sums[pixel][output] (+)= sum over k < depth of  input[offset[k] + pixel] * panel[k][output]
+ * and differ in what a vector holds:
+ *
+ *   multiply_channels    sums[pixel]  [o o o o|o o o o]      panel[k] is a row of vectors, input[...] is broadcast
+ *   multiply_pixels      sums[output] [p p p p|p p p p]      input[...] is a row of vectors, panel[k][output] is broadcast
+ *
+ * Assumptions: input holds whole vectors (garbage lanes are computed, and dropped by whoever reads the sums). Every sum
+ * is one chain of fused multiply-adds in the order of k, so that no tile shape changes a bit of the result.
+ */
+
+/* R pixels by W vectors of output channels in registers. Per k: R broadcasts, W loads, R*W fused multiply-adds. */
+#define CHANNELS(R, W)                                                                                                 \
+    static __attribute__((noinline)) void NAME(channels_##R##x##W)(                                                    \
+        long depth, const int32_t *restrict offset, const T *restrict input, const T *restrict panel,                  \
+        T *restrict sums, long pitch, int add) {                                                                       \
+        V c[R][W];                                                                                                     \
+        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                           \
+            _Pragma("GCC unroll 2") for (int v = 0; v < W; v++) c[i][v] = (V){0};                                      \
+        for (long k = 0; k < depth; k++, panel += W * LANES) {                                                         \
+            const T *a = input + offset[k];                                                                            \
+            V b[W];                                                                                                    \
+            _Pragma("GCC unroll 2") for (int v = 0; v < W; v++) b[v] = load(panel + v * LANES);                        \
+            _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {                                                     \
+                V x = splat(a[i]);                                                                                     \
+                _Pragma("GCC unroll 2") for (int v = 0; v < W; v++) c[i][v] += x * b[v];                               \
+            }                                                                                                          \
+        }                                                                                                              \
+        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                           \
+            _Pragma("GCC unroll 2") for (int v = 0; v < W; v++) {                                                      \
+            T *to = sums + i * pitch + v * LANES;                                                                      \
+            store(to, add ? load(to) + c[i][v] : c[i][v]);                                                             \
+        }                                                                                                              \
+    }
+#define CHANNELS_BOTH(R) CHANNELS(R, 1) CHANNELS(R, 2)
+EACH_ROWS(CHANNELS_BOTH)
+
+typedef void (*NAME(channels_kernel))(long, const int32_t *, const T *, const T *, T *, long, int);
+#define CHANNELS_ENTRY(R) {NAME(channels_##R##x1), NAME(channels_##R##x2)},
+static const NAME(channels_kernel) NAME(channels_table)[][2] = {EACH_ROWS(CHANNELS_ENTRY)};
+
+static void NAME(multiply_channels)(int pixels, int vectors, long depth, const int32_t *offset, const void *input,
+                                    const void *panel, void *sums, long pitch, int add) {
+    NAME(channels_table)[pixels - 1][vectors - 1](depth, offset, input, panel, sums, pitch, add);
+}
+
+/* O output channels by W vectors of pixels in registers. Per k: W loads, O broadcasts, O*W fused multiply-adds. */
+#define PIXELS(O, W)                                                                                                   \
+    static __attribute__((noinline)) void NAME(pixels_##O##x##W)(                                                      \
+        long depth, const int32_t *restrict offset, const T *restrict input, const T *restrict panel,                  \
+        T *restrict sums, long pitch, int add) {                                                                       \
+        V c[O][W];                                                                                                     \
+        _Pragma("GCC unroll 32") for (int o = 0; o < O; o++)                                                           \
+            _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) c[o][v] = (V){0};                                      \
+        for (long k = 0; k < depth; k++, panel += O) {                                                                 \
+            const T *a = input + offset[k];                                                                            \
+            if (W < O) {                                                                                               \
+                V b[W];                                                                                                \
+                _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) b[v] = load(a + v * LANES);                        \
+                _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) {                                                 \
+                    V w = splat(panel[o]);                                                                             \
+                    _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) c[o][v] += w * b[v];                           \
+                }                                                                                                      \
+            } else {                                                                                                   \
+                V w[O];                                                                                                \
+                _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) w[o] = splat(panel[o]);                           \
+                _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) {                                                  \
+                    V b = load(a + v * LANES);                                                                         \
+                    _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) c[o][v] += w[o] * b;                          \
+                }                                                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+        _Pragma("GCC unroll 32") for (int o = 0; o < O; o++)                                                           \
+            _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) {                                                      \
+            T *to = sums + o * pitch + v * LANES;                                                                      \
+            store(to, add ? load(to) + c[o][v] : c[o][v]);                                                             \
+        }                                                                                                              \
+    }
+#define PIXELS_1(O) PIXELS(O, 1)
+#define PIXELS_2(O) PIXELS_1(O) PIXELS(O, 2)
+#define PIXELS_3(O) PIXELS_2(O) PIXELS(O, 3)
+#define PIXELS_4(O) PIXELS_3(O) PIXELS(O, 4)
+#define PIXELS_5(O) PIXELS_4(O) PIXELS(O, 5)
+#define PIXELS_6(O) PIXELS_5(O) PIXELS(O, 6)
+#define PIXELS_8(O) PIXELS_6(O) PIXELS(O, 7) PIXELS(O, 8)
+#define PIXELS_UP_TO(O, W) PIXELS_##W(O)
+EACH_PIXELS(PIXELS_UP_TO)
+
+typedef void (*NAME(pixels_kernel))(long, const int32_t *, const T *, const T *, T *, long, int);
+#define ENTRY(O, W) NAME(pixels_##O##x##W)
+#define ENTRIES_1(O) ENTRY(O, 1)
+#define ENTRIES_2(O) ENTRIES_1(O), ENTRY(O, 2)
+#define ENTRIES_3(O) ENTRIES_2(O), ENTRY(O, 3)
+#define ENTRIES_4(O) ENTRIES_3(O), ENTRY(O, 4)
+#define ENTRIES_5(O) ENTRIES_4(O), ENTRY(O, 5)
+#define ENTRIES_6(O) ENTRIES_5(O), ENTRY(O, 6)
+#define ENTRIES_8(O) ENTRIES_6(O), ENTRY(O, 7), ENTRY(O, 8)
+#define ENTRIES_UP_TO(O, W) {ENTRIES_##W(O)},
+static const NAME(pixels_kernel) NAME(pixels_table)[][8] = {EACH_PIXELS(ENTRIES_UP_TO)};
+#define WIDEST(O, W) W,
+static const unsigned char NAME(widest)[] = {EACH_PIXELS(WIDEST) 0};
+
+static void NAME(multiply_pixels)(int outputs, int vectors, long depth, const int32_t *offset, const void *input,
+                                  const void *panel, void *sums, long pitch, int add) {
+    NAME(pixels_table)[outputs - 1][vectors - 1](depth, offset, input, panel, sums, pitch, add);
+}

@@ -1,0 +1,257 @@
+/* Winograd: m x m outputs at a time from alpha x alpha = (m + r - 1)^2 products per channel instead of m^2 r^2.
+ *
+ * In: T, NAME, simd.h, activated() of finish.inc.c; a cconv_winograd with the coefficients of planning/winograd.py.
+ * Out: winograd_filter, winograd_input, winograd_output. multiply_pixels does the products in between.
+ *
+ *   U = G g G'      V = B' d B      M = sum over channels of U V      y = A' M A          (one dimension after the other)
+ *
+ * A vector holds LANES neighbouring tiles. The vertical half of a transform then works on rows of the image as they
+ * are; between the halves lies a strip of alpha rows, in scratch, with the tiles of a block side by side:
+ *
+ *     strip row i     tile 0: a0 a1 a2 a3   tile 1: b0 b1 b2 b3   ...          m = 4
+ *     vectors         [a0 b0 ...] [a1 b1 ...] [a2 b2 ...] [a3 b3 ...]          by EVEN and ODD, or a transposition
+ *
+ * The points of a transform are 0 (if alpha is even), n pairs +p, -p, and infinity; the two of a pair share their sums:
+ * rows(+-p) = A +- p B. Every expression adds one product at most, so that contraction to fused multiply-adds leaves
+ * the compiler no choice and a result does not depend on where in a vector its tile stands.
+ */
+#define MOST_POINTS 8
+#define MOST_OUTPUTS 6
+
+/* B': alpha inputs d to alpha points o. `c` are the coefficients: p, then Q_p without its leading 1, per pair; then Z. */
+static inline __attribute__((always_inline)) void NAME(to_points)(const int alpha, const T *c, const V *d, V *o) {
+    const int n = (alpha - 1) / 2, z = 1 - alpha % 2;
+    _Pragma("GCC unroll 4") for (int p = 0; p < n; p++, c += n) {
+        V a = d[2 * n - 1 + z], b = d[2 * n - 2 + z];
+        _Pragma("GCC unroll 4") for (int k = 0; k < n - 1; k++) {
+            a += splat(c[1 + k]) * d[2 * k + 1 + z];
+            b += splat(c[1 + k]) * d[2 * k + z];
+        }
+        o[z + 2 * p] = a + splat(c[0]) * b;
+        o[z + 2 * p + 1] = a - splat(c[0]) * b;
+    }
+    V zero = d[2 * n], infinity = d[2 * n + z];
+    _Pragma("GCC unroll 4") for (int k = 0; k < n; k++) {
+        zero += splat(c[k]) * d[2 * k];
+        infinity += splat(c[k]) * d[2 * k + z];
+    }
+    if (z) o[0] = zero;
+    o[alpha - 1] = infinity;
+}
+
+/* A': alpha points v to m outputs y. `c` are the powers p, p^2 ... p^(m-1) per pair. */
+static inline __attribute__((always_inline)) void NAME(to_outputs)(const int alpha, const int m, const T *c, const V *v,
+                                                                   V *y) {
+    const int n = (alpha - 1) / 2, z = 1 - alpha % 2;
+    V sum[4], difference[4];
+    _Pragma("GCC unroll 4") for (int p = 0; p < n; p++) {
+        sum[p] = v[z + 2 * p] + v[z + 2 * p + 1];
+        difference[p] = v[z + 2 * p] - v[z + 2 * p + 1];
+    }
+    y[0] = sum[0];
+    if (z) y[0] += v[0];
+    _Pragma("GCC unroll 4") for (int p = 1; p < n; p++) y[0] += sum[p];
+    _Pragma("GCC unroll 8") for (int i = 1; i < m; i++) {
+        const V *half = i % 2 ? difference : sum;
+        V first = ROUNDED(splat(c[i - 1]) * half[0]); /* a second product is added to it */
+        y[i] = first;
+        _Pragma("GCC unroll 4") for (int p = 1; p < n; p++) y[i] += splat(c[p * (m - 1) + i - 1]) * half[p];
+    }
+    y[m - 1] += v[alpha - 1];
+}
+
+/* d[j] = column j of LANES tiles, the l-th of which begins at row + at[l]; `m` apart if `regular`. */
+static inline __attribute__((always_inline)) void NAME(gather)(const int alpha, const int m, const T *row,
+                                                               const int32_t *at, int regular, V *d) {
+    if (regular && m == 2) {
+        const T *p = row + at[0];
+        _Pragma("GCC unroll 8") for (int j = 0; j < alpha; j += 2) {
+            V a = load(p + j), b = load(p + j + LANES);
+            d[j] = EVEN(a, b);
+            if (j + 1 < alpha) d[j + 1] = ODD(a, b);
+        }
+    } else if (regular && m == 4) {
+        const T *p = row + at[0];
+        _Pragma("GCC unroll 8") for (int j = 0; j < alpha; j += 4) {
+            V v[4];
+            _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) v[i] = load(p + j + i * LANES);
+            V even[2] = {EVEN(v[0], v[1]), EVEN(v[2], v[3])}, odd[2] = {ODD(v[0], v[1]), ODD(v[2], v[3])};
+            d[j] = EVEN(even[0], even[1]);
+            if (j + 1 < alpha) d[j + 1] = EVEN(odd[0], odd[1]);
+            if (j + 2 < alpha) d[j + 2] = ODD(even[0], even[1]);
+            if (j + 3 < alpha) d[j + 3] = ODD(odd[0], odd[1]);
+        }
+    } else {
+        _Pragma("GCC unroll 8") for (int j = 0; j < alpha; j += LANES) {
+            V v[LANES];
+            _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++) v[l] = load(row + at[l] + j);
+            flip(v);
+            _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++)
+                if (j + l < alpha) d[j + l] = v[l];
+        }
+    }
+}
+
+/* The inverse: column j of LANES tiles from y[j], tiles side by side from p on. Writes up to a vector too far. */
+static inline __attribute__((always_inline)) void NAME(scatter)(const int m, V *y, T *p) {
+    if (m == 2) {
+        store(p, LOW(y[0], y[1]));
+        store(p + LANES, HIGH(y[0], y[1]));
+    } else if (m == 4) {
+        V even[2] = {LOW(y[0], y[2]), HIGH(y[0], y[2])}, odd[2] = {LOW(y[1], y[3]), HIGH(y[1], y[3])};
+        _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) {
+            store(p + 2 * i * LANES, LOW(even[i], odd[i]));
+            store(p + (2 * i + 1) * LANES, HIGH(even[i], odd[i]));
+        }
+    } else {
+        V v[(MOST_OUTPUTS + LANES - 1) / LANES][LANES];
+        _Pragma("GCC unroll 3") for (int b = 0; b * LANES < m; b++) {
+            _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++)
+                v[b][l] = b * LANES + l < m ? y[b * LANES + l] : (V){0};
+            flip(v[b]);
+        }
+        _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++) /* in this order: each covers the excess of the last */
+            _Pragma("GCC unroll 3") for (int b = 0; b * LANES < m; b++) store(p + l * m + b * LANES, v[b][l]);
+    }
+}
+
+/* Tiles first .. first+count-1 of one channel, counted along rows, down the image and over the images:
+ * points[(i * alpha + j) * pitch + t]. Writes whole vectors of t; scratch holds strip and places. */
+static inline __attribute__((always_inline)) void NAME(input_tiles)(const int alpha, const int m,
+                                                                    const cconv_winograd *how, long first, long count,
+                                                                    const char *source, T *scratch, T *points,
+                                                                    long pitch) {
+    const T *c = how->coefficients;
+    T *strip = scratch;
+    const long strip_pitch = how->strip_pitch;
+    int32_t *at = (int32_t *)(scratch + alpha * strip_pitch);
+    long place = 0;
+    for (long t = 0, length; t < count; t += length) { /* tiles of one row of tiles */
+        long g = first + t, across = g % how->tiles_wide, down = g / how->tiles_wide % how->tiles_high;
+        const char *image = source + g / (how->tiles_wide * how->tiles_high) * how->image_stride;
+        length = how->tiles_wide - across < count - t ? how->tiles_wide - across : count - t;
+        long top = down * m - how->top, left = across * m - how->left, width = (length - 1) * m + alpha;
+        for (long j = 0; j < width; j += LANES) {
+            V d[MOST_POINTS], o[MOST_POINTS];
+            const NAME(lanes) inside = between(-left - j, how->W - left - j);
+            _Pragma("GCC unroll 8") for (int i = 0; i < alpha; i++) {
+                d[i] = (V){0};
+                if (top + i >= 0 && top + i < how->H) {
+                    const T *row = (const T *)(image + (top + i) * how->row_stride) + left + j;
+                    __builtin_prefetch((const char *)row + how->channel_stride); /* what the next call reads */
+                    d[i] = load_lanes(row, inside);
+                }
+            }
+            NAME(to_points)(alpha, c, d, o);
+            _Pragma("GCC unroll 8") for (int i = 0; i < alpha; i++) store(strip + i * strip_pitch + place + j, o[i]);
+        }
+        for (long i = 0; i < length; i++) at[t + i] = (int32_t)(place + i * m);
+        place += width;
+    }
+    for (long t = count; t % LANES; t++) at[t] = at[count - 1];
+    for (long t = 0; t < count; t += LANES) {
+        long last = t + LANES < count ? t + LANES - 1 : count - 1;
+        int regular = at[last] - at[t] == (last - t) * m;
+        for (int i = 0; i < alpha; i++) {
+            V d[MOST_POINTS], o[MOST_POINTS];
+            NAME(gather)(alpha, m, strip + i * strip_pitch, at + t, regular, d);
+            NAME(to_points)(alpha, c, d, o);
+            _Pragma("GCC unroll 8") for (int j = 0; j < alpha; j++) store(points + (i * alpha + j) * pitch + t, o[j]);
+        }
+    }
+}
+
+/* The same tiles of one output map from its products, with the epilogue. */
+static inline __attribute__((always_inline)) void NAME(output_tiles)(const int alpha, const int m,
+                                                                     const cconv_winograd *how,
+                                                                     const cconv_finish *finish, double bias,
+                                                                     long first, long count, const T *points,
+                                                                     long pitch, T *strip, const T *residual,
+                                                                     T *target) {
+    const T *c = how->powers;
+    const V b = splat((T)bias);
+    const long strip_pitch = how->strip_pitch;
+    for (long t = 0; t < count; t += LANES)
+        for (int i = 0; i < alpha; i++) {
+            V v[MOST_POINTS], y[MOST_OUTPUTS];
+            _Pragma("GCC unroll 8") for (int j = 0; j < alpha; j++) v[j] = load(points + (i * alpha + j) * pitch + t);
+            NAME(to_outputs)(alpha, m, c, v, y);
+            NAME(scatter)(m, y, strip + i * strip_pitch + t * m);
+        }
+    for (long t = 0, length; t < count; t += length) {
+        long g = first + t, across = g % how->tiles_wide, down = g / how->tiles_wide % how->tiles_high;
+        length = how->tiles_wide - across < count - t ? how->tiles_wide - across : count - t;
+        long at = g / (how->tiles_wide * how->tiles_high) * how->map_stride + down * m * how->Q + across * m;
+        long rows = how->P - down * m, width = how->Q - across * m;
+        if (width > length * m) width = length * m;
+        for (long j = 0; j < width; j += LANES) {
+            V v[MOST_POINTS], y[MOST_OUTPUTS];
+            _Pragma("GCC unroll 8") for (int i = 0; i < alpha; i++) v[i] = load(strip + i * strip_pitch + t * m + j);
+            NAME(to_outputs)(alpha, m, c, v, y);
+            const NAME(lanes) inside = between(0, width - j);
+            _Pragma("GCC unroll 8") for (int i = 0; i < m; i++) {
+                if (i >= rows) break;
+                long to = at + i * how->Q + j;
+                y[i] += b;
+                if (residual) y[i] += load_lanes(residual + to, inside);
+                store_lanes(target + to, activated(finish, y[i]), inside);
+                __builtin_prefetch(target + to + how->P * how->Q, 1); /* what the next call writes */
+            }
+        }
+    }
+}
+
+/* U of `count` filters, lanes = filters: points[(i * alpha + j) * pitch + filter]. Computed in double and rounded once. */
+static void NAME(winograd_filter)(const cconv_winograd *how, long count, long filter_stride, const void *weight,
+                                  void *target, long pitch) {
+    const int alpha = how->alpha, r = alpha - how->m + 1;
+    for (long f = 0; f < count; f++) {
+        const T *g = (const T *)weight + f * filter_stride;
+        double half[MOST_POINTS][MOST_POINTS];
+        for (int i = 0; i < alpha; i++)
+            for (int s = 0; s < r; s++) {
+                double sum = 0;
+                for (int k = 0; k < r; k++) sum += how->filter[i * r + k] * g[k * r + s];
+                half[i][s] = sum;
+            }
+        for (int i = 0; i < alpha; i++)
+            for (int j = 0; j < alpha; j++) {
+                double sum = 0;
+                for (int s = 0; s < r; s++) sum += half[i][s] * how->filter[j * r + s];
+                ((T *)target)[(i * alpha + j) * pitch + f] = (T)sum;
+            }
+    }
+}
+
+/* F(m, r) by alpha and m. */
+#define EACH_WINOGRAD(X) X(4, 2) X(5, 3) X(6, 4) X(6, 2) X(7, 5) X(7, 3) X(8, 6) X(8, 4) X(8, 2)
+
+#define WINOGRAD(ALPHA, M)                                                                                             \
+    static __attribute__((noinline)) void NAME(input_##ALPHA##_##M)(                                                   \
+        const cconv_winograd *how, long first, long count, const char *source, T *scratch, T *points, long pitch) {    \
+        NAME(input_tiles)(ALPHA, M, how, first, count, source, scratch, points, pitch);                                \
+    }                                                                                                                  \
+    static __attribute__((noinline)) void NAME(output_##ALPHA##_##M)(                                                  \
+        const cconv_winograd *how, const cconv_finish *finish, double bias, long first, long count, const T *points,   \
+        long pitch, T *strip, const T *residual, T *target) {                                                          \
+        NAME(output_tiles)(ALPHA, M, how, finish, bias, first, count, points, pitch, strip, residual, target);         \
+    }
+EACH_WINOGRAD(WINOGRAD)
+
+static void NAME(winograd_input)(const cconv_winograd *how, long first, long count, const void *source, void *scratch,
+                                 void *points, long pitch) {
+#define CASE(ALPHA, M)                                                                                                 \
+    if (how->alpha == ALPHA && how->m == M) NAME(input_##ALPHA##_##M)(how, first, count, source, scratch, points, pitch);
+    EACH_WINOGRAD(CASE)
+#undef CASE
+}
+
+static void NAME(winograd_output)(const cconv_winograd *how, const cconv_finish *finish, double bias, long first,
+                                  long count, const void *points, long pitch, void *scratch, const void *residual,
+                                  void *target) {
+#define CASE(ALPHA, M)                                                                                                 \
+    if (how->alpha == ALPHA && how->m == M)                                                                            \
+        NAME(output_##ALPHA##_##M)(how, finish, bias, first, count, points, pitch, scratch, residual, target);
+    EACH_WINOGRAD(CASE)
+#undef CASE
+}

@@ -1,0 +1,192 @@
+"""Direct: how a convolution computed product by product is cut into tiles. Pure arithmetic, no arrays.
+
+In: a ConvSpec and a Machine.  Out: Direct and Depthwise tilings, which cpu/_conv.pyx executes.
+
+Two micro-kernels share one tile of input. The tile is planar and padded with zeros; its rows and columns are sorted so
+that neighbouring outputs read neighbouring inputs whatever the stride. Where windows overlap, by phase (index modulo
+stride); where they do not, as with a large dilation, by tap, and only what a tap touches is in the tile:
+
+    stride 2, 3 taps, columns of the image   0 1 2 3 4 5 6    ->   phase 0: 0 2 4 6    phase 1: 1 3 5
+    stride 1, 2 taps, dilation 9             0 1 2 ...        ->   tap 0: 0 1 2 3      tap 1: 9 10 11 12
+
+lanes = "pixels":   a vector holds output pixels, weights are broadcast; what it sums lies as the output map does.
+lanes = "channels": a vector holds output channels, inputs are broadcast; wastes no lane on maps of few pixels, but its
+                    sums have to be transposed.
+"""
+
+from dataclasses import dataclass
+from math import isqrt
+from typing import NamedTuple
+
+from .machine import Machine, ceil_div
+from .shapes import Pair
+from .specs import ITEMSIZE, ConvSpec
+
+#: Products summed in one register chain before they join the total: bounds the rounding error (docs/kernels.md).
+#: A weight panel of so many rows (12 KB on AVX-512) also stays in the first-level cache, which decides the speed.
+CHAIN = 96
+#: How much of the second-level cache a tile of input may take.
+TILE_SHARE = 0.4
+#: Bytes that a tile of input may take beyond which it shrinks whatever that costs: bounds the scratch of odd layers.
+TILE_LIMIT = 64 << 20
+#: Output pixels of a tile: enough to reuse a weight panel from L1/L2, few enough that the sums stay there.
+TILE_PIXELS = 256
+
+
+class Axis(NamedTuple):
+    """The rows (or columns) of a tile of input: blocks of neighbouring outputs' inputs."""
+
+    #: First input of every block, relative to that of the tile's first output.
+    starts: tuple[int, ...]
+    #: Tap -> (block, place in it) of the first output's input.
+    taps: tuple[tuple[int, int], ...]
+    #: Elements of a block.
+    extent: int
+
+    @property
+    def size(self) -> int:
+        return len(self.starts) * self.extent
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """A convolution as products of a packed tile of input with panels of weights."""
+
+    lanes: str  # "channels" or "pixels"
+    #: A 1x1 kernel: the image is one long row.
+    flat: bool
+    #: The tile's pixels are images instead of positions: for maps of one pixel (a dense layer).
+    across_images: bool
+    #: Lanes "pixels": the rows of a tile are one run of pixels, the gaps between them included.
+    joined: bool
+    tile_p: int
+    tile_q: int
+    #: Panels into which a group's output channels are cut.
+    panels: int
+    #: Parts into which the panels of all groups are split for the threads.
+    channel_parts: int
+    chains: int
+    rows: Axis
+    columns: Axis
+    #: Multiplications and additions that the kernels issue for one image, lanes of padding included.
+    executed_flops: int
+
+    algorithm = "direct"
+
+    @property
+    def label(self) -> str:
+        return f"direct {self.lanes}"
+
+    @property
+    def packing(self) -> tuple:
+        """What the packed form of a weight depends on."""
+        return "direct", self.lanes, self.panels
+
+    @property
+    def plane(self) -> int:
+        """Elements of one channel of an input tile."""
+        return self.rows.size * self.columns.size
+
+    @property
+    def pitch(self) -> int:
+        """Elements from a pixel to the one below."""
+        return self.columns.extent
+
+
+@dataclass(frozen=True, slots=True)
+class Depthwise:
+    """One output map from one input map, read in place."""
+
+    #: Parts into which the rows of a map are split for the threads.
+    row_parts: int
+    executed_flops: int
+
+    algorithm = "direct"
+    label = "direct depthwise"
+    packing = ("depthwise",)
+
+
+def chains(depth: int) -> int:
+    """How many chains: their number grows no faster than their length, for both round."""
+    return ceil_div(depth, max(CHAIN, isqrt(depth)))
+
+
+def _axis(kernel: int, stride: int, dilation: int, outputs: int) -> Axis:
+    """By phase or by tap, whichever is smaller."""
+    at = [k * dilation for k in range(kernel)]
+    phases = tuple(sorted({a % stride for a in at}))
+    extent = outputs + at[-1] // stride
+    if len(phases) * extent <= kernel * outputs:
+        return Axis(phases, tuple((phases.index(a % stride), a // stride) for a in at), extent)
+    return Axis(tuple(at), tuple((k, 0) for k in range(kernel)), outputs)
+
+
+def _axes(spec: ConvSpec, tile_p: int, tile_q: int) -> tuple[Axis, Axis]:
+    return (
+        _axis(spec.R, spec.stride[0], spec.dilation[0], tile_p),
+        _axis(spec.S, spec.stride[1], spec.dilation[1], tile_q),
+    )
+
+
+def _tile(spec: ConvSpec, machine: Machine, height: int, width: int) -> Pair:
+    """Output rows and columns of a tile: about TILE_PIXELS pixels, whose input fits its share of the cache."""
+    channel_bytes = spec.C // spec.groups * ITEMSIZE[spec.dtype]
+
+    def tile_bytes(p: int, q: int) -> int:
+        rows, columns = _axes(spec, p, q)
+        return channel_bytes * rows.size * columns.size
+
+    budget = int(machine.l2_bytes * TILE_SHARE)
+    tile_q = ceil_div(width, ceil_div(width, TILE_PIXELS))
+    if height == 1 and tile_q < width:  # one long row: whole vectors but for the last tile
+        vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
+        tile_q = ceil_div(tile_q, vector) * vector
+    tile_p = min(height, max(1, TILE_PIXELS // tile_q))
+    while tile_p > 1 and tile_bytes(tile_p, tile_q) > budget:
+        tile_p -= 1
+    while tile_q > 2 * machine.tile_rows and tile_bytes(tile_p, tile_q) > budget:
+        tile_q = ceil_div(tile_q, 2)
+    while tile_q > 1 and tile_bytes(tile_p, tile_q) > TILE_LIMIT:
+        tile_q = ceil_div(tile_q, 2)
+    return ceil_div(height, ceil_div(height, tile_p)), tile_q
+
+
+def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
+    """The tiling of a spec whose vectors hold `lanes`."""
+    itemsize = ITEMSIZE[spec.dtype]
+    vector = machine.vector_bytes // itemsize
+    outputs = spec.K // spec.groups
+    across_images = spec.P * spec.Q == 1
+    flat = (spec.R, spec.S, *spec.stride, *spec.padding) == (1, 1, 1, 1, 0, 0, 0, 0) and not across_images
+    height, width = (1, spec.P * spec.Q) if flat else (spec.P, spec.Q)
+    if across_images:
+        tile_p, tile_q = 1, max(1, min(machine.tile_rows, TILE_LIMIT // (spec.depth * itemsize)))
+        rows, columns = Axis((0,), ((0, 0),), 1), Axis((0,), ((0, 0),), tile_q)
+    else:
+        tile_p, tile_q = _tile(spec, machine, height, width)
+        rows, columns = _axes(spec, tile_p, tile_q)
+    spatial = ceil_div(height, tile_p) * ceil_div(width, tile_q)
+    run, by_row = ceil_div((tile_p - 1) * columns.extent + tile_q, vector), tile_p * ceil_div(tile_q, vector)
+    joined = lanes == "pixels" and run < by_row
+    if lanes == "pixels":
+        panels = machine.panels(outputs, run if joined else by_row // tile_p)
+        products = spatial * spec.K * min(run, by_row) * vector
+    else:
+        panels = ceil_div(outputs, vector * machine.tile_vectors)
+        products = height * width * spec.groups * ceil_div(outputs, vector) * vector
+    # Several tasks for every thread of a single image, at the price of packing a tile once per part.
+    wanted = 1 if machine.threads == 1 else ceil_div(4 * machine.threads, spatial)
+    parts = min(spec.groups if spec.groups > 1 else panels, wanted)
+    return Direct(
+        lanes, flat, across_images, joined, tile_p, tile_q, panels, parts, chains(spec.depth), rows, columns,
+        2 * products * spec.depth,
+    )  # fmt: skip
+
+
+def depthwise(spec: ConvSpec, machine: Machine) -> Depthwise | None:
+    """The tiling of a layer with one input channel per group, None where its kernel does not reach."""
+    if spec.C != spec.groups or spec.stride[1] > 2 or spec.R * spec.S > CHAIN:
+        return None
+    vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
+    parts = min(ceil_div(spec.P, 16), 1 if machine.threads == 1 else ceil_div(8 * machine.threads, spec.K))
+    return Depthwise(parts, 2 * spec.K * spec.P * ceil_div(spec.Q, vector) * vector * spec.depth)

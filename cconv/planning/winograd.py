@@ -1,0 +1,190 @@
+"""Winograd: the transforms of F(m, r), the points they stand on, and the rounding errors they cost. Exact fractions.
+
+In: m outputs and r taps of one dimension.  Out: a Transform, whose numbers the kernels take, and its expected errors.
+
+F(m, r) computes y[i] = sum over k < r of g[k] * d[i + k], i < m, by alpha = m + r - 1 products instead of m * r: filter
+and data become values of polynomials at alpha points, one of them infinity. The others lie symmetrically, at +-p for
+every p of `pairs`, and at zero where alpha is even, because the rows of a pair then share all but one operation:
+
+    Q_p(t) = product over the other pairs q of (t - q*q)     [k]: the coefficient of t^k
+    Z(t)   = product over all pairs q of (t - q*q)
+    A_p    = sum over k of Q_p[k] * d[2k + 1 + z]            z = 1 if zero is a point, else 0
+    B_p    = sum over k of Q_p[k] * d[2k + z]
+
+    row of zero      sum over k of Z[k] * d[2k]              only with zero; the rows lie in this order,
+    rows of +-p      A_p + p * B_p, A_p - p * B_p            pair after pair
+    row of infinity  sum over k of Z[k] * d[2k + z]
+
+    y[i] = [i = 0] * M(zero) + sum over p of p^i * (M(+p) + (-1)^i * M(-p)) + [i = m - 1] * M(infinity)
+
+In two dimensions both are done one after the other, and the two transforms may differ.
+
+Any points are right in exact arithmetic. These amplify rounding errors least (within 1 % of what no choice of points
+can better, symmetric or not) among fractions of so few bits that every coefficient and power is a float32: only data
+are rounded, never constants.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from math import isqrt, prod, sqrt
+
+from ..errors import ArgumentError
+
+#: (m, r) -> the pairs.
+SUPPORTED = {
+    (2, 3): ("1",),
+    (3, 3): ("3/8", "5/4"),
+    (4, 3): ("21/32", "3/2"),
+    (5, 3): ("19/64", "27/32", "7/4"),
+    (6, 3): ("1/2", "1", "2"),
+    (2, 5): ("21/32", "3/2"),
+    (3, 5): ("19/64", "27/32", "7/4"),
+    (4, 5): ("1/2", "1", "2"),
+    (2, 7): ("1/2", "1", "2"),
+}
+
+#: precision -> the largest L2 error and the largest single error, both over the RMS of the result.
+BOUNDS = {"highest": (2e-6, 2e-5), "high": (1e-3, float("inf")), "medium": (5e-3, float("inf"))}
+#: How far expected errors must stay below a bound.
+MARGIN = 1.2
+
+#: Variances in units of 2^-24: of one rounding, which leaves at most half a unit in the last place of any number, ...
+ROUNDING = 0.18
+#: ... of transformed data, which several roundings have passed, and of transforming products to results: measured.
+DATA, RESULTS = 0.36, 0.30
+
+#: The longest chain of products, and the shortest, below which adding up the chains costs more than a smaller tile.
+LONGEST, SHORTEST = 96, 16
+#: Amplification times length of chain. Equal products leave equal errors, which grow with the length of a chain and not
+#: with its root: the same pattern in all channels has more error then than white data, and meets the bound with this.
+DRIFT = 230
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """F(m, r) on the points +-pairs, infinity and, where alpha is even, zero.
+
+    All numbers are fractions; float() of `coefficients` and `powers` is exact for the supported ones.
+    """
+
+    m: int
+    r: int
+    pairs: tuple[Fraction, ...]
+
+    def __post_init__(self):
+        if len(set(self.pairs)) != (self.alpha - 1) // 2 or min(self.pairs, default=1) <= 0:
+            raise ArgumentError(f"pairs: expected {(self.alpha - 1) // 2} different positive numbers, got {self.pairs}")
+
+    @property
+    def alpha(self) -> int:
+        return self.m + self.r - 1
+
+    @property
+    def zero(self) -> bool:
+        return self.alpha % 2 == 0
+
+    @property
+    def finite(self) -> tuple[Fraction, ...]:
+        """The finite points in the order of the rows."""
+        return (Fraction(0),) * self.zero + tuple(sign * p for p in self.pairs for sign in (1, -1))
+
+    @property
+    def coefficients(self) -> tuple[Fraction, ...]:
+        """For every pair p and the coefficients of Q_p, then those of Z, each without the leading 1."""
+        inner = [(p, *_with_roots([q * q for q in self.pairs if q != p])[:-1]) for p in self.pairs]
+        return tuple(x for row in (*inner, _with_roots([q * q for q in self.pairs])[:-1]) for x in row)
+
+    @property
+    def powers(self) -> tuple[Fraction, ...]:
+        """p, p^2 ... p^(m-1) of every pair."""
+        return tuple(p**i for p in self.pairs for i in range(1, self.m))
+
+    @property
+    def filter(self) -> tuple[Fraction, ...]:
+        """G, row by row: alpha rows of r. That of p holds its powers over the product of p - q, q the other points."""
+        rows = [
+            [p**k / prod((p - q for q in self.finite if q != p), start=Fraction(1)) for k in range(self.r)]
+            for p in self.finite
+        ]
+        return (*(x for row in rows for x in row), *(Fraction(k == self.r - 1) for k in range(self.r)))
+
+    @property
+    def data(self) -> tuple[tuple[Fraction, ...], ...]:
+        """B^T: alpha rows of alpha; what the kernels compute from `coefficients`."""
+        rows = [_with_roots([q for q in self.finite if q != p]) for p in self.finite]
+        return (*((*row, Fraction(0)) for row in rows), _with_roots(self.finite))
+
+    @property
+    def result(self) -> tuple[tuple[Fraction, ...], ...]:
+        """A^T: m rows of alpha; what the kernels compute from `powers`."""
+        return tuple((*(p**i for p in self.finite), Fraction(i == self.m - 1)) for i in range(self.m))
+
+
+@lru_cache(64)
+def transform(m: int, r: int) -> Transform:
+    """The transform of m outputs and r taps."""
+    if (m, r) not in SUPPORTED:
+        names = ", ".join(f"F{pair}" for pair in SUPPORTED)
+        raise ArgumentError(f"transform: expected one of {names}, got F({m}, {r})")
+    return Transform(m, r, tuple(Fraction(p) for p in SUPPORTED[m, r]))
+
+
+@lru_cache(64)
+def amplification(t: Transform) -> tuple[float, float]:
+    """How much larger the errors of results are than those of products: root mean square and at the worst place.
+
+    For white data, one dimension; those of two dimensions multiply.
+    """
+    filters = [t.filter[i : i + t.r] for i in range(0, len(t.filter), t.r)]
+    energy = [_energy(data) * _energy(taps) / t.r for data, taps in zip(t.data, filters, strict=True)]
+    places = [float(sum(e * a * a for e, a in zip(energy, row, strict=True))) for row in t.result]
+    return sqrt(sum(places) / t.m), sqrt(max(places))
+
+
+def chains(channels: int, rows: Transform | None = None, columns: Transform | None = None) -> int:
+    """Into how many chains of multiply-adds "highest" cuts a sum: for these transforms, or for any."""
+    amplified = amplification(rows)[0] * amplification(columns)[0] if rows and columns else DRIFT
+    length = min(max(SHORTEST, int(DRIFT / amplified)), LONGEST)
+    return -(-channels // max(length, isqrt(channels)))
+
+
+def error(rows: Transform, columns: Transform, channels: int, count: int) -> tuple[float, float]:
+    """The float32 errors to expect on white data, L2 and largest, over the RMS of the result.
+
+    Rounding errors are independent, so their variances add: of data, filters, results, and of sums. A sum over channels
+    is cut into `count` chains of fused multiply-adds, whose totals are added one after the other: the error of either
+    grows with the root of its length. The largest is of ten million; few channels have longer tails.
+    """
+    sums = ROUNDING * ((channels / count + 1) / 2 + (count + 1) / 2 - 1 / count)
+    size = 2.0**-24 * sqrt(DATA + ROUNDING + sums + RESULTS)
+    (down, down_worst), (across, across_worst) = amplification(rows), amplification(columns)
+    return size * down * across, size * down_worst * across_worst * (6 + 64 / channels)
+
+
+def within(rows: Transform, columns: Transform, precision: str, channels: int) -> bool:
+    """Whether the errors of two transforms, of rows and of columns, stay below a precision's bounds, with a margin."""
+    if precision not in BOUNDS:
+        raise ArgumentError(f"precision: expected one of {', '.join(BOUNDS)}, got {precision!r}")
+    factor = max(1.0, sqrt(channels * rows.r * columns.r / 2304)) if precision == "highest" else 1.0
+    expected = error(rows, columns, channels, chains(channels, rows, columns))
+    return all(MARGIN * e <= factor * bound for e, bound in zip(expected, BOUNDS[precision], strict=True))
+
+
+def meets(m: int, r: int, precision: str, depth: int) -> bool:
+    """Whether F(m, r) in both dimensions meets a precision where `depth` products, channels * r * r, are summed."""
+    t = transform(m, r)
+    return within(t, t, precision, depth // r**2)
+
+
+def _energy(row: tuple[Fraction, ...]) -> Fraction:
+    return sum((x * x for x in row), Fraction(0))
+
+
+def _with_roots(roots) -> tuple[Fraction, ...]:
+    """The coefficients, from the constant on, of the product of t - root."""
+    coefficients = (Fraction(1),)
+    for root in roots:
+        pairs = zip((Fraction(0), *coefficients), (*coefficients, Fraction(0)), strict=True)
+        coefficients = tuple(lower - root * upper for lower, upper in pairs)
+    return coefficients
