@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MARKDOWN ?= out/benchmarks.md
 SOURCES := setup.py pyproject.toml $(wildcard cconv/cpu/*.pyx cconv/cpu/*.pxd cconv/cpu/kernels/*)
 
 .PHONY: run test test-all test-wheel test-sanitizers test-slow lint bench pictures up down clean
@@ -31,9 +32,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-## bench: cconv against PyTorch in one interleaved run, in an environment of its own
+## bench: cconv against its peers in one interleaved run, in an environment of its own: 25 minutes, or OPTIONS=--quick
 bench: $(VENV)/.dev .venv-bench/.ready
-	$(BIN)/python benchmarks/compare.py --peer-python .venv-bench/bin/python
+	$(BIN)/python benchmarks/compare.py --peer-python .venv-bench/bin/python --markdown $(MARKDOWN) $(OPTIONS)
 
 ## pictures: draw the pictures of the documentation again
 pictures: $(VENV)/.dev
@@ -62,8 +63,7 @@ $(VENV)/.dev: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/.demo
 
-# PyTorch exactly 2.13.0: its plain package is a CPU build.
-.venv-bench/.ready:
+.venv-bench/.ready: benchmarks/peers.txt
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --disable-pip-version-check 'torch==2.13.0' 'numpy>=2,<3'
+	.venv-bench/bin/python -m pip install --disable-pip-version-check -r benchmarks/peers.txt
 	@touch $@

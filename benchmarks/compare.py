@@ -1,13 +1,15 @@
-"""Compare: cconv against PyTorch on real layers, each in a process of its own, measured in turns.
+"""Compare: cconv against its peers on real layers, each in a process of its own, measured in turns.
 
-In: workloads.py; a Python that has cconv, and with --peer-python one that has torch.  Out: a table, and a JSON file
-with the date, the commit and the processor.
+In: workloads.py, and Pythons that have the libraries.  Out: text while it runs, a JSON file with everything measured,
+and the tables as Markdown.
 
-    python benchmarks/compare.py --peer-python .venv-bench/bin/python [--layers vgg] [--rounds 9] [--threads 2]
+    python benchmarks/compare.py --peer-python .venv-bench/bin/python [--layers vgg,14x14] [--peers ncnn] [--quick]
+    python benchmarks/compare.py --regret            the planner's choice against everything it could have chosen
+    python benchmarks/compare.py --isa avx2          direct layers on one instruction set, as shares of its own peak
 
-The driver asks one worker after the other, round after round, so that a slow phase of the machine meets all of them. A
-worker holds the layer ready (weights packed where the library can), warms up, and answers with the median time of its
-turn. A figure is the median over the rounds with its quartiles. Every output is checked against float64.
+The driver asks one worker after the other, round after round, so that a slow phase of the machine meets all of them; a
+worker answers when its threads have stopped spinning. A figure is the median over the rounds of each turn's median.
+Every output is checked against float64.
 """
 
 import argparse
@@ -19,155 +21,172 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from workloads import LAYERS, Layer
+import report
+from machine import described
+from peers import PEERS
+from workloads import AVX2_SHARE, LAYERS, Layer
 
 ROOT = Path(__file__).resolve().parents[1]
-#: The tolerance of a peer is PyTorch's own for float32 convolutions on a CPU, with room: a wrong answer is far outside.
-LARGEST_ERROR = 1e-4
-
-
-# ------------------------------------------------------------------------------------------------------- in a worker
-
-
-def cconv_worker(layer: Layer) -> Callable[[], np.ndarray]:
-    import cconv
-
-    x, weight, bias = layer.arrays()
-    ready = cconv.Conv2d(weight, bias, **layer.options)
-    return lambda: ready(x)
-
-
-def torch_worker(layer: Layer, channels_last: bool) -> Callable[[], np.ndarray]:
-    import torch
-
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    torch.set_grad_enabled(False)
-    x, weight, bias = map(torch.from_numpy, layer.arrays())
-    if channels_last:
-        x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
-    ready = torch.nn.Conv2d(layer.x[1], layer.weight[0], layer.weight[2:], **layer.options).eval()
-    ready.weight.data, ready.bias.data = weight, bias
-    return lambda: ready(x)
-
-
-WORKERS: dict[str, Callable[[Layer], Callable]] = {
-    "cconv": cconv_worker,
-    "torch": lambda layer: torch_worker(layer, channels_last=False),
-    "torch channels_last": lambda layer: torch_worker(layer, channels_last=True),
-}
-
-
-def versions(name: str) -> dict:
-    if name == "cconv":
-        import cconv
-
-        return cconv.show_config()
-    import torch
-
-    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
-
-
-def serve(name: str) -> None:
-    """Answer the driver's questions, one JSON line each."""
-    print(json.dumps(versions(name)), flush=True)
-    run = None
-    for line in sys.stdin:
-        question = json.loads(line)
-        if "prepare" in question:
-            run = WORKERS[name](LAYERS[question["prepare"]])
-            np.save(question["output"], np.asarray(run()))
-            answer = {}
-        else:
-            times, end = [], time.perf_counter() + question["seconds"]
-            run()
-            while len(times) < 3 or time.perf_counter() < end:
-                begin = time.perf_counter()
-                run()
-                times.append(time.perf_counter() - begin)
-            answer = {"median": statistics.median(times)}
-        print(json.dumps(answer), flush=True)
-
-
-# ------------------------------------------------------------------------------------------------------ in the driver
+#: L2 error over the result's norm beyond which an answer is wrong. Float32's leaves room for large Winograd tiles.
+LARGEST_ERROR = {"float32": 1e-4, "float64": 1e-13}
+LARGEST_ERROR_HIGH = 1e-3
+#: Peers' results come from recycled memory too: glibc keeps what it would map anew for every call.
+RECYCLING = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+TICK = os.sysconf("SC_CLK_TCK")
+#: A turn during which others took more of the processor than this is repeated, while patience lasts.
+DISTURBED = 0.1
+TRIES = 4
 
 
 class Worker:
     """A library's process."""
 
-    def __init__(self, name: str, python: str, threads: int):
+    def __init__(self, name: str, python: str, threads: int, isa: str | None = None):
         self.name = name
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "CCONV_NUM_THREADS": str(threads)}
-        self.process = subprocess.Popen(
-            [python, __file__, "--worker", name],
+        if name in PEERS:
+            environment |= RECYCLING
+        if isa:
+            environment["CCONV_ISA"] = isa
+        self._process = subprocess.Popen(
+            [python, str(Path(__file__).with_name("worker.py")), name, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
         )
-        self.versions = self._answer()
+        self.hello = self._answer()
 
-    def _answer(self) -> dict:
-        line = self.process.stdout.readline()
-        if not line:
+    def _answer(self):
+        text = self._process.stdout.readline()
+        if not text:
             raise SystemExit(f"compare: the worker for {self.name} ended; see its message above")
-        return json.loads(line)
+        return json.loads(text)
 
     def ask(self, **question) -> dict:
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
         return self._answer()
 
+    def ticks(self) -> int:
+        """Processor time so far, in the system's ticks."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
     def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
 
 
-def exact(layer: Layer) -> np.ndarray:
-    """The layer in float64, by cconv's reference twin."""
-    from cconv import backend
-    from cconv.planning import plan, specs
-    from cconv.weights import Weights
+class Foreign:
+    """How much of the processor went to others than the workers and this driver: where much, figures mean little."""
 
-    x, weight, bias = layer.arrays()
-    twin = backend.get("reference")
-    spec = specs.conv(layer.x[1:], layer.weight, bias=True, **layer.options)
-    return twin.build(plan.single(spec, twin.machine()), Weights(lambda _: (weight, bias))).run([x])[0]
+    def __init__(self, workers: list[Worker]):
+        self._workers = workers
+        self._begin = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        busy = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
+        user, nice, system, _, _, irq, soft, steal, *_ = busy
+        mine = sum(worker.ticks() for worker in self._workers) + time.process_time() * TICK
+        return user + nice + system + irq + soft + steal - mine, time.perf_counter()
+
+    def share(self) -> float:
+        """Since the beginning, of all processors."""
+        ticks, now = self._now()
+        seconds = (ticks - self._begin[0]) / TICK
+        return max(0.0, seconds / (now - self._begin[1]) / (os.cpu_count() or 1))
 
 
-def measure(index: int, workers: list[Worker], rounds: int, seconds: float, folder: Path) -> dict:
+class Team:
+    """The workers of a run, by what they are for."""
+
+    def __init__(self, arguments):
+        self._patience = arguments.patience
+
+        def start(name: str, python: str = sys.executable, isa: str | None = None) -> Worker:
+            return Worker(name, python, arguments.threads, isa)
+
+        self.machine, self.reference = start("machine"), start("reference")
+        self.ours = start("direct" if arguments.isa else "cconv", isa=arguments.isa)
+        self.peers = [start(name, arguments.peer_python) for name in arguments.peers]
+        self.timed = [self.ours, *self.peers]
+        self.all = [self.machine, self.reference, *self.timed]
+
+    def turn(self, form: dict, seconds: float) -> tuple[float, float]:
+        """The median of a turn, and what others took of the processor meanwhile; much is a reason to try again."""
+        worker = next(worker for worker in self.timed if worker.name == form["library"])
+        tries = []
+        while not tries or (min(tries)[0] > DISTURBED and len(tries) < TRIES and self._patience > 0):
+            begin, foreign = time.perf_counter(), Foreign(self.all)
+            median = worker.ask(time=form["number"], seconds=seconds)["seconds"]
+            if tries:
+                self._patience -= time.perf_counter() - begin
+            tries.append((foreign.share(), median))
+        share, median = min(tries)
+        return median, share
+
+    def close(self) -> None:
+        for worker in self.all:
+            worker.close()
+
+
+def prepared(layer: Layer, team: Team) -> tuple[list[dict], dict[str, str]]:
+    """Every form of the layer, checked; and why a library has none."""
+    index, forms, unsupported = LAYERS.index(layer), [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        truth = np.load(team.reference.ask(prepare=index, folder=folder)["forms"][0]["output"])
+        for worker in team.timed:
+            answer = worker.ask(prepare=index, folder=folder)
+            if "unsupported" in answer:
+                unsupported[worker.name] = answer["unsupported"]
+            for number, form in enumerate(answer["forms"]):
+                result = np.load(form.pop("output"))
+                if result.shape != truth.shape or result.dtype != layer.dtype:
+                    raise SystemExit(f"compare: {form['name']} gave {result.dtype} {result.shape} on {layer.name}")
+                error = float(np.linalg.norm(result - truth) / np.linalg.norm(truth))
+                most = LARGEST_ERROR_HIGH if form["name"] == "cconv high" else LARGEST_ERROR[layer.dtype]
+                if not error < most:
+                    raise SystemExit(f"compare: {form['name']} is wrong on {layer.name}: L2 error {error:.1e}")
+                forms.append(form | {"library": worker.name, "number": number, "l2_error": error, "times_s": []})
+    return forms, unsupported
+
+
+def measured(layer: Layer, team: Team, arguments) -> dict:
     """One layer on every worker, in turns."""
     from cconv import conv2d_cost
 
-    layer = LAYERS[index]
     cost = conv2d_cost(layer.x, layer.weight, bias=True, **layer.options)
-    truth = exact(layer)
-    row = {"layer": layer.name, "macs": cost.macs, "flops": cost.flops, "results": {}}
-    for worker in workers:
-        worker.ask(prepare=index, output=str(folder / "y.npy"))
-        error = np.linalg.norm(np.load(folder / "y.npy") - truth) / np.linalg.norm(truth)
-        if not error < LARGEST_ERROR:
-            raise SystemExit(f"compare: {worker.name} is wrong on {layer.name}: L2 error {error:.1e} of the result")
-        row["results"][worker.name] = {"l2_error": float(error), "times": []}
-    for _ in range(rounds):
-        for worker in workers:
-            time.sleep(0.02)  # the threads of the one before stop spinning
-            row["results"][worker.name]["times"].append(worker.ask(seconds=seconds)["median"])
-    for result in row["results"].values():
-        low, middle, high = statistics.quantiles(result["times"], n=4)
-        result |= {"median_s": middle, "quartiles_s": [low, high], "gflops_per_s": cost.flops / middle / 1e9}
-    return row
+    forms, unsupported = prepared(layer, team)
+    row = {
+        "layer": layer.name, "bar": layer.bar, "macs": cost.macs, "flops": cost.flops, "unsupported": unsupported,
+        "peak_flops_per_s": {isa: team.machine.ask(peak=isa)["flops_per_s"] for isa in team.machine.hello},
+    }  # fmt: skip
+    shares = []
+    for _ in range(arguments.rounds):
+        for form in forms:
+            median, share = team.turn(form, arguments.seconds)
+            form["times_s"].append(median)
+            shares.append(share)
+    row["foreign_share"] = statistics.mean(shares)
+    for form in forms:
+        low, middle, high = statistics.quantiles(form["times_s"], n=4, method="inclusive")
+        form |= {"median_s": middle, "quartiles_s": [low, high]}
+    return row | {"forms": forms}
 
 
 def processor() -> str:
+    """The processor's model, and its family where the model says little."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
         return "unknown"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    fields = {key.strip(): value.strip() for key, _, value in (text.partition(":") for text in lines)}
+    return f"{fields.get('model name', 'unknown')} (family {fields.get('cpu family')}, model {fields.get('model')})"
 
 
 def commit() -> str:
@@ -178,55 +197,94 @@ def commit() -> str:
     return run.stdout.strip() or "unknown"
 
 
-def line(row: dict, names: list[str]) -> str:
-    """Per worker: milliseconds, the quartiles' distance from the median, GFLOP/s counting 2 flops per mac."""
-    cells = [f"{row['layer']:<37}"]
-    for name in names:
-        r = row["results"][name]
-        spread = max(abs(q - r["median_s"]) for q in r["quartiles_s"]) / r["median_s"]
-        cells.append(f"{r['median_s'] * 1e3:9.3f} ms ±{spread:4.0%} {r['gflops_per_s']:7.0f}")
-    peers = [row["results"][name]["median_s"] for name in names[1:]]
-    if peers:
-        cells.append(f"{min(peers) / row['results'][names[0]]['median_s']:6.2f}x")
-    return " | ".join(cells)
+def chosen_layers(arguments) -> list[Layer]:
+    texts = [text for text in arguments.layers.split(",") if text]
+    layers = [layer for layer in LAYERS if not texts or any(text in layer.name for text in texts)]
+    if arguments.isa:
+        layers = [layer for layer in layers if layer.big]
+    if arguments.quick:
+        layers = list({layer.bar: layer for layer in reversed(layers)}.values())[::-1]
+    if not layers:
+        raise SystemExit(f"compare: no layer's name holds any of {texts}; the names: {[each.name for each in LAYERS]}")
+    return layers
+
+
+def direct_line(record: dict, row: dict, isa: str) -> str:
+    """--isa: the issued work of the direct kernels as a share of that instruction set's peak."""
+    (form,) = row["forms"]
+    share = report.executed_share(record, row, form, isa)
+    speed = form["executed_flops"] / form["median_s"] / 1e9
+    check = report.Check(f"of the peak of {isa}", share, AVX2_SHARE)
+    return f"{row['layer']}: executed {speed:.0f} GFLOP/s, nominal {report.nominal(row, form):.0f}; {check}"
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="cconv against its peers on real layers.")
+    parser.add_argument("--peer-python", help="a Python that has the peers; without it cconv is measured alone")
+    parser.add_argument("--peers", default=",".join(PEERS), help="only these, with commas")
+    parser.add_argument("--layers", default="", help="only layers whose name holds one of these texts, with commas")
+    parser.add_argument("--rounds", type=int, default=7, help="at least 2")
+    parser.add_argument("--seconds", type=float, default=0.08, help="of one turn")
+    parser.add_argument("--patience", type=float, default=180, help="seconds, in all, for turns repeated in quiet")
+    parser.add_argument("--quick", action="store_true", help="one layer of each class, 3 rounds of short turns")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--regret", action="store_true", help="only the planner's choice against its candidates")
+    parser.add_argument("--isa", choices=("avx2", "avx512"), help="only direct layers, cconv forced to this one")
+    parser.add_argument("--out", type=Path, help="the JSON file; default out/compare-DATE.json")
+    parser.add_argument("--markdown", type=Path, help="write the tables to this file, between its marks")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rounds, arguments.seconds = 3, 0.03
+    arguments.peers = [name for name in arguments.peers.split(",") if name]
+    if unknown := set(arguments.peers) - set(PEERS):
+        parser.error(f"--peers: expected some of {', '.join(PEERS)}, got {', '.join(sorted(unknown))}")
+    if arguments.regret or arguments.isa or not arguments.peer_python:
+        arguments.peers = []
+    if arguments.rounds < 2:
+        parser.error("--rounds: expected at least 2, for quartiles")
+    return arguments
+
+
+def run(arguments, record: dict, team: Team, out: Path) -> None:
+    """Every layer into the record; it is shown and the record written when a layer is done."""
+    for layer in chosen_layers(arguments):
+        row = measured(layer, team, arguments)
+        if not arguments.isa:
+            row["regret"] = team.ours.ask(
+                regret=LAYERS.index(layer), rounds=max(2, arguments.rounds // 2), seconds=arguments.seconds / 2
+            )
+        record["layers"].append(row)
+        record["foreign_share"] = statistics.mean(each["foreign_share"] for each in record["layers"])
+        record["peak_flops_per_s"] = {
+            isa: max(peaks[str(arguments.threads)], *(each["peak_flops_per_s"][isa] for each in record["layers"]))
+            for isa, peaks in record["machine"]["peak_flops_per_s"].items()
+        }
+        out.write_text(json.dumps(record, indent=1) + "\n")
+        print(direct_line(record, row, arguments.isa) if arguments.isa else report.line(record, row), flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="cconv against PyTorch on real layers.")
-    parser.add_argument("--peer-python", help="a Python that has torch; without it cconv is measured alone")
-    parser.add_argument("--layers", default="", help="only layers whose name holds this text")
-    parser.add_argument("--rounds", type=int, default=7, help="at least 2")
-    parser.add_argument("--seconds", type=float, default=0.1, help="of one turn")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--out", type=Path, help="the JSON file; default out/compare-DATE.json")
-    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        serve(arguments.worker)
-        return
-    names = list(WORKERS) if arguments.peer_python else ["cconv"]
-    workers = [Worker(n, sys.executable if n == "cconv" else arguments.peer_python, arguments.threads) for n in names]
+    arguments = parsed()
     now = datetime.datetime.now(datetime.UTC)
+    team = Team(arguments)
     record = {
         "date": now.isoformat(timespec="seconds"), "commit": commit(), "processor": processor(),
-        "threads": arguments.threads, "versions": {w.name: w.versions for w in workers}, "layers": [],
+        "threads": arguments.threads, "rounds": arguments.rounds, "seconds": arguments.seconds,
+        "versions": {worker.name: worker.hello for worker in team.timed}, "load": os.getloadavg(),
+        "machine": team.machine.ask(machine=arguments.threads), "layers": [],
     }  # fmt: skip
     print(f"{record['date']}, commit {record['commit']}, {record['processor']}, {arguments.threads} threads")
-    print(
-        f"{'layer':<37} | " + " | ".join(f"{name + ': median, GFLOP/s':>28}" for name in names) + " | best peer / cconv"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        for index, layer in enumerate(LAYERS):
-            if arguments.layers in layer.name:
-                row = measure(index, workers, arguments.rounds, arguments.seconds, Path(folder))
-                record["layers"].append(row)
-                print(line(row, names), flush=True)
-    for worker in workers:
-        worker.close()
+    print(described(record["machine"]), flush=True)
     out = arguments.out or ROOT / "out" / f"compare-{now:%Y%m%dT%H%M%SZ}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    run(arguments, record, team, out)
+    team.close()
+    if not arguments.isa:
+        print(report.closing(record))
     print(f"written: {out}")
+    if arguments.markdown:
+        report.write_markdown(record, arguments.markdown)
+        print(f"written: {arguments.markdown}")
 
 
 if __name__ == "__main__":
