@@ -28,6 +28,7 @@ cdef struct Conv:
     const int32_t *row_start
     const int32_t *column_start
     const int32_t *offset
+    const int32_t *offset_in_place  # into the image itself: of a 1x1 kernel with pixels in the lanes, else NULL
     # Work: tiles down and across an image, panels of a group.
     long tiles_p, tiles_q, panels
     # Scratch: bytes before the sums, and before the transposed sums.
@@ -142,9 +143,10 @@ cdef void channels_panel(
 
 
 cdef void pixels_panel(
-    const Conv *job, long n, long group, long panel, long p, long q, long tile_p, long tile_q, char *scratch
+    const Conv *job, long n, long group, long panel, long p, long q, long tile_p, long tile_q, const char *tile,
+    const int32_t *offset, char *scratch
 ) noexcept nogil:
-    """One panel of output channels over a packed tile: multiply, finish.
+    """One panel of output channels over a tile, packed or in place: multiply, finish.
 
     Joined, the tile is read as one run of pixels: those between the end of a row and the next are dropped."""
     cdef const cconv_kernels *kernels = job.kernels
@@ -169,8 +171,8 @@ cdef void pixels_panel(
             for cut in range(cuts):
                 left, right = cut * vectors // cuts, (cut + 1) * vectors // cuts
                 kernels.multiply_pixels(
-                    <int>outputs, <int>(right - left), end - begin, job.offset + begin,
-                    scratch + (run * job.pitch + left * lanes) * job.itemsize,
+                    <int>outputs, <int>(right - left), end - begin, offset + begin,
+                    tile + (run * job.pitch + left * lanes) * job.itemsize,
                     weights + begin * outputs * job.itemsize,
                     sums + (run * vectors + left) * lanes * job.itemsize, sums_pitch, chain > 0)
     for o in range(outputs):
@@ -181,10 +183,12 @@ cdef void pixels_panel(
 cdef void conv_task(const void *untyped, long index, char *scratch) noexcept nogil:
     """Part `index % parts` of the channels of a tile: (image, tile row, tile column, part), the last one fastest."""
     cdef const Conv *job = <const Conv *>untyped
-    cdef long part = index % job.parts, tile = index // job.parts
+    cdef long part = index % job.parts, tile = index // job.parts, lanes = job.kernels.lanes
     cdef long per_image = job.tiles_p * job.tiles_q
     cdef long units = job.groups * job.panels
     cdef long unit, group, packed = -1, n, p, q, tile_p, tile_q
+    cdef const int32_t *offset = job.offset
+    cdef const char *tile_at = scratch
     if job.across_images:
         n, p, q = tile * job.tile_q, 0, 0
         tile_p, tile_q = 1, min(job.tile_q, job.N - n)
@@ -192,16 +196,21 @@ cdef void conv_task(const void *untyped, long index, char *scratch) noexcept nog
         n = tile // per_image
         p, q = tile % per_image // job.tiles_q * job.tile_p, tile % job.tiles_q * job.tile_q
         tile_p, tile_q = min(job.tile_p, job.P - p), min(job.tile_q, job.Q - q)
+    # The last vectors of an image's last tile would be read beyond its end.
+    cdef bint in_place = job.offset_in_place != NULL and (q + (tile_q + lanes - 1) // lanes * lanes) <= job.Q
     for unit in range(part * units // job.parts, (part + 1) * units // job.parts):
         group = unit // job.panels
-        if group != packed:
+        if in_place:
+            offset = job.offset_in_place
+            tile_at = job.x + n * job.x_n + group * job.group_channels * job.x_c + q * job.itemsize
+        elif group != packed:
             if job.across_images:
                 pack_images(job, n, tile_q, group, scratch)
             else:
                 pack_tile(job, n, group, p, q, tile_p, scratch)
             packed = group
         if job.pixel_lanes:
-            pixels_panel(job, n, group, unit % job.panels, p, q, tile_p, tile_q, scratch)
+            pixels_panel(job, n, group, unit % job.panels, p, q, tile_p, tile_q, tile_at, offset, scratch)
         else:
             channels_panel(job, n, group, unit % job.panels, p, q, tile_p, tile_q, scratch)
 
@@ -214,6 +223,7 @@ cdef class Convolution:
     cdef list owners
 
     def __init__(self, spec, tiling, str isa):
+        cdef long pixels_in = spec.H * spec.W
         cdef Conv *job = &self.job
         cdef const cconv_kernels *kernels = kernels_of(isa, spec.dtype)
         self.owners = []
@@ -236,6 +246,9 @@ cdef class Convolution:
         job.row_start = int_table(self.owners, tiling.rows.starts)
         job.column_start = int_table(self.owners, tiling.columns.starts)
         job.offset = int_table(self.owners, self._offsets(spec, tiling))
+        job.offset_in_place = NULL
+        if tiling.flat and job.pixel_lanes and pixels_in * job.group_channels < 2**31:
+            job.offset_in_place = int_table(self.owners, range(0, job.group_channels * pixels_in, pixels_in))
         job.tiles_p = ceil_div(job.P, job.tile_p)
         job.tiles_q = ceil_div(job.Q, job.tile_q)
         job.panels = tiling.panels
@@ -291,6 +304,8 @@ cdef class Convolution:
         """y = activation(conv(x) + bias + residual); y, bias and residual C-ordered, x with any strides."""
         cdef Conv job = self.job
         cdef long tasks
+        if x.strides[3] != job.itemsize or x.strides[1] != job.H * job.W * job.itemsize:
+            job.offset_in_place = NULL
         job.N = x.shape[0]
         job.x = data_of(x)
         job.x_n, job.x_c, job.x_h, job.x_w = x.strides[0], x.strides[1], x.strides[2], x.strides[3]

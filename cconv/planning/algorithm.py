@@ -21,6 +21,10 @@ ALGORITHMS = ("auto", "direct", "winograd")
 FEWEST_CHANNELS = 16
 #: How much of the second-level cache the transformed input of a block of tiles may take.
 BLOCK_SHARE = 0.7
+#: Lanes "channels" waste none on few tiles, but their products have to be transposed: taken below this ratio of work.
+FEW_TILES = 0.9
+#: Bytes of transformed filters beyond which they come from memory on every run.
+L3_BYTES = 20 << 20
 #: Most vectors of tiles in a block.
 BLOCK_VECTORS = 4
 
@@ -30,7 +34,9 @@ class Winograd:
     """A convolution as products of transformed tiles: F(m, r)."""
 
     transform: Transform
-    #: Tiles of m x m outputs in a block, whole vectors.
+    #: What a vector of products holds: "pixels" (tiles), or "channels" (of the output) where tiles are few.
+    lanes: str
+    #: Tiles of m x m outputs in a block.
     tiles: int
     #: Panels into which the output channels are cut.
     panels: int
@@ -47,22 +53,27 @@ class Winograd:
     @property
     def packing(self) -> tuple:
         """What the packed form of a weight depends on."""
-        return "winograd", self.transform.m, self.panels
+        return "winograd", self.transform.m, self.lanes, self.panels
 
 
 Tiling = Direct | Depthwise | Winograd
 
 
-def _winograd(spec: ConvSpec, machine: Machine, transform: Transform) -> Winograd:
+def _winograd(spec: ConvSpec, machine: Machine, transform: Transform, images: int) -> Winograd:
     vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
     points, m = transform.alpha**2, transform.m
-    tiles = ceil_div(spec.P, m) * ceil_div(spec.Q, m)
+    tiles = images * ceil_div(spec.P, m) * ceil_div(spec.Q, m)
     fit = int(machine.l2_bytes * BLOCK_SHARE) // (points * spec.C * machine.vector_bytes)
     vectors = max(1, min(ceil_div(tiles, vector), fit, BLOCK_VECTORS))
-    panels = machine.panels(spec.K, vectors)
-    executed = 2 * points * spec.C * spec.K * ceil_div(tiles, vector) * vector
     chains = winograd.chains(spec.C, transform, transform) if spec.precision == "highest" else direct.chains(spec.C)
-    return Winograd(transform, vectors * vector, panels, chains, executed)
+    across, down = ceil_div(tiles, vector) * vector * spec.K, tiles * ceil_div(spec.K, vector) * vector
+    if down < across * FEW_TILES:
+        lanes, block = "channels", ceil_div(tiles, ceil_div(tiles, vectors * vector))
+        panels = ceil_div(spec.K, vector * machine.tile_vectors)
+    else:
+        lanes, block, panels = "pixels", vectors * vector, machine.panels(spec.K, vectors)
+    executed = 2 * points * spec.C * (down if lanes == "channels" else across) // images
+    return Winograd(transform, lanes, block, panels, chains, executed)
 
 
 def _transforms(spec: ConvSpec) -> list[Transform]:
@@ -73,8 +84,8 @@ def _transforms(spec: ConvSpec) -> list[Transform]:
     return [t for t in fit if winograd.meets(t.m, t.r, spec.precision, spec.depth)]
 
 
-def candidates(spec: ConvSpec, machine: Machine) -> tuple[Tiling, ...]:
-    """Every way to compute the spec; an unknown algorithm, or one that cannot, is an ArgumentError."""
+def candidates(spec: ConvSpec, machine: Machine, images: int = 1) -> tuple[Tiling, ...]:
+    """Every way to compute the spec on so many images at once; an algorithm that cannot is an ArgumentError."""
     if spec.algorithm not in ALGORITHMS:
         raise ArgumentError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {spec.algorithm!r}")
     found: list[Tiling] = []
@@ -85,7 +96,7 @@ def candidates(spec: ConvSpec, machine: Machine) -> tuple[Tiling, ...]:
         if depthwise := direct.depthwise(spec, machine):
             found.append(depthwise)
     if spec.algorithm == "winograd" or (spec.algorithm == "auto" and min(spec.C, spec.K) >= FEWEST_CHANNELS):
-        found += [_winograd(spec, machine, transform) for transform in _transforms(spec)]
+        found += [_winograd(spec, machine, transform, images) for transform in _transforms(spec)]
     if not found:
         raise ArgumentError(
             f"algorithm: expected a kernel of 3x3 or 5x5 with stride 1, dilation 1 and groups 1 for winograd, got "
@@ -94,8 +105,8 @@ def candidates(spec: ConvSpec, machine: Machine) -> tuple[Tiling, ...]:
     return tuple(found)
 
 
-def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling) -> float:
-    """Time of one image in units of one vector's fused multiply-add."""
+def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1) -> float:
+    """Time of an image, one of so many at once, in units of one vector's fused multiply-add."""
     vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
     fma = tiling.executed_flops / 2 / vector
     maps_in, maps_out = spec.C * spec.H * spec.W / vector, spec.K * spec.P * spec.Q / vector
@@ -103,9 +114,12 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling) -> float:
         return fma + maps_in + 2 * maps_out
     if isinstance(tiling, Winograd):
         transform = tiling.transform
-        groups = ceil_div(ceil_div(spec.P, transform.m) * ceil_div(spec.Q, transform.m), vector)
-        streamed = transform.alpha**2 * spec.C * spec.K / vector
-        return fma * 1.1 + 8 * transform.alpha**2 * groups * (spec.C + spec.K) + streamed
+        tiles = ceil_div(spec.P, transform.m) * ceil_div(spec.Q, transform.m) / vector
+        # Tiles 2 or 4 apart are sorted into lanes by shuffling, others by a transposition.
+        transforms = (8 if transform.m in (2, 4) else 12) * transform.alpha**2 * tiles * (spec.C + spec.K)
+        filters = transform.alpha**2 * spec.C * spec.K
+        streamed = filters / vector / images * (1 if filters * ITEMSIZE[spec.dtype] <= L3_BYTES else 3)
+        return fma * 1.1 + transforms + streamed
     # Rows of the image that two tiles share are packed twice.
     packing = 3 * maps_in * (1 + (spec.R - 1) / tiling.tile_p)
     if tiling.lanes == "pixels":
@@ -113,6 +127,6 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling) -> float:
     return fma * 1.1 + packing + (2 * tiling.chains + 12) * maps_out
 
 
-def choose(spec: ConvSpec, machine: Machine) -> Tiling:
+def choose(spec: ConvSpec, machine: Machine, images: int = 1) -> Tiling:
     """The candidate with the least estimated time."""
-    return min(candidates(spec, machine), key=lambda tiling: estimate(spec, machine, tiling))
+    return min(candidates(spec, machine, images), key=lambda tiling: estimate(spec, machine, tiling, images))

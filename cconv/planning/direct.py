@@ -30,7 +30,10 @@ TILE_SHARE = 0.4
 #: Bytes that a tile of input may take beyond which it shrinks whatever that costs: bounds the scratch of odd layers.
 TILE_LIMIT = 64 << 20
 #: Output pixels of a tile: enough to reuse a weight panel from L1/L2, few enough that the sums stay there.
-TILE_PIXELS = 256
+TILE_PIXELS = {"channels": 256, "pixels": 512}
+#: Bytes of a first-level cache that a small tile and its sums may take, and the sums' share in it.
+L1_SHARE = 36 << 10
+PANEL_OUTPUTS = 14
 
 
 class Axis(NamedTuple):
@@ -128,20 +131,23 @@ def _axes(spec: ConvSpec, tile_p: int, tile_q: int) -> tuple[Axis, Axis]:
     )
 
 
-def _tile(spec: ConvSpec, machine: Machine, height: int, width: int) -> Pair:
+def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int) -> Pair:
     """Output rows and columns of a tile: about TILE_PIXELS pixels, whose input fits its share of the cache."""
     channel_bytes = spec.C // spec.groups * ITEMSIZE[spec.dtype]
+    # A pixel's inputs and sums: where they are few, a larger tile still leaves them in the first-level cache.
+    pixel_bytes = channel_bytes + min(spec.K // spec.groups, PANEL_OUTPUTS) * ITEMSIZE[spec.dtype]
+    pixels = max(TILE_PIXELS[lanes], min(1024, L1_SHARE // pixel_bytes))
 
     def tile_bytes(p: int, q: int) -> int:
         rows, columns = _axes(spec, p, q)
         return channel_bytes * rows.size * columns.size
 
     budget = int(machine.l2_bytes * TILE_SHARE)
-    tile_q = ceil_div(width, ceil_div(width, TILE_PIXELS))
+    tile_q = ceil_div(width, ceil_div(width, pixels))
     if height == 1 and tile_q < width:  # one long row: whole vectors but for the last tile
         vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
         tile_q = ceil_div(tile_q, vector) * vector
-    tile_p = min(height, max(1, TILE_PIXELS // tile_q))
+    tile_p = min(height, max(1, pixels // tile_q))
     while tile_p > 1 and tile_bytes(tile_p, tile_q) > budget:
         tile_p -= 1
     while tile_q > 2 * machine.tile_rows and tile_bytes(tile_p, tile_q) > budget:
@@ -149,6 +155,18 @@ def _tile(spec: ConvSpec, machine: Machine, height: int, width: int) -> Pair:
     while tile_q > 1 and tile_bytes(tile_p, tile_q) > TILE_LIMIT:
         tile_q = ceil_div(tile_q, 2)
     return ceil_div(height, ceil_div(height, tile_p)), tile_q
+
+
+def _parts(tiles: int, most: int, threads: int, repacking: float) -> int:
+    """Parts into which every tile's panels are best split: threads end together, at the price of packing again."""
+    if threads == 1:
+        return 1
+
+    def time(parts: int) -> float:
+        rounds = ceil_div(tiles * parts, threads) * threads / (tiles * parts)
+        return rounds * (1 + parts * repacking)
+
+    return min(range(1, min(most, 4 * threads) + 1), key=time)
 
 
 def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
@@ -163,7 +181,7 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
         tile_p, tile_q = 1, max(1, min(machine.tile_rows, TILE_LIMIT // (spec.depth * itemsize)))
         rows, columns = Axis((0,), ((0, 0),), 1), Axis((0,), ((0, 0),), tile_q)
     else:
-        tile_p, tile_q = _tile(spec, machine, height, width)
+        tile_p, tile_q = _tile(spec, machine, lanes, height, width)
         rows, columns = _axes(spec, tile_p, tile_q)
     spatial = ceil_div(height, tile_p) * ceil_div(width, tile_q)
     run, by_row = ceil_div((tile_p - 1) * columns.extent + tile_q, vector), tile_p * ceil_div(tile_q, vector)
@@ -174,9 +192,10 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
     else:
         panels = ceil_div(outputs, vector * machine.tile_vectors)
         products = height * width * spec.groups * ceil_div(outputs, vector) * vector
-    # Several tasks for every thread of a single image, at the price of packing a tile once per part.
-    wanted = 1 if machine.threads == 1 else ceil_div(4 * machine.threads, spatial)
-    parts = min(spec.groups if spec.groups > 1 else panels, wanted)
+    units = spec.groups * panels
+    # Packing a tile costs about as much as multiplying it with this share of a panel's outputs.
+    repacking = 0.0 if flat and lanes == "pixels" else 4.0 / (spec.R * spec.S * max(1, spec.K // spec.groups))
+    parts = _parts(spatial, units if spec.groups == 1 else spec.groups, machine.threads, repacking)
     return Direct(
         lanes, flat, across_images, joined, tile_p, tile_q, panels, parts, chains(spec.depth), rows, columns,
         2 * products * spec.depth,
@@ -185,7 +204,7 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
 
 def depthwise(spec: ConvSpec, machine: Machine) -> Depthwise | None:
     """The tiling of a layer with one input channel per group, None where its kernel does not reach."""
-    if spec.C != spec.groups or spec.stride[1] > 2 or spec.R * spec.S > CHAIN:
+    if spec.groups != spec.C or spec.stride[1] > 2 or spec.R * spec.S > CHAIN:
         return None
     vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
     parts = min(ceil_div(spec.P, 16), 1 if machine.threads == 1 else ceil_div(8 * machine.threads, spec.K))

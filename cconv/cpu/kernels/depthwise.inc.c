@@ -8,11 +8,12 @@
  *     row of the image      x0 x1 x2 x3 x4 ...         stride 1, tap s:  lanes q - left + s
  *     tap s = 0, left = 1    0 x0 x1 x2 ...            stride 2, tap s:  EVEN of lanes 2q - left + s
  *
- * With stride 1 down the image a block of BLOCK output rows shares the input rows: each vector loaded feeds up to
+ * Where rows are as near as columns a block of up to BLOCK output rows shares the input rows: each vector loaded feeds up to
  * R of them. Every sum is one chain of fused multiply-adds in the order of the taps (r, s).
  */
 #define BLOCK 4
-#define MOST_TAPS 5
+#define WIDEST_ROW 5
+#define MOST_ROWS 8
 
 /* Outputs p .. p + rows - 1, q .. q + LANES - 1 from their sums. */
 static inline __attribute__((always_inline)) void NAME(depthwise_store)(const cconv_depthwise *how,
@@ -28,44 +29,58 @@ static inline __attribute__((always_inline)) void NAME(depthwise_store)(const cc
     }
 }
 
+/* The taps s of a row, by a chain of shifts where the stride is 2:
+ *
+ *     row              x0 x1 x2 x3 x4 x5 x6 x7 | x8 ...        (4 lanes)
+ *     v[0] = EVEN      x0 x2 x4 x6               v[1] = ODD      x1 x3 x5 x7
+ *     v[2] = v[0] and what follows   x2 x4 x6 x8 */
+static inline __attribute__((always_inline)) void NAME(load_taps)(const T *row, int inside, const NAME(lanes) *lanes,
+                                                                  const int stride, const int size, V *v) {
+    if (stride == 1) {
+        _Pragma("GCC unroll 5") for (int s = 0; s < size; s++) v[s] = load_lanes(row + s, only(inside, lanes[s]));
+        return;
+    }
+    V a = load_lanes(row, only(inside, lanes[0])), b = load_lanes(row + LANES, only(inside, lanes[1]));
+    V c = load_lanes(row + 2 * LANES, only(inside, lanes[2]));
+    v[0] = EVEN(a, b);
+    v[1] = ODD(a, b);
+    _Pragma("GCC unroll 5") for (int s = 2; s < size; s++) {
+        v[s] = NEXT(v[s - 2], c);
+        if (s + 1 < size) c = NEXT(c, c);
+    }
+}
+
 /* `rows` rows of outputs from row p on, with every size a constant and the taps of a row side by side. With more than
- * one row, stride and dilation of rows are 1. */
+ * one row, they are `stride` apart in the image and dilation is 1. */
 static inline __attribute__((always_inline)) void NAME(depthwise_rows)(const cconv_depthwise *how,
                                                                        const cconv_finish *finish, const T *x,
                                                                        const T *w, V bias, const T *residual, T *y,
                                                                        long p, const int rows, const int stride,
                                                                        const int size) {
-    const T *row[MOST_TAPS + BLOCK];
-    int inside[MOST_TAPS + BLOCK];
-    _Pragma("GCC unroll 8") for (int i = 0; i < size + rows - 1; i++) {
+    const int rows_in = size + (rows - 1) * stride;
+    const T *row[MOST_ROWS];
+    int inside[MOST_ROWS];
+    _Pragma("GCC unroll 8") for (int i = 0; i < rows_in; i++) {
         long h = p * how->stride_h - how->top + i * how->dilation_h;
         inside[i] = h >= 0 && h < how->H;
         row[i] = x + (inside[i] ? h * how->row_pitch : 0);
     }
     for (long q = 0; q < how->Q; q += LANES) {
         const long column = q * stride - how->left;
-        NAME(lanes) near[MOST_TAPS], far[MOST_TAPS]; /* in the image, of the first and the second vector of a tap */
+        NAME(lanes) lanes[WIDEST_ROW];
         V sum[BLOCK];
-        _Pragma("GCC unroll 6") for (int s = 0; s < size; s += stride) {
-            near[s] = between(-column - s, how->W - column - s);
-            far[s] = between(-column - s - LANES, how->W - column - s - LANES);
+        _Pragma("GCC unroll 5") for (int s = 0; s < (stride == 1 ? size : 3); s++) {
+            const long from = column + (stride == 1 ? s : s * LANES);
+            lanes[s] = between(-from, how->W - from);
         }
         _Pragma("GCC unroll 4") for (int b = 0; b < rows; b++) sum[b] = (V){0};
-        _Pragma("GCC unroll 8") for (int i = 0; i < size + rows - 1; i++) { /* tap row i - b of output row b */
-            V v[MOST_TAPS + 1];
-            _Pragma("GCC unroll 6") for (int s = 0; s < size; s += stride) {
-                V a = load_lanes(row[i] + column + s, only(inside[i], near[s]));
-                v[s] = a;
-                if (stride == 2) {
-                    V b = load_lanes(row[i] + column + s + LANES, only(inside[i], far[s]));
-                    v[s] = EVEN(a, b);
-                    v[s + 1] = ODD(a, b);
-                }
-            }
+        _Pragma("GCC unroll 8") for (int i = 0; i < rows_in; i++) { /* tap row i - b * stride of output row b */
+            V v[WIDEST_ROW];
+            NAME(load_taps)(row[i] + column, inside[i], lanes, stride, size, v);
             _Pragma("GCC unroll 4") for (int b = 0; b < rows; b++)
-                if (i >= b && i - b < size)
+                if (i >= b * stride && i - b * stride < size)
                     _Pragma("GCC unroll 5") for (int s = 0; s < size; s++)
-                        sum[b] += v[s] * splat(w[(i - b) * size + s]);
+                        sum[b] += v[s] * splat(w[(i - b * stride) * size + s]);
         }
         NAME(depthwise_store)(how, finish, sum, bias, residual, y, p, q, rows);
     }
@@ -79,9 +94,11 @@ static inline __attribute__((always_inline)) void NAME(depthwise_rows)(const cco
     }
 DEPTHWISE(4, 1, 3)
 DEPTHWISE(1, 1, 3)
+DEPTHWISE(2, 2, 3)
 DEPTHWISE(1, 2, 3)
 DEPTHWISE(4, 1, 5)
 DEPTHWISE(1, 1, 5)
+DEPTHWISE(2, 2, 5)
 DEPTHWISE(1, 2, 5)
 
 /* One row of outputs, any filter. */
@@ -112,17 +129,19 @@ static void NAME(depthwise)(const cconv_depthwise *how, const cconv_finish *fini
                             const void *source, const void *weight, const void *residual, void *target) {
     typedef void (*rows_kernel)(const cconv_depthwise *, const cconv_finish *, const T *, const T *, V, const T *, T *,
                                 long);
-    const int near = how->stride_h == 1 && how->dilation_h == 1 && how->stride_w == 1;
+    const int wide = how->stride_w - 1, near = how->stride_h == how->stride_w && how->dilation_h == 1;
+    static const rows_kernel blocks[2][2] = {{NAME(depthwise_4_1_3), NAME(depthwise_2_2_3)},
+                                             {NAME(depthwise_4_1_5), NAME(depthwise_2_2_5)}};
+    static const rows_kernel rows[2][2] = {{NAME(depthwise_1_1_3), NAME(depthwise_1_2_3)},
+                                           {NAME(depthwise_1_1_5), NAME(depthwise_1_2_5)}};
     rows_kernel block = NULL, row = NAME(depthwise_any);
-    if (how->R == 3 && how->S == 3 && how->dilation_w == 1) {
-        row = how->stride_w == 1 ? NAME(depthwise_1_1_3) : NAME(depthwise_1_2_3);
-        if (near) block = NAME(depthwise_4_1_3);
-    } else if (how->R == 5 && how->S == 5 && how->dilation_w == 1) {
-        row = how->stride_w == 1 ? NAME(depthwise_1_1_5) : NAME(depthwise_1_2_5);
-        if (near) block = NAME(depthwise_4_1_5);
+    if (how->R == how->S && (how->R == 3 || how->R == 5) && how->dilation_w == 1) {
+        row = rows[how->R == 5][wide];
+        if (near) block = blocks[how->R == 5][wide];
     }
+    const long high = wide ? 2 : 4;
     long p = first;
-    for (; block && p + BLOCK <= last; p += BLOCK)
+    for (; block && p + high <= last; p += high)
         block(how, finish, source, weight, splat((T)bias), residual, target, p);
     for (; p < last; p++) row(how, finish, source, weight, splat((T)bias), residual, target, p);
 }

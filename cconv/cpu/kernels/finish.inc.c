@@ -35,39 +35,61 @@ static __attribute__((noinline)) V NAME(activated_by_libm)(int activation, V v) 
 }
 
 /* Comparisons are written so that NaN passes through. */
-static inline __attribute__((always_inline)) V NAME(activated)(const cconv_finish *how, V x) {
+static inline __attribute__((always_inline)) V NAME(activated_as)(int activation, V alpha, V x) {
     const V zero = {0};
-    switch (how->activation) {
+    switch (activation) {
     case CCONV_NONE: return x;
     case CCONV_RELU: return select(x < zero, zero, x);
     case CCONV_RELU6: return select(x < zero, zero, select(x > splat(6), splat(6), x));
-    case CCONV_LEAKY_RELU: return select(x < zero, splat((T)how->alpha) * x, x);
+    case CCONV_LEAKY_RELU: return select(x < zero, alpha * x, x);
     case CCONV_HARDSWISH:
         return x * select(x < splat(-3), zero, select(x > splat(3), splat(6), x + splat(3))) / splat(6);
-    default: return NAME(activated_by_libm)(how->activation, x);
+    default: return NAME(activated_by_libm)(activation, x);
     }
+}
+
+static inline __attribute__((always_inline)) V NAME(activated)(const cconv_finish *how, V x) {
+    return NAME(activated_as)(how->activation, splat((T)how->alpha), x);
 }
 #define activated NAME(activated)
 
-/* Asks for the cache lines of rows x columns of a map, which finish will write when the multiplication is done. */
+/* Asks for the cache lines of rows x columns of a map, which finish will write when the multiplication is done. They
+ * wait in the second level: the same place in many maps is often the same set of the first. */
 static void NAME(expect)(long rows, long columns, const void *target, long pitch) {
     for (long i = 0; i < rows; i++)
-        for (long j = 0; j < columns; j += 64 / sizeof(T)) __builtin_prefetch((const T *)target + i * pitch + j, 1);
+        for (long j = 0; j < columns; j += 64 / sizeof(T)) __builtin_prefetch((const T *)target + i * pitch + j, 0, 2);
+}
+
+/* One row: whole vectors, then the rest. */
+static inline __attribute__((always_inline)) void NAME(finish_row)(const int activation, V alpha, V b, long columns,
+                                                                   const T *s, const T *r, T *y) {
+    long j = 0;
+    if (r)
+        for (; j + LANES <= columns; j += LANES)
+            store(y + j, NAME(activated_as)(activation, alpha, load(s + j) + b + load(r + j)));
+    else
+        for (; j + LANES <= columns; j += LANES)
+            store(y + j, NAME(activated_as)(activation, alpha, load(s + j) + b));
+    if (j == columns) return;
+    const NAME(lanes) rest = between(0, columns - j);
+    V x = load_lanes(s + j, rest) + b;
+    if (r) x += load_lanes(r + j, rest);
+    store_lanes(y + j, NAME(activated_as)(activation, alpha, x), rest);
 }
 
 /* y = activation(sums + bias + residual) of rows x columns of one map; residual and y share a pitch. */
 static void NAME(finish)(const cconv_finish *how, double bias, long rows, long columns, const void *sums,
                          long sums_pitch, const void *residual, void *target, long pitch) {
-    const V b = splat((T)bias);
+    const V b = splat((T)bias), alpha = splat((T)how->alpha);
     for (long i = 0; i < rows; i++) {
         const T *s = (const T *)sums + i * sums_pitch;
         const T *r = residual ? (const T *)residual + i * pitch : NULL;
         T *y = (T *)target + i * pitch;
-        for (long j = 0; j < columns; j += LANES) {
-            const NAME(lanes) inside = between(0, columns - j);
-            V x = load_lanes(s + j, inside) + b;
-            if (r) x += load_lanes(r + j, inside);
-            store_lanes(y + j, activated(how, x), inside);
-        }
+        if (how->activation == CCONV_NONE)
+            NAME(finish_row)(CCONV_NONE, alpha, b, columns, s, r, y);
+        else if (how->activation == CCONV_RELU)
+            NAME(finish_row)(CCONV_RELU, alpha, b, columns, s, r, y);
+        else
+            NAME(finish_row)(how->activation, alpha, b, columns, s, r, y);
     }
 }

@@ -27,6 +27,7 @@ static const cconv_kernels NAME(kernels) = {
 #undef only
 #undef load_lanes
 #undef store_lanes
+#undef AHEAD
 #undef select
 #undef flip
 #undef activated
@@ -34,6 +35,7 @@ static const cconv_kernels NAME(kernels) = {
 #undef HIGH
 #undef EVEN
 #undef ODD
+#undef NEXT
 #undef CHANNELS
 #undef CHANNELS_BOTH
 #undef CHANNELS_ENTRY
@@ -57,6 +59,8 @@ static const cconv_kernels NAME(kernels) = {
 #undef ENTRIES_UP_TO
 #undef WIDEST
 #undef BLOCK
+#undef WIDEST_ROW
+#undef MOST_ROWS
 #undef MOST_TAPS
 #undef DEPTHWISE
 #undef MOST_POINTS

@@ -6,6 +6,7 @@
 #include <immintrin.h>
 #endif
 #include <math.h>
+#include <stdint.h>
 #include <string.h>
 
 #include "kernels.h"

@@ -13,6 +13,9 @@
  * is one chain of fused multiply-adds in the order of k, so that no tile shape changes a bit of the result.
  */
 
+/* How far ahead of its use a panel is asked for, in bytes: it comes from the third level where it is large. */
+#define AHEAD 4096
+
 /* R pixels by W vectors of output channels in registers. Per k: R broadcasts, W loads, R*W fused multiply-adds. */
 #define CHANNELS(R, W)                                                                                                 \
     static __attribute__((noinline)) void NAME(channels_##R##x##W)(                                                    \
@@ -24,6 +27,8 @@
         for (long k = 0; k < depth; k++, panel += W * LANES) {                                                         \
             const T *a = input + offset[k];                                                                            \
             V b[W];                                                                                                    \
+            __builtin_prefetch((const char *)panel + AHEAD);                                                           \
+            if (W * sizeof(V) > 64) __builtin_prefetch((const char *)panel + AHEAD + 64);                              \
             _Pragma("GCC unroll 2") for (int v = 0; v < W; v++) b[v] = load(panel + v * LANES);                        \
             _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {                                                     \
                 V x = splat(a[i]);                                                                                     \
@@ -58,6 +63,8 @@ static void NAME(multiply_channels)(int pixels, int vectors, long depth, const i
             _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) c[o][v] = (V){0};                                      \
         for (long k = 0; k < depth; k++, panel += O) {                                                                 \
             const T *a = input + offset[k];                                                                            \
+            __builtin_prefetch((const char *)panel + AHEAD);                                                           \
+            if (O * sizeof(T) > 64) __builtin_prefetch((const char *)panel + AHEAD + 64);                              \
             if (W < O) {                                                                                               \
                 V b[W];                                                                                                \
                 _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) b[v] = load(a + v * LANES);                        \

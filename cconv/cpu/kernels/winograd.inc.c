@@ -17,6 +17,7 @@
  */
 #define MOST_POINTS 8
 #define MOST_OUTPUTS 6
+#define MOST_TAPS 7
 
 /* B': alpha inputs d to alpha points o. `c` are the coefficients: p, then Q_p without its leading 1, per pair; then Z. */
 static inline __attribute__((always_inline)) void NAME(to_points)(const int alpha, const T *c, const V *d, V *o) {
@@ -201,25 +202,49 @@ static inline __attribute__((always_inline)) void NAME(output_tiles)(const int a
     }
 }
 
-/* U of `count` filters, lanes = filters: points[(i * alpha + j) * pitch + filter]. Computed in double and rounded once. */
-static void NAME(winograd_filter)(const cconv_winograd *how, long count, long filter_stride, const void *weight,
-                                  void *target, long pitch) {
-    const int alpha = how->alpha, r = alpha - how->m + 1;
-    for (long f = 0; f < count; f++) {
-        const T *g = (const T *)weight + f * filter_stride;
-        double half[MOST_POINTS][MOST_POINTS];
-        for (int i = 0; i < alpha; i++)
-            for (int s = 0; s < r; s++) {
-                double sum = 0;
-                for (int k = 0; k < r; k++) sum += how->filter[i * r + k] * g[k * r + s];
-                half[i][s] = sum;
-            }
-        for (int i = 0; i < alpha; i++)
-            for (int j = 0; j < alpha; j++) {
-                double sum = 0;
-                for (int s = 0; s < r; s++) sum += half[i][s] * how->filter[j * r + s];
-                ((T *)target)[(i * alpha + j) * pitch + f] = (T)sum;
-            }
+/* G: r taps g, `step` apart, to alpha points o, which are `filter` rows of r. The rows of a pair share their even and
+ * odd halves. */
+typedef double NAME(wide) __attribute__((vector_size(LANES * sizeof(double))));
+static inline __attribute__((always_inline)) void NAME(to_filter_points)(const int alpha, const int r,
+                                                                         const double *filter, const NAME(wide) *g,
+                                                                         const int step, NAME(wide) *o) {
+    const int z = 1 - alpha % 2;
+    if (z) o[0] = filter[0] * g[0];
+    _Pragma("GCC unroll 4") for (int p = z; p < alpha - 1; p += 2) {
+        const double *row = filter + p * r;
+        NAME(wide) even = row[0] * g[0], odd = row[1] * g[step];
+        _Pragma("GCC unroll 4") for (int k = 2; k < r; k += 2) even += row[k] * g[k * step];
+        _Pragma("GCC unroll 4") for (int k = 3; k < r; k += 2) odd += row[k] * g[k * step];
+        /* The row of -p is even - odd, but for the sign of its scale, which its first entry shows. */
+        const double sign = row[r] / row[0];
+        o[p] = even + odd;
+        o[p + 1] = sign * (even - odd);
+    }
+    o[alpha - 1] = g[(r - 1) * step];
+}
+
+/* U of `count` filters: points[(i * alpha + j) * pitch + filter]. In double, LANES filters at a time, rounded once. */
+static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int alpha, const int m,
+                                                                     const cconv_winograd *how, long count,
+                                                                     long filter_stride, const T *weight, T *points,
+                                                                     long pitch) {
+    const int r = alpha - m + 1;
+    for (long f = 0; f < count; f += LANES) {
+        const long lanes = count - f < LANES ? count - f : LANES;
+        NAME(wide) g[MOST_TAPS * MOST_TAPS], half[MOST_TAPS][MOST_POINTS];
+        for (long l = 0; l < LANES; l++) {
+            const T *from = weight + (f + (l < lanes ? l : 0)) * filter_stride;
+            for (int k = 0; k < r * r; k++) ((double *)&g[k])[l] = from[k];
+        }
+        _Pragma("GCC unroll 7") for (int s = 0; s < r; s++)
+            NAME(to_filter_points)(alpha, r, how->filter, g + s, r, half[s]);
+        for (int i = 0; i < alpha; i++) {
+            NAME(wide) row[MOST_TAPS], o[MOST_POINTS];
+            _Pragma("GCC unroll 7") for (int s = 0; s < r; s++) row[s] = half[s][i];
+            NAME(to_filter_points)(alpha, r, how->filter, row, 1, o);
+            _Pragma("GCC unroll 8") for (int j = 0; j < alpha; j++)
+                store_lanes(points + (i * alpha + j) * pitch + f, __builtin_convertvector(o[j], V), between(0, lanes));
+        }
     }
 }
 
@@ -235,8 +260,20 @@ static void NAME(winograd_filter)(const cconv_winograd *how, long count, long fi
         const cconv_winograd *how, const cconv_finish *finish, double bias, long first, long count, const T *points,   \
         long pitch, T *strip, const T *residual, T *target) {                                                          \
         NAME(output_tiles)(ALPHA, M, how, finish, bias, first, count, points, pitch, strip, residual, target);         \
+    }                                                                                                                  \
+    static __attribute__((noinline)) void NAME(filter_##ALPHA##_##M)(                                                  \
+        const cconv_winograd *how, long count, long filter_stride, const T *weight, T *points, long pitch) {           \
+        NAME(filter_tiles)(ALPHA, M, how, count, filter_stride, weight, points, pitch);                                \
     }
 EACH_WINOGRAD(WINOGRAD)
+
+static void NAME(winograd_filter)(const cconv_winograd *how, long count, long filter_stride, const void *weight,
+                                  void *points, long pitch) {
+#define CASE(ALPHA, M)                                                                                                 \
+    if (how->alpha == ALPHA && how->m == M) NAME(filter_##ALPHA##_##M)(how, count, filter_stride, weight, points, pitch);
+    EACH_WINOGRAD(CASE)
+#undef CASE
+}
 
 static void NAME(winograd_input)(const cconv_winograd *how, long first, long count, const void *source, void *scratch,
                                  void *points, long pitch) {
