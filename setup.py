@@ -1,7 +1,7 @@
 """Build: the Cython extensions, and the C kernels as one static library per ISA with that ISA's flags.
 
-In: cconv/cpu.  Out: cconv.cpu._core (the only one with OpenMP), _conv and _maps. Everything else about the package is
-in pyproject.toml.
+In: cconv/cpu.  Out: cconv.cpu's compiled modules, of which _team alone has OpenMP. Everything else about the package
+is in pyproject.toml.
 """
 
 import platform
@@ -42,7 +42,7 @@ def extension(name: str, flags: list[str]) -> Extension:
         [f"cconv/cpu/{name}.pyx"],
         include_dirs=["cconv/cpu", numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-        depends=[*HEADERS, "cconv/cpu/_core.pxd", "cconv/cpu/kernels.pxd"],
+        depends=[*HEADERS, *(f"cconv/cpu/{room}.pxd" for room in ("_core", "_pool", "_team", "kernels"))],
         extra_compile_args=["-O2", "-fvisibility=hidden", *flags],
         extra_link_args=flags,
     )
@@ -55,7 +55,10 @@ setup(
         *(library(f"cconv_{isa}", f"isa_{isa}.c", flags) for isa, flags in ISAS.items()),
     ],
     ext_modules=cythonize(
-        [extension("_core", OPENMP), extension("_conv", []), extension("_winograd", []), extension("_maps", [])],
+        [
+            extension(name, OPENMP if name == "_team" else [])
+            for name in ("_core", "_pool", "_team", "_conv", "_winograd", "_maps", "_program")
+        ],
         language_level=3,
     ),
 )

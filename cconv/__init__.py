@@ -1,7 +1,7 @@
 """cconv: convolution, counted. The public names, nothing else; importing it probes no device."""
 
 from . import filters, images, init
-from .backend import get_num_threads, set_num_threads, show_config
+from .backend import get_num_threads, set_num_threads, set_pool_limit, show_config
 from .errors import (
     ArgumentError,
     BackendUnavailable,
@@ -52,5 +52,6 @@ __all__ = [
     "max_pool2d",
     "model_names",
     "set_num_threads",
+    "set_pool_limit",
     "show_config",
 ]

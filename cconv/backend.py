@@ -11,8 +11,11 @@ from types import ModuleType
 import numpy as np
 
 from .errors import ArgumentError, BackendUnavailable, DTypeError
+from .planning import specs
 
 NAMES = ("cpu", "gpu", "reference")
+#: Looked up on every call; dtype.name alone takes microseconds.
+DTYPE_NAMES = {np.dtype(name): name for name in specs.ITEMSIZE}
 
 
 @functools.cache
@@ -37,6 +40,8 @@ def available() -> dict[str, str]:
 
 def of(array, name: str = "x") -> tuple[ModuleType, object]:
     """The twin for an array and the array as that twin's own kind; other libraries' arrays come in by DLPack."""
+    if type(array) is np.ndarray:  # most are, and calls are short
+        return get("cpu"), array
     if isinstance(array, np.ma.MaskedArray):
         raise DTypeError(f"{name}: expected an array without a mask, got a masked one; fill it first")
     if isinstance(array, np.ndarray):
@@ -57,6 +62,23 @@ def of(array, name: str = "x") -> tuple[ModuleType, object]:
     raise DTypeError(f"{name}: expected a NumPy, CuPy or DLPack array, got {type(array).__name__}")
 
 
+def checked(array, name: str, twin=None, dtype: str | None = None):
+    """The array's twin, the array and its type's name; a DTypeError unless that is supported and equals `dtype`."""
+    owner, array = of(array, name)
+    if twin is not None and owner is not twin:
+        raise DTypeError(f"{name}: expected an array on {twin.name} like x, got one on {owner.name}")
+    found = DTYPE_NAMES.get(array.dtype)
+    if found is None:
+        try:
+            native = array.dtype.isnative
+            found = specs.checked_dtype(array.dtype.name if native else f"{array.dtype.str} (not in native byte order)")
+        except DTypeError as error:
+            raise DTypeError(f"{name}: {error}") from None
+    if dtype is not None and found != dtype:
+        raise DTypeError(f"{name}: expected {dtype}, the type of x, got {found}")
+    return owner, array, found
+
+
 def get_num_threads() -> int:
     """How many CPU threads one call may use: CCONV_NUM_THREADS, or what affinity and cgroup leave to this process."""
     return get("cpu").get_num_threads()
@@ -65,6 +87,31 @@ def get_num_threads() -> int:
 def set_num_threads(count: int | None) -> None:
     """Let one call use so many CPU threads from now on; None goes back to the default. No result depends on it."""
     get("cpu").set_num_threads(count)
+
+
+def set_pool_limit(nbytes: int | None) -> None:
+    """Let at most so many bytes of memory lie idle between calls; None goes back to the default, 256 MiB, 0 keeps none.
+
+    Results, scratch and intermediate maps come from memory that is used again. A result's memory is idle once neither
+    it nor a view of it is referred to; what does not fit into the limit goes back to the system at once.
+
+    Parameters
+    ----------
+    nbytes : int, >= 0, or None
+
+    Raises
+    ------
+    ArgumentError
+        For anything else.
+
+    Examples
+    --------
+    >>> set_pool_limit(64 << 20)
+    >>> show_config()["pool_limit_bytes"]
+    67108864
+    >>> set_pool_limit(None)
+    """
+    get("cpu").set_pool_limit(nbytes)
 
 
 def show_config() -> dict:
@@ -78,5 +125,7 @@ def show_config() -> dict:
         "instruction_sets": {name: usable for name, usable, *_ in cpu.instruction_sets()},
         "threads": machine.threads,
         "l2_bytes": machine.l2_bytes,
+        "pool_limit_bytes": cpu.get_pool_limit(),
+        "pool_idle_bytes": cpu.idle_bytes(),
         "backends": {name: reason or "available" for name, reason in available().items()},
     }

@@ -4,25 +4,31 @@ In: NumPy (or DLPack) arrays and PyTorch's argument names.  Out: arrays of the s
 computed.
 """
 
-from collections import OrderedDict
 from functools import lru_cache, partial
 from math import prod
 
 import numpy as np
 
 from . import backend
+from .backend import checked
 from .errors import ArgumentError, DTypeError, ShapeError
-from .planning import ConvSpec, Cost, Spec, cost, plan, shapes, specs
-from .weights import Weights
+from .planning import ConvSpec, Cost, PoolSpec, Spec, batch_class, cost, plan, shapes, specs
+from .weights import NO_WEIGHTS, Once, Weights
 
-#: Programs a Conv2d keeps: one per image size, the least recently used goes first.
-PROGRAMS_PER_LAYER = 16
-
-
+#: Programs a Conv2d keeps, one per shape of x; beyond, it begins anew. They share the packed weights.
+PROGRAMS_PER_LAYER = 64
+#: Operators without weights that are kept compiled for their shapes; and the largest: of how many tables' entries.
+MADE_KEPT, LARGEST_KEPT = 128, 1 << 16
 #: Elements of a result: beyond this NumPy cannot count its bytes.
 LARGEST_RESULT = 2**59
-#: Looked up on every call; dtype.name alone takes microseconds.
-_DTYPE_NAMES = {np.dtype(name): name for name in specs.ITEMSIZE}
+
+
+def _remember(cache: dict, key, value, most: int):
+    """Keep a value. A full cache begins anew; threads may do so at any moment, since nobody asks twice."""
+    if len(cache) >= most:
+        cache.clear()
+    cache[key] = value
+    return value
 
 
 def _hashable(value, name: str):
@@ -54,28 +60,16 @@ def _flag(value, name: str) -> bool:
     return bool(value)
 
 
-def _checked(array, name: str, twin=None, dtype: str | None = None):
-    """The array and its twin; a DTypeError unless its type is supported and equals `dtype`."""
-    owner, array = backend.of(array, name)
-    if twin is not None and owner is not twin:
-        raise DTypeError(f"{name}: expected an array on {twin.name} like x, got one on {owner.name}")
-    found = _DTYPE_NAMES.get(array.dtype)
-    if found is None:
-        try:
-            native = array.dtype.isnative
-            found = specs.checked_dtype(array.dtype.name if native else f"{array.dtype.str} (not in native byte order)")
-        except DTypeError as error:
-            raise DTypeError(f"{name}: {error}") from None
-    if dtype is not None and found != dtype:
-        raise DTypeError(f"{name}: expected {dtype}, the type of x, got {found}")
-    return owner, array
-
-
 def _images(x, name: str = "x"):
     """x as (N, C, H, W), and whether one image without N came in."""
     if x.ndim not in (3, 4) or not all(x.shape):
         shapes.shape(x.shape, name, (3, 4), "(N, C, H, W) or (C, H, W)")
     return (x[None], True) if x.ndim == 3 else (x, False)
+
+
+def _check_weight(weight) -> None:
+    if weight.ndim != 4 or not all(weight.shape):
+        shapes.shape(weight.shape, "weight", 4, "(K, C/groups, R, S)")
 
 
 def _bias(bias, weight_shape: tuple[int, ...]):
@@ -120,6 +114,30 @@ def _conv_spec(
         image, weight, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias, residual=residual,
         activation=activation, dtype=dtype, precision=precision, algorithm=algorithm,
     )  # fmt: skip
+
+
+_made: dict[tuple, object] = {}
+
+
+def _maker(twin, spec: Spec, images: int = 1):
+    """f(weights): a program of one operator, for about so many images. What no weight changes is made once."""
+    machine, images = twin.machine(), batch_class(images)
+    key = twin, spec, machine, images
+    maker = _made.get(key)
+    if maker is None:
+        planned = plan.single(spec, machine, images=images)
+        prepare = getattr(twin, "prepare", None)  # a twin that has nothing to prepare only builds
+        maker = partial(twin.build, planned) if prepare is None else prepare(planned)
+        if _entries(spec) <= LARGEST_KEPT:
+            _remember(_made, key, maker, MADE_KEPT)
+    return maker
+
+
+def _entries(spec: Spec) -> int:
+    """Entries of the tables that a kernel holds."""
+    if isinstance(spec, ConvSpec):
+        return spec.depth
+    return len(spec.rows.start) + len(spec.columns.start) if isinstance(spec, PoolSpec) else 0
 
 
 def _run(spec: Spec, program, x, one_image: bool, residual=None, out=None, apart=None):
@@ -173,11 +191,10 @@ class Conv2d:
         self, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *,
         activation=None, precision="highest", algorithm="auto",
     ):  # fmt: skip
-        self._twin, weight = _checked(weight, "weight")
-        shapes.shape(weight.shape, "weight", 4, "(K, C/groups, R, S)")
-        dtype = weight.dtype.name
+        self._twin, weight, dtype = checked(weight, "weight")
+        _check_weight(weight)
         if bias is not None:
-            bias = _bias(_checked(bias, "bias", self._twin, dtype)[1], weight.shape).copy()
+            bias = _bias(checked(bias, "bias", self._twin, dtype)[1], weight.shape).copy()
         # Copies of its own, so that nobody can change a layer from outside.
         self.weight, self.bias = weight.copy(order="C"), bias
         for array in (self.weight, *(() if bias is None else (bias,))):
@@ -189,7 +206,8 @@ class Conv2d:
             _hashable(activation, "activation"), dtype, _hashable(precision, "precision"),
             _hashable(algorithm, "algorithm"),
         )  # fmt: skip
-        self._programs: OrderedDict[ConvSpec, object] = OrderedDict()
+        #: (N, C, H, W), whether there is a residual, threads -> program.
+        self._programs: dict[tuple, object] = {}
         # An image of the kernel's own reach fits every valid layer: planning for it checks the options now.
         *_, dilations, groups = geometry
         reach = (d * (k - 1) + 1 for d, k in zip(dilations, weight.shape[2:], strict=True))
@@ -209,31 +227,49 @@ class Conv2d:
         *n, c, h, w = shapes.shape(x_shape, "x_shape", (3, 4), "(N, C, H, W) or (C, H, W)")
         return cost.of(self._spec((c, h, w), residual), n[0] if n else 1)
 
-    def _program(self, spec: ConvSpec):
-        try:
-            self._programs.move_to_end(spec)
-            return self._programs[spec]
-        except KeyError:  # new, or dropped by another thread in between
-            program = self._twin.build(plan.single(spec, self._twin.machine()), self._weights)
-        self._programs[spec] = program
-        while len(self._programs) > PROGRAMS_PER_LAYER:
-            self._programs.popitem(last=False)
-        return program
-
     def __call__(self, x, residual=None, out=None):
         """The maps of x: (N, K, P, Q), or (K, P, Q) for one (C, H, W) image.
 
         `residual` and `out` have the result's shape and type; `out` may be the residual, but may not overlap x.
         """
-        dtype = self.weight.dtype.name
-        x = _checked(x, "x", self._twin, dtype)[1]
+        # The short way: an image whose like has been checked and compiled for already.
+        if residual is None and out is None and type(x) is np.ndarray and x.dtype is self.weight.dtype:
+            program = self._programs.get((x.shape, False, backend.get_num_threads()))
+            if program is not None:
+                return program.run([x])[0]
+        dtype = self._more[1]
+        x = checked(x, "x", self._twin, dtype)[1]
         if residual is not None:
-            residual = _checked(residual, "residual", self._twin, dtype)[1]
+            residual = checked(residual, "residual", self._twin, dtype)[1]
         images, one_image = _images(x)
         spec = self._spec(images.shape[1:], residual is not None)
-        return _run(
-            spec, lambda: self._program(spec), images, one_image, residual, out, {"x": x, "weight": self.weight}
-        )
+
+        def program():
+            key = images.shape, residual is not None, backend.get_num_threads()
+            return self._programs.get(key) or _remember(
+                self._programs, key, _maker(self._twin, spec, len(images))(self._weights), PROGRAMS_PER_LAYER
+            )
+
+        return _run(spec, program, images, one_image, residual, out, {"x": x, "weight": self.weight})
+
+
+#: Types of options that mean the same wherever they are equal: True, 1 and 1.0 would be one key.
+_PLAIN = frozenset({int, str, type(None)})
+_functions: dict[tuple, object] = {}
+
+
+def _function_key(x, weight, bias, options: tuple):
+    """What `conv2d` finds a geometry by; None for arrays and options that have to be checked on every call."""
+    if not type(x) is type(weight) is np.ndarray or weight.dtype is not x.dtype or x.ndim != 4:
+        return None
+    if bias is not None and (type(bias) is not np.ndarray or bias.dtype is not x.dtype or bias.ndim != 1):
+        return None
+    for option in options:
+        if type(option) not in _PLAIN and not (type(option) is tuple and all(type(v) is int for v in option)):
+            return None
+    dtype = backend.DTYPE_NAMES.get(x.dtype)
+    bias_shape = None if bias is None else bias.shape
+    return x.shape, weight.shape, bias_shape, dtype, backend.get_num_threads(), options
 
 
 def conv2d(
@@ -262,7 +298,7 @@ def conv2d(
     residual : array of the output's shape, optional
     precision : "highest", "high" or "medium"
         The error bound that the algorithm must meet; see docs/api.md.
-    algorithm : "auto" or "direct"
+    algorithm : "auto", "direct" or "winograd"
     out : array, optional
         Exact shape and type; may be the residual; may not overlap x or weight.
 
@@ -288,14 +324,21 @@ def conv2d(
     array([[ 56.,  72.],
            [104., 120.]])
     """
-    twin, x = _checked(x, "x")
-    dtype = x.dtype.name
-    weight = _checked(weight, "weight", twin, dtype)[1]
-    shapes.shape(weight.shape, "weight", 4, "(K, C/groups, R, S)")
+    key = None
+    if residual is None and out is None:
+        options = stride, padding, dilation, groups, activation, precision, algorithm
+        key = _function_key(x, weight, bias, options)
+        maker = _functions.get(key)
+        # The short way: arrays and options whose like has been checked and compiled for already.
+        if maker is not None:
+            return maker(Once((weight, bias))).run([x])[0]
+    twin, x, dtype = checked(x, "x")
+    weight = checked(weight, "weight", twin, dtype)[1]
+    _check_weight(weight)
     if bias is not None:
-        bias = _bias(_checked(bias, "bias", twin, dtype)[1], weight.shape)
+        bias = _bias(checked(bias, "bias", twin, dtype)[1], weight.shape)
     if residual is not None:
-        residual = _checked(residual, "residual", twin, dtype)[1]
+        residual = checked(residual, "residual", twin, dtype)[1]
     images, one_image = _images(x)
     spec = _conv_spec(
         images.shape[1:], weight.shape, *_geometry(stride, padding, dilation, groups), bias is not None,
@@ -304,10 +347,14 @@ def conv2d(
     )  # fmt: skip
     if out is not None and bias is not None and _overlap(out, bias):
         bias = bias.copy()
-    return _run(
-        spec, lambda: twin.build(plan.single(spec, twin.machine()), Weights(lambda _: (weight, bias))), images,
-        one_image, residual, out, {"x": x, "weight": weight},
-    )  # fmt: skip
+
+    def program():
+        maker = _maker(twin, spec, len(images))
+        if key is not None and _entries(spec) <= LARGEST_KEPT:
+            _remember(_functions, key, maker, MADE_KEPT)
+        return maker(Once((weight, bias)))
+
+    return _run(spec, program, images, one_image, residual, out, {"x": x, "weight": weight})
 
 
 def conv2d_cost(
@@ -331,10 +378,10 @@ def conv2d_cost(
 
 def _simple(x, make_spec):
     """Run an operator that has no weights: `make_spec(image, dtype)` on a checked x."""
-    twin, x = _checked(x, "x")
+    twin, x, dtype = checked(x, "x")
     images, one_image = _images(x)
-    spec = make_spec(images.shape[1:], x.dtype.name)
-    return _run(spec, lambda: twin.build(plan.single(spec, twin.machine()), Weights({}.__getitem__)), images, one_image)
+    spec = make_spec(images.shape[1:], dtype)
+    return _run(spec, lambda: _maker(twin, spec)(NO_WEIGHTS), images, one_image)
 
 
 def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):

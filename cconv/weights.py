@@ -25,6 +25,17 @@ class ProcessLock:
         self._lock().release()
 
 
+class Once:
+    """One (weight, bias) pair for one program; nothing made of it is kept here."""
+
+    def __init__(self, arrays: tuple):
+        self._arrays = arrays
+
+    def derived(self, name: str, form: Hashable, make: Callable[[tuple], tuple]) -> tuple:
+        """`make((weight, bias))`."""
+        return make(self._arrays)
+
+
 class Weights:
     """Named (weight, bias) pairs, fetched when a program is built, with the forms that programs made of them."""
 
@@ -48,3 +59,7 @@ class Weights:
     def nbytes(self) -> int:
         """Bytes of everything held."""
         return sum(array.nbytes for made in self._derived.values() for array in made if array is not None)
+
+
+#: For programs of operators that have none.
+NO_WEIGHTS = Weights({}.__getitem__)

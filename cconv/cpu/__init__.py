@@ -1,7 +1,7 @@
 """The CPU twin: Cython loops over C micro-kernels, float32 and float64.
 
-In: a Plan and Weights.  Out: a Program. Which instruction set and how many threads is decided here, once per process
-and per call: CCONV_ISA and CCONV_NUM_THREADS override the machine's own.
+In: a Plan and Weights.  Out: a Program. Which instruction set and how many threads is decided here: CCONV_ISA and
+CCONV_NUM_THREADS, read once, override the machine's own.
 """
 
 import os
@@ -14,14 +14,15 @@ from ..errors import BackendUnavailable
 from ..planning import Machine, Plan
 from ..weights import Weights
 from ._core import instruction_sets
-from .program import Program
+from .memory import get_pool_limit, idle_bytes, set_pool_limit
+from .program import Program, prepare
 from .threads import get_num_threads, set_num_threads
 
 name = "cpu"
 
 __all__ = [
-    "Program", "asarray", "build", "get_num_threads", "instruction_sets", "machine", "machine_of", "name",
-    "set_num_threads", "synchronize", "to_numpy",
+    "Program", "asarray", "build", "get_num_threads", "get_pool_limit", "idle_bytes", "instruction_sets", "machine",
+    "machine_of", "name", "prepare", "set_num_threads", "set_pool_limit", "synchronize", "to_numpy",
 ]  # fmt: skip
 
 
@@ -46,8 +47,13 @@ def machine_of(isa: str | None, threads: int) -> Machine:
     raise BackendUnavailable(f"CCONV_ISA: expected one that this processor runs ({here}), got {isa!r}")
 
 
+@lru_cache(maxsize=1)
+def _forced_isa() -> str | None:
+    return os.environ.get("CCONV_ISA") or None
+
+
 def machine() -> Machine:
-    return machine_of(os.environ.get("CCONV_ISA") or None, get_num_threads())
+    return machine_of(_forced_isa(), get_num_threads())
 
 
 def asarray(array) -> np.ndarray:
@@ -63,4 +69,5 @@ def synchronize() -> None:
 
 
 def build(plan: Plan, weights: Weights) -> Program:
-    return Program(plan, weights)
+    """`prepare(plan)(weights)`; what `prepare` gives holds no weights and may be kept."""
+    return prepare(plan)(weights)

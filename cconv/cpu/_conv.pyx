@@ -275,7 +275,7 @@ cdef class Convolution:
         """Bytes of scratch that a run needs."""
         return self.scratch_size * threads
 
-    def pack(self, cnp.ndarray weight not None):
+    def pack(self, cnp.ndarray weight not None, int threads=1):
         """The panels of a C-ordered (K, C/G, R, S) weight, as run() wants them."""
         cdef Conv *job = &self.job
         cdef const cconv_kernels *kernels = job.kernels
@@ -367,7 +367,7 @@ cdef class DepthwiseConvolution:
         """None is needed."""
         return 0
 
-    def pack(self, cnp.ndarray weight not None):
+    def pack(self, cnp.ndarray weight not None, int threads=1):
         """A copy of a C-ordered (K, 1, R, S) weight."""
         cdef Buffer packed = Buffer(weight.nbytes)
         memcpy(packed.data, data_of(weight), weight.nbytes)

@@ -1,23 +1,15 @@
-# Core: what the compiled steps share (see _core.pyx), for cimport.
+# Core: what the compiled steps share (see _core.pyx, _pool.pyx and _team.pyx), for cimport.
 
 cimport numpy as cnp
 from libc.stdint cimport int32_t
 
+from ._pool cimport LINE, Buffer
+from ._team cimport Task, share
 from .kernels cimport cconv_finish, cconv_kernels
-
-ctypedef void (*Task)(const void *job, long index, char *scratch) noexcept nogil
-
-cdef enum:
-    LINE = 64  # bytes of a cache line
-
-cdef class Buffer:
-    cdef char *data
-    cdef readonly size_t nbytes
 
 cdef const cconv_kernels *kernels_of(str isa_name, str dtype) except NULL
 cdef const int32_t *int_table(list owners, values) except NULL
 cdef cconv_finish finish_of(activation)
-cdef void share(Task task, const void *job, long tasks, char *scratch, size_t scratch_size, int threads) noexcept nogil
 
 
 cdef inline size_t lines(size_t nbytes) noexcept nogil:

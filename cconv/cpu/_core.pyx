@@ -1,17 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Core: what the compiled steps share: instruction sets, aligned memory, and the threads that run their tasks.
+"""Core: what the compiled steps are made with: instruction sets, tables of ints, an activation as C has it.
 
-In: an ISA's name, sizes, a task and how many of them.  Out: tables of kernels, Buffers, tasks done.
-The only file with OpenMP in it. Whoever calls holds the GIL; steps release it while their tasks run.
+In: an ISA's name, a dtype, a spec's parts.  Out: tables of kernels, C tables.
+Memory is in _pool.pyx, threads are in _team.pyx; _core.pxd passes both on.
 """
 
-from cython.parallel cimport prange, threadid
 from libc.stdint cimport int32_t
-from libc.stdlib cimport free
-from libc.string cimport memset
-from posix.mman cimport madvise
-from posix.stdlib cimport posix_memalign
 
+from ._pool cimport Buffer
 from .kernels cimport cconv_finish, cconv_isa, cconv_kernels, cconv_list, cconv_select
 
 from ..planning import ACTIVATIONS
@@ -49,28 +45,6 @@ cdef cconv_finish finish_of(activation):
     return how
 
 
-cdef enum:
-    HUGE = 1 << 21  # bytes of a huge page
-    MADV_HUGEPAGE = 14  # Linux; posix.mman does not know it
-
-
-cdef class Buffer:
-    """Memory aligned to a cache line, zeroed once."""
-
-    def __cinit__(self, size_t nbytes):
-        cdef void *memory = NULL
-        if posix_memalign(&memory, LINE if nbytes < HUGE // 2 else HUGE, max(nbytes, <size_t>LINE)):
-            raise MemoryError(f"could not allocate {nbytes} bytes")
-        if nbytes >= HUGE // 2:  # transformed tiles lie far apart: small pages would miss the TLB at each
-            madvise(memory, nbytes, MADV_HUGEPAGE)
-        self.data = <char *>memory
-        self.nbytes = nbytes
-        memset(self.data, 0, nbytes)
-
-    def __dealloc__(self):
-        free(self.data)
-
-
 cdef const int32_t *int_table(list owners, values) except NULL:
     """A C copy of a sequence of ints, owned by a Buffer that joins `owners`."""
     cdef Buffer buffer = Buffer(len(values) * sizeof(int32_t))
@@ -80,14 +54,3 @@ cdef const int32_t *int_table(list owners, values) except NULL:
         table[i] = value
     owners.append(buffer)
     return table
-
-
-cdef void share(Task task, const void *job, long tasks, char *scratch, size_t scratch_size, int threads) noexcept nogil:
-    """Run tasks 0 .. tasks-1, each exactly once; a thread takes the next one when it is done with its last."""
-    cdef long i
-    if threads <= 1 or tasks <= 1:
-        for i in range(tasks):
-            task(job, i, scratch)
-    else:
-        for i in prange(tasks, schedule="dynamic", chunksize=1, num_threads=threads):
-            task(job, i, scratch + threadid() * scratch_size)

@@ -3,14 +3,25 @@
 import numpy as np
 
 from ..planning import PointwiseSpec, PoolSpec
-from ._core import Buffer
+from ._pool import Buffer
 
 class Pooling:
-    scratch_bytes: int
     def __init__(self, spec: PoolSpec, isa: str) -> None: ...
-    def run(self, x: np.ndarray, y: np.ndarray, threads: int, scratch: Buffer) -> None: ...
+    def scratch_bytes(self, images: int, threads: int) -> int: ...
+    def run(
+        self, x: np.ndarray, weights: None, bias: None, second: None, y: np.ndarray, threads: int, scratch: Buffer
+    ) -> None: ...
 
 class Pointwise:
-    scratch_bytes: int
     def __init__(self, spec: PointwiseSpec, isa: str) -> None: ...
-    def run(self, x: np.ndarray, other: np.ndarray | None, y: np.ndarray, threads: int, scratch: Buffer) -> None: ...
+    def scratch_bytes(self, images: int, threads: int) -> int: ...
+    def run(
+        self,
+        x: np.ndarray,
+        weights: None,
+        bias: None,
+        second: np.ndarray | None,
+        y: np.ndarray,
+        threads: int,
+        scratch: Buffer,
+    ) -> None: ...

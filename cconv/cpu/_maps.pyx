@@ -59,8 +59,9 @@ cdef class Pooling:
         """Bytes of scratch that a run needs."""
         return self.scratch_size * threads
 
-    def run(self, cnp.ndarray x not None, cnp.ndarray y not None, int threads, Buffer scratch not None):
-        """y = pool(x); both C-ordered."""
+    def run(self, cnp.ndarray x not None, weights, bias, second, cnp.ndarray y not None, int threads,
+            Buffer scratch not None):
+        """y = pool(x); both C-ordered. A pool has no weights, no bias and no second image."""
         cdef Pool job = self.job
         cdef long maps = x.shape[0] * x.shape[1]
         job.x, job.y = data_of(x), data_of(y)
@@ -103,11 +104,11 @@ cdef class Pointwise:
         """None is needed."""
         return 0
 
-    def run(self, cnp.ndarray x not None, cnp.ndarray other, cnp.ndarray y not None, int threads,
+    def run(self, cnp.ndarray x not None, weights, bias, cnp.ndarray second, cnp.ndarray y not None, int threads,
             Buffer scratch not None):
-        """y = activation(x [+ other]); all C-ordered."""
+        """y = activation(x [+ second]); all C-ordered. There are no weights and no bias."""
         cdef Elements job = self.job
         job.count = x.size
-        job.x, job.other, job.y = data_of(x), data_of(other), data_of(y)
+        job.x, job.other, job.y = data_of(x), data_of(second), data_of(y)
         with nogil:
             share(elements_task, &job, ceil_div(job.count, RUN), scratch.data, 0, threads)

@@ -7,7 +7,7 @@ cost.py  (the only FLOP rules)        shapes.py  (the one output-size formula)
 """
 
 from . import algorithm, buffers, cost, direct, plan, shapes, specs, winograd
-from .algorithm import ALGORITHMS, Depthwise, Direct, Tiling, Winograd
+from .algorithm import ALGORITHMS, Depthwise, Direct, Tiling, Winograd, batch_class
 from .cost import Cost, estimate
 from .machine import Machine
 from .plan import Operation, Plan, Step
@@ -15,6 +15,6 @@ from .specs import ACTIVATIONS, Activation, ConvSpec, PointwiseSpec, PoolSpec, S
 
 __all__ = [
     "ACTIVATIONS", "ALGORITHMS", "Activation", "ConvSpec", "Cost", "Depthwise", "Direct", "Machine", "Operation",
-    "Plan", "PointwiseSpec", "PoolSpec", "Spec", "Step", "Tiling", "Winograd", "algorithm", "buffers", "cost", "direct",
-    "estimate", "plan", "shapes", "specs", "winograd",
+    "Plan", "PointwiseSpec", "PoolSpec", "Spec", "Step", "Tiling", "Winograd", "algorithm", "batch_class", "buffers",
+    "cost", "direct", "estimate", "plan", "shapes", "specs", "winograd",
 ]  # fmt: skip

@@ -127,6 +127,11 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1) 
     return fma * 1.1 + packing + (2 * tiling.chains + 12) * maps_out
 
 
+def batch_class(images: int) -> int:
+    """The number of images that a plan for so many is made for: 1, 2, 4 ... 32, so that plans are few."""
+    return 1 << min(5, max(1, images).bit_length() - 1)
+
+
 def choose(spec: ConvSpec, machine: Machine, images: int = 1) -> Tiling:
     """The candidate with the least estimated time."""
     return min(candidates(spec, machine, images), key=lambda tiling: estimate(spec, machine, tiling, images))

@@ -1,0 +1,15 @@
+# Pool: recycled memory (see _pool.pyx), for cimport.
+
+cimport numpy as cnp
+
+cdef enum:
+    LINE = 64  # bytes of a cache line
+
+cdef class Buffer:
+    cdef char *data
+    cdef readonly size_t nbytes
+    cdef size_t taken
+
+cdef Buffer lease(double nbytes)
+cdef cnp.ndarray empty(int rank, const cnp.npy_intp *shape, int type_number)
+cdef cnp.ndarray part(Buffer memory, size_t begin, int rank, const cnp.npy_intp *shape, int type_number)

@@ -1,0 +1,34 @@
+"""Types of the compiled programs; see _program.pyx."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..planning import Plan
+from ..weights import Once, Weights
+
+class Step:
+    def __init__(
+        self,
+        kernel: Any,
+        reads: Callable[[np.ndarray], bool],
+        pack: Callable[[Weights | Once], tuple] | None,
+        inputs: tuple[int, ...],
+        output: int,
+        image: tuple[int, int, int],
+        begin: int | None,
+    ) -> None: ...
+
+class Geometry:
+    plan: Plan
+    def __init__(self, plan: Plan, steps: list[Step], flops: float) -> None: ...
+    def __call__(self, weights: Weights | Once) -> Program: ...
+
+class Program:
+    geometry: Geometry
+    plan: Plan
+    def __init__(self, geometry: Geometry, weights: Weights | Once) -> None: ...
+    def run(
+        self, inputs: list[np.ndarray], outputs: list[np.ndarray] | None = None, cancel: Any = None
+    ) -> list[np.ndarray]: ...

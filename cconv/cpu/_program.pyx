@@ -1,0 +1,157 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Program: a plan's steps in order, on N images: where each reads and writes, with how much scratch, by how many threads.
+
+In: a Plan and its Steps (program.py makes them), packed weights; then images.  Out: maps.
+A call of a small layer takes microseconds, so this is compiled; the arithmetic is in the kernels of the steps.
+"""
+
+cimport cython
+cimport numpy as cnp
+
+from ._core cimport Buffer
+from ._pool cimport empty, lease, part
+from ._team cimport threads_for
+
+from ..errors import Cancelled
+
+cnp.import_array()
+
+cdef Buffer NOTHING = Buffer(0)
+
+
+@cython.final
+cdef class Step:
+    """An operation on numbered values and the kernel that computes it.
+
+    `kernel` has scratch_bytes(images, threads) and run(x, weights, bias, second, y, threads, scratch); `reads(x)` says
+    whether it can read an x whose rows do not follow each other; `pack(weights)` gives its (packed weights, bias)."""
+
+    cdef object kernel, reads, pack
+    cdef int x, second, y
+    cdef cnp.npy_intp shape[4]
+    cdef Py_ssize_t begin  # in the arena, in elements for each image; -1 if the value does not lie there
+
+    def __init__(self, kernel, reads, pack, tuple inputs, int output, tuple image, begin):
+        self.kernel, self.reads, self.pack = kernel, reads, pack
+        self.x, self.second, self.y = inputs[0], inputs[1] if len(inputs) > 1 else -1, output
+        self.shape[1], self.shape[2], self.shape[3] = image
+        self.begin = -1 if begin is None else begin
+
+    cdef cnp.ndarray readable(self, cnp.ndarray x):
+        """x, or a copy if the kernel cannot read it. (An axis of one place may have any stride and still count as C order.)"""
+        cdef Py_ssize_t itemsize = cnp.PyArray_ITEMSIZE(x)
+        if cnp.PyArray_ISCARRAY_RO(x) and x.strides[3] == itemsize and x.strides[2] == x.shape[3] * itemsize:
+            return x
+        return x if self.reads(x) else x.copy(order="C")
+
+
+@cython.final
+cdef class Geometry:
+    """A plan compiled for its machine, without weights: the places of all values. Called with Weights, a Program."""
+
+    cdef readonly object plan
+    cdef list steps
+    cdef tuple inputs, outputs
+    cdef int values, first, type_number
+    cdef Py_ssize_t itemsize
+    cdef double arena, flops  # elements, operations; for one image
+
+    def __init__(self, plan, list steps, double flops):
+        self.plan, self.steps, self.flops = plan, steps, flops
+        self.inputs, self.outputs = plan.inputs, plan.outputs
+        self.values = 1 + max(plan.values)
+        self.first = plan.inputs[0]
+        self.arena = plan.arena.size
+        self.type_number, self.itemsize = (cnp.NPY_FLOAT32, 4) if plan.dtype == "float32" else (cnp.NPY_FLOAT64, 8)
+
+    def __call__(self, weights):
+        return Program(self, weights)
+
+    cdef list table(self, tuple numbers, arrays):
+        """Arrays by the numbers of their values; None for the others."""
+        cdef list table = [None] * self.values
+        cdef Py_ssize_t i
+        if len(arrays) != len(numbers):
+            raise ValueError(f"expected {len(numbers)} arrays, got {len(arrays)}")
+        for i in range(len(numbers)):
+            table[numbers[i]] = arrays[i]
+        return table
+
+    cdef cnp.ndarray place(self, Step step, Py_ssize_t images, Buffer arena, given):
+        """Where a step writes: its place in the arena, an array that was given, or a new one."""
+        cdef cnp.npy_intp shape[4]
+        if given is not None and cnp.PyArray_ISCARRAY(given):
+            return given
+        shape[0], shape[1], shape[2], shape[3] = images, step.shape[1], step.shape[2], step.shape[3]
+        if step.begin < 0:
+            return empty(4, shape, self.type_number)
+        return part(arena, step.begin * images * self.itemsize, 4, shape, self.type_number)
+
+
+@cython.final
+cdef class Program:
+    """A plan with packed weights. Safe to call from several threads at once."""
+
+    cdef readonly Geometry geometry
+    cdef list packed
+
+    def __init__(self, Geometry geometry not None, weights):
+        cdef Step step
+        self.geometry = geometry
+        self.packed = [(None, None) if step.pack is None else step.pack(weights) for step in geometry.steps]
+
+    @property
+    def plan(self):
+        return self.geometry.plan
+
+    def run(self, inputs, outputs=None, cancel=None):
+        """Run on N images.
+
+        Parameters
+        ----------
+        inputs : list of (N, C, H, W) arrays, in the order and of the dtype of the plan
+        outputs : list of arrays to write, optional
+            Of the exact shape; may not overlap an input, except the residual of the step that writes it.
+        cancel : object with is_set(), optional
+            Asked before every step.
+
+        Returns
+        -------
+        The outputs, in the order of the plan.
+
+        Raises
+        ------
+        Cancelled
+            `cancel` was set; given outputs may have been written in part.
+        """
+        cdef Geometry geometry = self.geometry
+        cdef list values = geometry.table(geometry.inputs, inputs)
+        cdef list given = None if outputs is None else geometry.table(geometry.outputs, outputs)
+        cdef Py_ssize_t images = cnp.PyArray_DIM(values[geometry.first], 0), i
+        cdef int threads = threads_for(geometry.flops * images)
+        cdef Buffer scratch = NOTHING, arena = None
+        cdef size_t nbytes = 0
+        cdef Step step
+        for step in geometry.steps:
+            nbytes = max(nbytes, <size_t>step.kernel.scratch_bytes(images, threads))
+        if nbytes:
+            scratch = Buffer(nbytes)
+        if geometry.arena:
+            arena = lease(geometry.arena * images * geometry.itemsize)
+        for i in range(len(geometry.steps)):
+            if cancel is not None and cancel.is_set():
+                raise Cancelled("the run was cancelled before it ended")
+            step = geometry.steps[i]
+            weights, bias = <tuple>self.packed[i]
+            second = None if step.second < 0 else values[step.second]
+            if second is not None and not cnp.PyArray_ISCARRAY_RO(second):
+                second = second.copy(order="C")
+            y = geometry.place(step, images, arena, None if given is None else given[step.y])
+            step.kernel.run(step.readable(values[step.x]), weights, bias, second, y, threads, scratch)
+            values[step.y] = y
+        if given is not None:
+            for value in geometry.outputs:
+                if values[value] is not given[value]:
+                    given[value][...] = values[value]
+                    values[value] = given[value]
+        return [values[value] for value in geometry.outputs]

@@ -1,0 +1,3 @@
+"""Types of the compiled team; see _team.pyx."""
+
+def use_threads(count: int) -> None: ...

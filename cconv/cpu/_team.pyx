@@ -1,0 +1,235 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Team: the one team of threads of this process, and the tasks that they share.
+
+In: a task, how many of them, and how many threads may take them.  Out: tasks done.
+The only file with OpenMP in it.
+
+The caller works itself, whichever thread it is, and posts its tasks on a board; a leader thread that belongs to nobody
+takes what is posted, with as many helpers as were asked for, an OpenMP team of its own. So there is one team, where
+libgomp alone keeps one for every thread that ever called. Tasks are handed out by one counter, each exactly once.
+
+    caller   --post-->  [ board ]  <--watches--  leader (helper 1)  --prange-->  helpers 2, 3, ... of libgomp
+    takes tasks             |                    takes tasks                     take tasks
+
+`state` says where the board is:
+
+    IDLE --caller posts--> POSTED --leader joins--> RUNNING --leader is done--> IDLE
+    IDLE --leader waited for long--> ASLEEP --caller posts, and wakes it--> POSTED
+    POSTED --caller has done everything before the leader came--> IDLE
+    RUNNING --caller waited for long--> AWAITED --leader is done, and wakes it--> IDLE
+
+One caller at a time has the board. The others work alone and do not wait: their threads are there anyway, so the cores
+have enough to do; and between two tasks they look whether it is free. (Measured: docs/kernels.md.)
+
+A child of fork has no leader and starts its own, whose OpenMP team is its own too: libgomp keeps teams by thread, and
+waits for ever for the dead ones only in the thread that had them, which is no thread of the child.
+"""
+
+from cython.parallel cimport prange
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_t:
+        pass
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_cond_t:
+        pass
+    int pthread_create(pthread_t *, const void *, void *(*)(void *) noexcept nogil, void *)
+    int pthread_detach(pthread_t)
+    int pthread_atfork(void (*)() noexcept nogil, void (*)() noexcept nogil, void (*)() noexcept nogil)
+    int pthread_mutex_init(pthread_mutex_t *, const void *)
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+    int pthread_cond_init(pthread_cond_t *, const void *)
+    int pthread_cond_signal(pthread_cond_t *)
+    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
+
+cdef extern from * nogil:
+    """
+    #include <signal.h>
+    #include <time.h>
+    #if defined(__x86_64__) || defined(__i386__)
+    #define cconv_pause() __builtin_ia32_pause()
+    #elif defined(__aarch64__)
+    #define cconv_pause() __asm__ volatile("yield")
+    #else
+    #define cconv_pause() ((void)0)
+    #endif
+    static inline int cconv_load(int *at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
+    static inline int cconv_swap(int *at, int value) { return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST); }
+    static inline int cconv_move(int *at, int from, int to) {
+        return __atomic_compare_exchange_n(at, &from, to, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    }
+    static inline long cconv_next(long *at) { return __atomic_fetch_add(at, 1, __ATOMIC_RELAXED); }
+    static inline long cconv_nanoseconds(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return now.tv_sec * 1000000000L + now.tv_nsec;
+    }
+    /* A signal is for the threads that Python knows: it would not wake them here. */
+    static inline int cconv_start(pthread_t *thread, void *(*main)(void *)) {
+        sigset_t all, before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        int failed = pthread_create(thread, NULL, main, NULL);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        return failed;
+    }
+    """
+    void pause "cconv_pause"()
+    int load "cconv_load"(int *at)
+    int swap "cconv_swap"(int *at, int value)
+    bint move "cconv_move"(int *at, int from_, int to)
+    long take_next "cconv_next"(long *at)
+    long nanoseconds "cconv_nanoseconds"()
+    int start "cconv_start"(pthread_t *thread, void *(*main)(void *) noexcept nogil)
+
+cdef enum:
+    IDLE, POSTED, RUNNING, AWAITED, ASLEEP
+
+cdef enum:
+    SERIAL_FLOPS = 500_000  # below, a second thread costs more than it saves
+    SLEEPY_FLOPS = 4_000_000  # below, waking a second thread costs more than it saves
+    SPIN_NS = 100_000  # how long a waiting thread watches before it sleeps
+    SPINS = 64  # looks from one reading of the clock to the next
+
+cdef struct Board:
+    Task task
+    const void *job
+    char *scratch
+    size_t scratch_size
+    long tasks
+    int helpers
+    char apart[64]  # what every thread writes has a cache line of its own
+    long next
+    char apart_too[64]
+
+cdef Board board
+cdef int state = IDLE
+cdef int taken = 0  # whether somebody has the board
+cdef bint leading = False  # whether there is a leader; whoever has the board may ask
+cdef pthread_mutex_t lock
+cdef pthread_cond_t posted, done
+cdef int wanted = 1
+cdef long last_short = 0  # when a short run began
+
+
+cdef void begin() noexcept nogil:
+    """The state of a process without a leader."""
+    global state, taken, leading
+    state, taken, leading = IDLE, 0, False
+    pthread_mutex_init(&lock, NULL)
+    pthread_cond_init(&posted, NULL)
+    pthread_cond_init(&done, NULL)
+
+
+begin()
+pthread_atfork(NULL, NULL, begin)
+
+
+cdef void take_tasks(char *scratch) noexcept nogil:
+    cdef long i = take_next(&board.next)
+    while i < board.tasks:
+        board.task(board.job, i, scratch)
+        i = take_next(&board.next)
+
+
+cdef void watch(int unwanted) noexcept nogil:
+    """Until `state` is something else, or for SPIN_NS."""
+    cdef long began = nanoseconds()
+    cdef int i
+    while True:
+        for i in range(SPINS):
+            if load(&state) != unwanted:
+                return
+            pause()
+        if nanoseconds() - began > SPIN_NS:
+            return
+
+
+cdef void await_state(int unwanted, int waiting, pthread_cond_t *change) noexcept nogil:
+    """Until `state` is neither `unwanted` nor, so that the other one knows it must wake us, `waiting`."""
+    watch(unwanted)
+    if load(&state) != unwanted:
+        return
+    pthread_mutex_lock(&lock)
+    if move(&state, unwanted, waiting):
+        while load(&state) == waiting:
+            pthread_cond_wait(change, &lock)
+    pthread_mutex_unlock(&lock)
+
+
+cdef void wake(pthread_cond_t *change) noexcept nogil:
+    pthread_mutex_lock(&lock)
+    pthread_cond_signal(change)
+    pthread_mutex_unlock(&lock)
+
+
+cdef void *lead(void *nothing) noexcept nogil:
+    """The leader's life."""
+    cdef int i
+    while True:
+        await_state(IDLE, ASLEEP, &posted)
+        if not move(&state, POSTED, RUNNING):
+            continue  # the caller did everything itself
+        if board.helpers == 1:
+            take_tasks(board.scratch + board.scratch_size)
+        else:
+            for i in prange(board.helpers, num_threads=board.helpers, schedule="static", chunksize=1):
+                take_tasks(board.scratch + (i + 1) * board.scratch_size)
+        if swap(&state, IDLE) == AWAITED:
+            wake(&done)
+    return NULL
+
+
+cdef bint have_leader() noexcept nogil:
+    global leading
+    cdef pthread_t thread
+    if not leading and start(&thread, lead) == 0:
+        pthread_detach(thread)
+        leading = True
+    return leading
+
+
+cdef void share(Task task, const void *job, long tasks, char *scratch, size_t scratch_size, int threads) noexcept nogil:
+    """Run tasks 0 .. tasks-1, each exactly once; a thread takes the next one when it is done with its last.
+
+    The calling thread has the first `scratch_size` bytes of scratch, and each of the other threads the like."""
+    global board
+    cdef long i
+    for i in range(tasks):
+        if threads > 1 and i + 1 < tasks and not load(&taken) and not swap(&taken, 1):
+            break
+        task(job, i, scratch)
+    else:
+        return
+    board.task, board.job, board.tasks, board.next = task, job, tasks, i
+    board.scratch, board.scratch_size = scratch, scratch_size
+    board.helpers = <int>min(<long>threads, tasks - i) - 1
+    if have_leader() and swap(&state, POSTED) == ASLEEP:
+        wake(&posted)
+    take_tasks(scratch)
+    if leading and not move(&state, POSTED, IDLE):
+        await_state(RUNNING, AWAITED, &done)
+    swap(&taken, 0)
+
+
+cdef int threads_for(double flops) noexcept:
+    """How many threads may share a run of so many multiplications and additions.
+
+    To wake the leader costs several microseconds. A short run is worth that only if others like it follow closely, so
+    that the leader stays awake: it is taken for granted that they do if one went before."""
+    global last_short
+    cdef long before = last_short
+    if wanted == 1 or flops < SERIAL_FLOPS:
+        return 1
+    if flops >= SLEEPY_FLOPS:
+        return wanted
+    last_short = nanoseconds()
+    return wanted if last_short - before < SPIN_NS else 1
+
+
+def use_threads(int count):
+    """Let a run use so many threads from now on."""
+    global wanted
+    wanted = count
