@@ -119,13 +119,13 @@ def _conv_spec(
 _made: dict[tuple, object] = {}
 
 
-def _maker(twin, spec: Spec, images: int = 1):
+def _maker(twin, spec: Spec, images: int = 1, packs: bool = False):
     """f(weights): a program of one operator, for about so many images. What no weight changes is made once."""
     machine, images = twin.machine(), batch_class(images)
-    key = twin, spec, machine, images
+    key = twin, spec, machine, images, packs
     maker = _made.get(key)
     if maker is None:
-        planned = plan.single(spec, machine, images=images)
+        planned = plan.single(spec, machine, images=images, packs=packs)
         prepare = getattr(twin, "prepare", None)  # a twin that has nothing to prepare only builds
         maker = partial(twin.build, planned) if prepare is None else prepare(planned)
         if _entries(spec) <= LARGEST_KEPT:
@@ -349,7 +349,7 @@ def conv2d(
         bias = bias.copy()
 
     def program():
-        maker = _maker(twin, spec, len(images))
+        maker = _maker(twin, spec, len(images), packs=True)
         if key is not None and _entries(spec) <= LARGEST_KEPT:
             _remember(_functions, key, maker, MADE_KEPT)
         return maker(Once((weight, bias)))

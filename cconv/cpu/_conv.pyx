@@ -15,6 +15,9 @@ from .kernels cimport cconv_depthwise, cconv_finish, cconv_kernels, cconv_rows
 
 cnp.import_array()
 
+cdef enum:
+    SHARED_PACKING = 1 << 18  # bytes of weights from which on threads share their packing
+
 
 cdef struct Conv:
     const cconv_kernels *kernels
@@ -215,6 +218,30 @@ cdef void conv_task(const void *untyped, long index, char *scratch) noexcept nog
             channels_panel(job, n, group, unit % job.panels, p, q, tile_p, tile_q, scratch)
 
 
+cdef struct Panels:
+    const Conv *conv
+    long padded  # outputs of a group in its panels
+    const char *weight
+    char *packed
+
+
+cdef void pack_task(const void *untyped, long index, char *scratch) noexcept nogil:
+    """A panel of weights."""
+    cdef const Panels *panels = <const Panels *>untyped
+    cdef const Conv *job = panels.conv
+    cdef long group = index // job.panels, panel = index % job.panels, lanes = job.kernels.lanes, o, end, width
+    if job.pixel_lanes:
+        o, end = panel * job.group_outputs // job.panels, (panel + 1) * job.group_outputs // job.panels
+        width = end - o
+    else:
+        o = panel * job.kernels.vectors * lanes
+        end = min(o + job.kernels.vectors * lanes, job.group_outputs)
+        width = (end - o + lanes - 1) // lanes * lanes
+    job.kernels.pack_panel(
+        end - o, width, job.depth, panels.weight + (group * job.group_outputs + o) * job.depth * job.itemsize,
+        panels.packed + (group * panels.padded + o) * job.depth * job.itemsize)
+
+
 cdef class Convolution:
     """A ConvSpec cut by a Direct tiling for one ISA. Holds tables, no weights; run() may be called from many threads."""
 
@@ -277,26 +304,19 @@ cdef class Convolution:
 
     def pack(self, cnp.ndarray weight not None, int threads=1):
         """The panels of a C-ordered (K, C/G, R, S) weight, as run() wants them."""
-        cdef Conv *job = &self.job
-        cdef const cconv_kernels *kernels = job.kernels
-        cdef long lanes = kernels.lanes, group, panel, o, end, width
-        cdef long padded = job.group_outputs if job.pixel_lanes else (job.group_outputs + lanes - 1) // lanes * lanes
-        cdef Buffer packed = Buffer(job.groups * padded * job.depth * job.itemsize)
-        cdef const char *source = data_of(weight)
+        cdef Panels job
+        cdef const cconv_kernels *kernels = self.job.kernels
+        cdef Buffer packed
+        job.conv = &self.job
+        job.padded = self.job.group_outputs
+        if not self.job.pixel_lanes:
+            job.padded = ceil_div(self.job.group_outputs, kernels.lanes) * kernels.lanes
+        packed = Buffer(self.job.groups * job.padded * self.job.depth * self.job.itemsize)
+        job.weight, job.packed = data_of(weight), packed.data
+        if packed.nbytes < SHARED_PACKING:
+            threads = 1
         with nogil:
-            for group in range(job.groups):
-                for panel in range(job.panels):
-                    if job.pixel_lanes:
-                        o, end = panel * job.group_outputs // job.panels, (panel + 1) * job.group_outputs // job.panels
-                        width = end - o
-                    else:
-                        o = panel * kernels.vectors * lanes
-                        end = min(o + kernels.vectors * lanes, job.group_outputs)
-                        width = (end - o + lanes - 1) // lanes * lanes
-                    kernels.pack_panel(
-                        end - o, width, job.depth,
-                        source + (group * job.group_outputs + o) * job.depth * job.itemsize,
-                        packed.data + (group * padded + o) * job.depth * job.itemsize)
+            share(pack_task, &job, self.job.groups * self.job.panels, NULL, 0, threads)
         return packed
 
     def run(self, cnp.ndarray x not None, Buffer weights not None, cnp.ndarray bias, cnp.ndarray residual,

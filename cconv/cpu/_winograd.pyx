@@ -20,6 +20,7 @@ cnp.import_array()
 
 cdef enum:
     FEW = 6  # blocks per thread, below which threads share them
+    SHARED_PACKING = 1 << 18  # bytes of filters from which on threads share their transformation
     PARTS = 4  # tasks per thread, at least, into which the input of shared blocks is cut
 
 
@@ -249,6 +250,8 @@ cdef class WinogradConvolution:
         job.blocks = &self.job
         job.taps = weight.shape[2] * weight.shape[3]
         job.weight, job.packed = data_of(weight), packed.data
+        if packed.nbytes < SHARED_PACKING:
+            threads = 1
         with nogil:
             share(filter_task, &job, self.job.panels, NULL, 0, threads)
         return packed

@@ -25,6 +25,8 @@ BLOCK_SHARE = 0.7
 FEW_TILES = 0.9
 #: Bytes of transformed filters beyond which they come from memory on every run.
 L3_BYTES = 20 << 20
+#: Bytes of the smallest block beyond which there is no Winograd: bounds the scratch of layers with very many channels.
+BLOCK_LIMIT = 16 << 20
 #: Most vectors of tiles in a block.
 BLOCK_VECTORS = 4
 
@@ -76,12 +78,15 @@ def _winograd(spec: ConvSpec, machine: Machine, transform: Transform, images: in
     return Winograd(transform, lanes, block, panels, chains, executed)
 
 
-def _transforms(spec: ConvSpec) -> list[Transform]:
+def _transforms(spec: ConvSpec, machine: Machine) -> list[Transform]:
     """The transforms that fit a spec's geometry and precision."""
     if (spec.stride, spec.dilation, spec.groups) != ((1, 1), (1, 1), 1) or spec.R != spec.S:
         return []
     fit = [winograd.transform(m, r) for m, r in winograd.SUPPORTED if r == spec.R]
-    return [t for t in fit if winograd.meets(t.m, t.r, spec.precision, spec.depth)]
+    block = spec.C * machine.vector_bytes
+    return [
+        t for t in fit if t.alpha**2 * block <= BLOCK_LIMIT and winograd.meets(t.m, t.r, spec.precision, spec.depth)
+    ]
 
 
 def candidates(spec: ConvSpec, machine: Machine, images: int = 1) -> tuple[Tiling, ...]:
@@ -96,17 +101,20 @@ def candidates(spec: ConvSpec, machine: Machine, images: int = 1) -> tuple[Tilin
         if depthwise := direct.depthwise(spec, machine):
             found.append(depthwise)
     if spec.algorithm == "winograd" or (spec.algorithm == "auto" and min(spec.C, spec.K) >= FEWEST_CHANNELS):
-        found += [_winograd(spec, machine, transform, images) for transform in _transforms(spec)]
+        found += [_winograd(spec, machine, transform, images) for transform in _transforms(spec, machine)]
     if not found:
         raise ArgumentError(
-            f"algorithm: expected a kernel of 3x3 or 5x5 with stride 1, dilation 1 and groups 1 for winograd, got "
-            f"{spec.R}x{spec.S} with stride {spec.stride}, dilation {spec.dilation} and groups {spec.groups}"
+            f"algorithm: expected a kernel of 3x3, 5x5 or 7x7 with stride 1, dilation 1, groups 1 and not too many "
+            f"channels for winograd, got {spec.R}x{spec.S} with stride {spec.stride}, dilation {spec.dilation}, groups "
+            f"{spec.groups}, {spec.C} channels and precision {spec.precision}"
         )
     return tuple(found)
 
 
-def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1) -> float:
-    """Time of an image, one of so many at once, in units of one vector's fused multiply-add."""
+def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, packs: bool = False) -> float:
+    """Time of an image, one of so many at once, in units of one vector's fused multiply-add.
+
+    `packs`: the weights are packed for this run alone."""
     vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
     fma = tiling.executed_flops / 2 / vector
     maps_in, maps_out = spec.C * spec.H * spec.W / vector, spec.K * spec.P * spec.Q / vector
@@ -119,9 +127,9 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1) 
         transforms = (8 if transform.m in (2, 4) else 12) * transform.alpha**2 * tiles * (spec.C + spec.K)
         filters = transform.alpha**2 * spec.C * spec.K
         streamed = filters / vector / images * (1 if filters * ITEMSIZE[spec.dtype] <= L3_BYTES else 3)
-        return fma * 1.1 + transforms + streamed
+        return fma * 1.1 + transforms + streamed + packs * 2.5 * filters / images
     # Rows of the image that two tiles share are packed twice.
-    packing = 3 * maps_in * (1 + (spec.R - 1) / tiling.tile_p)
+    packing = 3 * maps_in * (1 + (spec.R - 1) / tiling.tile_p) + packs * 0.5 * spec.K * spec.depth / images
     if tiling.lanes == "pixels":
         return fma * 1.05 + packing + 4 * tiling.chains * maps_out
     return fma * 1.1 + packing + (2 * tiling.chains + 12) * maps_out
@@ -132,6 +140,6 @@ def batch_class(images: int) -> int:
     return 1 << min(5, max(1, images).bit_length() - 1)
 
 
-def choose(spec: ConvSpec, machine: Machine, images: int = 1) -> Tiling:
+def choose(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = False) -> Tiling:
     """The candidate with the least estimated time."""
-    return min(candidates(spec, machine, images), key=lambda tiling: estimate(spec, machine, tiling, images))
+    return min(candidates(spec, machine, images), key=lambda tiling: estimate(spec, machine, tiling, images, packs))

@@ -59,10 +59,12 @@ def make(
     machine: Machine,
     tiling: Tiling | None = None,
     images: int = 1,
+    packs: bool = False,
 ) -> Plan:
     """The plan of operations given in an order in which every value is written before it is read.
 
-    It runs on any number of images; `images` is how many it should be fast on. `tiling` is for the only operation of a
+    It runs on any number of images; `images` is how many it should be fast on, `packs` whether its weights are packed
+    for one run alone. `tiling` is for the only operation of a
     plan; without it the estimated best is taken."""
     values, first, last, steps = dict(inputs), {}, {}, []
     for index, operation in enumerate(operations):
@@ -70,7 +72,7 @@ def make(
             last[value] = index
         values[operation.output] = operation.spec.output
         first[operation.output] = last[operation.output] = index
-        steps.append(Step(operation, tiling or _tiling(operation.spec, machine, images)))
+        steps.append(Step(operation, tiling or _tiling(operation.spec, machine, images, packs)))
     kept = set(outputs) | set(inputs)
     lifetimes = {
         value: Lifetime(prod(values[value]), first[value], last[value]) for value in first if value not in kept
@@ -81,12 +83,12 @@ def make(
 
 
 @lru_cache(maxsize=1024)
-def _tiling(spec: Spec, machine: Machine, images: int) -> Tiling | None:
-    return algorithm.choose(spec, machine, images) if isinstance(spec, ConvSpec) else None
+def _tiling(spec: Spec, machine: Machine, images: int, packs: bool) -> Tiling | None:
+    return algorithm.choose(spec, machine, images, packs) if isinstance(spec, ConvSpec) else None
 
 
 @lru_cache(maxsize=1024)
-def single(spec: Spec, machine: Machine, tiling: Tiling | None = None, images: int = 1) -> Plan:
+def single(spec: Spec, machine: Machine, tiling: Tiling | None = None, images: int = 1, packs: bool = False) -> Plan:
     """The plan of one operator: value 0 is the image, 1 the residual or second summand, the last one the output."""
     second = getattr(spec, "residual", False) or getattr(spec, "add", False)
     inputs = {0: (spec.C, spec.H, spec.W)}
@@ -94,4 +96,4 @@ def single(spec: Spec, machine: Machine, tiling: Tiling | None = None, images: i
         inputs[1] = spec.output
     output = len(inputs)
     weights = "weight" if isinstance(spec, ConvSpec) else None
-    return make((Operation(spec, tuple(inputs), output, weights),), inputs, (output,), machine, tiling, images)
+    return make((Operation(spec, tuple(inputs), output, weights),), inputs, (output,), machine, tiling, images, packs)

@@ -153,7 +153,7 @@ def test_an_unknown_algorithm_is_an_error_that_lists_the_known_ones():
 
 
 def test_winograd_where_it_cannot_be_is_an_error_that_says_why():
-    with pytest.raises(ArgumentError, match=r"algorithm: expected a kernel of 3x3 or 5x5.*got 1x1"):
+    with pytest.raises(ArgumentError, match=r"algorithm: expected a kernel of 3x3, 5x5 or 7x7.*got 1x1"):
         algorithm.choose(specs.conv((3, 8, 8), (4, 3, 1, 1), algorithm="winograd"), MACHINES[0])
 
 

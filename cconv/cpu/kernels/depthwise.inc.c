@@ -135,7 +135,9 @@ static void NAME(depthwise)(const cconv_depthwise *how, const cconv_finish *fini
     static const rows_kernel rows[2][2] = {{NAME(depthwise_1_1_3), NAME(depthwise_1_2_3)},
                                            {NAME(depthwise_1_1_5), NAME(depthwise_1_2_5)}};
     rows_kernel block = NULL, row = NAME(depthwise_any);
-    if (how->R == how->S && (how->R == 3 || how->R == 5) && how->dilation_w == 1) {
+    /* load_taps shifts in at most LANES elements. */
+    const int reached = how->stride_w == 1 || how->S - 2 <= LANES;
+    if (how->R == how->S && (how->R == 3 || how->R == 5) && how->dilation_w == 1 && reached) {
         row = rows[how->R == 5][wide];
         if (near) block = blocks[how->R == 5][wide];
     }

@@ -66,4 +66,5 @@ static const cconv_kernels NAME(kernels) = {
 #undef MOST_POINTS
 #undef MOST_OUTPUTS
 #undef EACH_WINOGRAD
+#undef DOUBLES
 #undef WINOGRAD

@@ -41,15 +41,20 @@ static void NAME(pack_rows)(const cconv_rows *rows, const void *source, void *ta
     }
 }
 
-/* panel[k][o] = weight[o][k] for o < outputs, 0 for the rest of the width. */
+/* panel[k][o] = weight[o][k] for o < outputs, 0 for the rest of the width: LANES x LANES at a time. */
 static void NAME(pack_panel)(long outputs, long width, long depth, const void *weight, void *panel) {
     const T *in = weight;
     T *out = panel;
-    for (long k = 0; k < depth; k += LANES) { /* a cache line of every row at a time */
-        long end = k + LANES < depth ? k + LANES : depth;
-        for (long o = 0; o < outputs; o++)
-            for (long i = k; i < end; i++) out[i * width + o] = in[o * depth + i];
-        for (long o = outputs; o < width; o++)
-            for (long i = k; i < end; i++) out[i * width + o] = 0;
+    for (long o = 0; o < width; o += LANES) {
+        const NAME(lanes) across = between(0, width - o);
+        for (long k = 0; k < depth; k += LANES) {
+            const NAME(lanes) down = between(0, depth - k);
+            V v[LANES];
+            _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++)
+                v[i] = o + i < outputs ? load_lanes(in + (o + i) * depth + k, down) : (V){0};
+            flip(v);
+            _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++)
+                if (k + i < depth) store_lanes(out + (k + i) * width + o, v[i], across);
+        }
     }
 }

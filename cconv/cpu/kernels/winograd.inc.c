@@ -202,48 +202,60 @@ static inline __attribute__((always_inline)) void NAME(output_tiles)(const int a
     }
 }
 
-/* G: r taps g, `step` apart, to alpha points o, which are `filter` rows of r. The rows of a pair share their even and
+/* G: r taps g to alpha points o, which are `filter` rows of r. The rows of a pair share their even and
  * odd halves. */
-typedef double NAME(wide) __attribute__((vector_size(LANES * sizeof(double))));
+#define DOUBLES (VECTOR_BYTES / 8)
+typedef double NAME(wide) __attribute__((vector_size(VECTOR_BYTES)));
+typedef T NAME(narrow) __attribute__((vector_size(DOUBLES * sizeof(T))));
 static inline __attribute__((always_inline)) void NAME(to_filter_points)(const int alpha, const int r,
                                                                          const double *filter, const NAME(wide) *g,
-                                                                         const int step, NAME(wide) *o) {
+                                                                         NAME(wide) *o) {
     const int z = 1 - alpha % 2;
     if (z) o[0] = filter[0] * g[0];
     _Pragma("GCC unroll 4") for (int p = z; p < alpha - 1; p += 2) {
         const double *row = filter + p * r;
-        NAME(wide) even = row[0] * g[0], odd = row[1] * g[step];
-        _Pragma("GCC unroll 4") for (int k = 2; k < r; k += 2) even += row[k] * g[k * step];
-        _Pragma("GCC unroll 4") for (int k = 3; k < r; k += 2) odd += row[k] * g[k * step];
+        NAME(wide) even = row[0] * g[0], odd = row[1] * g[1];
+        _Pragma("GCC unroll 4") for (int k = 2; k < r; k += 2) even += row[k] * g[k];
+        _Pragma("GCC unroll 4") for (int k = 3; k < r; k += 2) odd += row[k] * g[k];
         /* The row of -p is even - odd, but for the sign of its scale, which its first entry shows. */
-        const double sign = row[r] / row[0];
         o[p] = even + odd;
-        o[p + 1] = sign * (even - odd);
+        o[p + 1] = row[r] == row[0] ? even - odd : odd - even;
     }
-    o[alpha - 1] = g[(r - 1) * step];
+    o[alpha - 1] = g[r - 1];
 }
 
-/* U of `count` filters: points[(i * alpha + j) * pitch + filter]. In double, LANES filters at a time, rounded once. */
+/* U of `count` filters: points[(i * alpha + j) * pitch + filter]. In double, a vector of filters at a time, rounded
+ * once. */
 static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int alpha, const int m,
                                                                      const cconv_winograd *how, long count,
                                                                      long filter_stride, const T *weight, T *points,
                                                                      long pitch) {
     const int r = alpha - m + 1;
-    for (long f = 0; f < count; f += LANES) {
-        const long lanes = count - f < LANES ? count - f : LANES;
-        NAME(wide) g[MOST_TAPS * MOST_TAPS], half[MOST_TAPS][MOST_POINTS];
-        for (long l = 0; l < LANES; l++) {
+    for (long f = 0; f < count; f += DOUBLES) {
+        const long lanes = count - f < DOUBLES ? count - f : DOUBLES;
+        double taps[MOST_TAPS * MOST_TAPS][DOUBLES];
+        NAME(wide) half[MOST_TAPS][MOST_POINTS];
+        for (long l = 0; l < DOUBLES; l++) {
             const T *from = weight + (f + (l < lanes ? l : 0)) * filter_stride;
-            for (int k = 0; k < r * r; k++) ((double *)&g[k])[l] = from[k];
+            _Pragma("GCC unroll 49") for (int k = 0; k < r * r; k++) taps[k][l] = from[k];
         }
-        _Pragma("GCC unroll 7") for (int s = 0; s < r; s++)
-            NAME(to_filter_points)(alpha, r, how->filter, g + s, r, half[s]);
+        _Pragma("GCC unroll 7") for (int s = 0; s < r; s++) {
+            NAME(wide) g[MOST_TAPS];
+            _Pragma("GCC unroll 7") for (int k = 0; k < r; k++) memcpy(&g[k], taps[k * r + s], sizeof g[k]);
+            NAME(to_filter_points)(alpha, r, how->filter, g, half[s]);
+        }
         for (int i = 0; i < alpha; i++) {
             NAME(wide) row[MOST_TAPS], o[MOST_POINTS];
             _Pragma("GCC unroll 7") for (int s = 0; s < r; s++) row[s] = half[s][i];
-            NAME(to_filter_points)(alpha, r, how->filter, row, 1, o);
-            _Pragma("GCC unroll 8") for (int j = 0; j < alpha; j++)
-                store_lanes(points + (i * alpha + j) * pitch + f, __builtin_convertvector(o[j], V), between(0, lanes));
+            NAME(to_filter_points)(alpha, r, how->filter, row, o);
+            T *to = points + i * alpha * pitch + f;
+            _Pragma("GCC unroll 8") for (int j = 0; j < alpha; j++) {
+                const NAME(narrow) u = __builtin_convertvector(o[j], NAME(narrow));
+                if (lanes == DOUBLES)
+                    memcpy(to + j * pitch, &u, sizeof u);
+                else
+                    for (long l = 0; l < lanes; l++) to[j * pitch + l] = u[l];
+            }
         }
     }
 }
