@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MARKDOWN ?= out/benchmarks.md
 SOURCES := setup.py pyproject.toml $(wildcard cconv/cpu/*.pyx cconv/cpu/*.pxd cconv/cpu/kernels/*)
 
-.PHONY: run test test-all test-wheel test-sanitizers test-slow lint bench pictures up down clean
+.PHONY: run test test-all test-wheel test-sanitizers test-slow test-spills lint bench pictures up down clean
 
 ## run: start the service, send it a photograph, show maps and bill, serve until Ctrl-C (PORT=8080, ONCE=1 to stop)
 run: $(VENV)/.demo
@@ -16,13 +16,16 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
 
 ## test-all: what is slow or needs more than pip packages
-test-all: test-wheel test-sanitizers test-slow
+test-all: test-spills test-wheel test-sanitizers test-slow
 
 test-wheel: $(VENV)/.dev
 	PYTHON=$(BIN)/python sh tests/wheel.sh
 
 test-sanitizers: $(VENV)/.dev
 	PYTHON=$(BIN)/python sh tests/sanitizers.sh
+
+test-spills: $(VENV)/.dev
+	$(BIN)/python tests/spills.py
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

@@ -16,6 +16,7 @@ from .kernels cimport cconv_depthwise, cconv_finish, cconv_kernels, cconv_rows
 cnp.import_array()
 
 cdef enum:
+    TASK = 1 << 14  # outputs of a depthwise layer that make a task
     SHARED_PACKING = 1 << 18  # bytes of weights from which on threads share their packing
 
 
@@ -341,7 +342,7 @@ cdef struct Depth:
     cconv_depthwise how
     cconv_finish finish
     int itemsize
-    long C, K, parts
+    long C, K, maps, run, parts  # maps of all images; in one task; parts of a map's rows
     size_t map_out
     Py_ssize_t x_n, x_c
     const char *x
@@ -352,17 +353,19 @@ cdef struct Depth:
 
 
 cdef void depth_task(const void *untyped, long index, char *scratch) noexcept nogil:
-    """Part `index % parts` of the rows of output map index // parts, counted over the images."""
+    """Some maps, counted over the images; or a part of the rows of one."""
     cdef const Depth *job = <const Depth *>untyped
-    cdef long part = index % job.parts, map = index // job.parts
-    cdef long n = map // job.K, k = map % job.K
+    cdef long part = index % job.parts, begin = index // job.parts * job.run, end = min(begin + job.run, job.maps)
+    cdef long map, n, k
     cdef double bias = 0
-    if job.bias != NULL:
-        bias = (<const float *>job.bias)[k] if job.itemsize == 4 else (<const double *>job.bias)[k]
-    job.kernels.depthwise(
-        &job.how, &job.finish, bias, part * job.how.P // job.parts, (part + 1) * job.how.P // job.parts,
-        job.x + n * job.x_n + k * job.C // job.K * job.x_c, job.weights + k * job.how.R * job.how.S * job.itemsize,
-        job.residual + map * job.map_out if job.residual != NULL else NULL, job.y + map * job.map_out)
+    for map in range(begin, end):
+        n, k = map // job.K, map % job.K
+        if job.bias != NULL:
+            bias = (<const float *>job.bias)[k] if job.itemsize == 4 else (<const double *>job.bias)[k]
+        job.kernels.depthwise(
+            &job.how, &job.finish, bias, part * job.how.P // job.parts, (part + 1) * job.how.P // job.parts,
+            job.x + n * job.x_n + k * job.C // job.K * job.x_c, job.weights + k * job.how.R * job.how.S * job.itemsize,
+            job.residual + map * job.map_out if job.residual != NULL else NULL, job.y + map * job.map_out)
 
 
 cdef class DepthwiseConvolution:
@@ -397,7 +400,11 @@ cdef class DepthwiseConvolution:
             cnp.ndarray y not None, int threads, Buffer scratch not None):
         """y = activation(conv(x) + bias + residual); y, bias and residual C-ordered, x with its rows in one piece."""
         cdef Depth job = self.job
-        cdef long tasks = x.shape[0] * job.K * job.parts
+        cdef long tasks
+        job.maps = x.shape[0] * job.K
+        # Handing out a task costs as much as a small map.
+        job.run = 1 if job.parts > 1 else max(1, min(job.maps // (4 * threads), TASK // (job.how.P * job.how.Q)))
+        tasks = ceil_div(job.maps, job.run) * job.parts
         job.x = data_of(x)
         job.x_n, job.x_c, job.how.row_pitch = x.strides[0], x.strides[1], x.strides[2] // job.itemsize
         job.weights, job.bias, job.residual, job.y = weights.data, data_of(bias), data_of(residual), data_of(y)

@@ -13,7 +13,6 @@
  */
 #define BLOCK 4
 #define WIDEST_ROW 5
-#define MOST_ROWS 8
 
 /* Outputs p .. p + rows - 1, q .. q + LANES - 1 from their sums. */
 static inline __attribute__((always_inline)) void NAME(depthwise_store)(const cconv_depthwise *how,
@@ -50,100 +49,87 @@ static inline __attribute__((always_inline)) void NAME(load_taps)(const T *row, 
     }
 }
 
-/* `rows` rows of outputs from row p on, with every size a constant and the taps of a row side by side. With more than
- * one row, they are `stride` apart in the image and dilation is 1. */
-static inline __attribute__((always_inline)) void NAME(depthwise_rows)(const cconv_depthwise *how,
-                                                                       const cconv_finish *finish, const T *x,
-                                                                       const T *w, V bias, const T *residual, T *y,
-                                                                       long p, const int rows, const int stride,
-                                                                       const int size) {
-    const int rows_in = size + (rows - 1) * stride;
-    const T *row[MOST_ROWS];
-    int inside[MOST_ROWS];
-    _Pragma("GCC unroll 8") for (int i = 0; i < rows_in; i++) {
-        long h = p * how->stride_h - how->top + i * how->dilation_h;
-        inside[i] = h >= 0 && h < how->H;
-        row[i] = x + (inside[i] ? h * how->row_pitch : 0);
+/* Outputs p .. p + rows - 1, q .. q + LANES - 1, with every size a constant and the taps of a row side by side. With
+ * more than one row, they are `stride` apart in the image and dilation is 1. */
+static inline __attribute__((always_inline)) void NAME(depthwise_rows)(
+    const cconv_depthwise *how, const cconv_finish *finish, const T *x, const T *w, V bias, const T *residual, T *y,
+    long p, long q, const NAME(lanes) *lanes, const int rows, const int stride, const int size) {
+    V sum[BLOCK];
+    _Pragma("GCC unroll 4") for (int b = 0; b < rows; b++) sum[b] = (V){0};
+    _Pragma("GCC unroll 8") for (int i = 0; i < size + (rows - 1) * stride; i++) { /* tap row i - b * stride of row b */
+        const long h = p * how->stride_h - how->top + i * how->dilation_h;
+        const int inside = h >= 0 && h < how->H;
+        V v[WIDEST_ROW];
+        NAME(load_taps)(x + (inside ? h * how->row_pitch : 0) + q * stride - how->left, inside, lanes, stride, size, v);
+        _Pragma("GCC unroll 4") for (int b = 0; b < rows; b++)
+            if (i >= b * stride && i - b * stride < size)
+                _Pragma("GCC unroll 5") for (int s = 0; s < size; s++)
+                    sum[b] += v[s] * splat(w[(i - b * stride) * size + s]);
     }
-    for (long q = 0; q < how->Q; q += LANES) {
-        const long column = q * stride - how->left;
-        NAME(lanes) lanes[WIDEST_ROW];
-        V sum[BLOCK];
-        _Pragma("GCC unroll 5") for (int s = 0; s < (stride == 1 ? size : 3); s++) {
-            const long from = column + (stride == 1 ? s : s * LANES);
-            lanes[s] = between(-from, how->W - from);
-        }
-        _Pragma("GCC unroll 4") for (int b = 0; b < rows; b++) sum[b] = (V){0};
-        _Pragma("GCC unroll 8") for (int i = 0; i < rows_in; i++) { /* tap row i - b * stride of output row b */
-            V v[WIDEST_ROW];
-            NAME(load_taps)(row[i] + column, inside[i], lanes, stride, size, v);
-            _Pragma("GCC unroll 4") for (int b = 0; b < rows; b++)
-                if (i >= b * stride && i - b * stride < size)
-                    _Pragma("GCC unroll 5") for (int s = 0; s < size; s++)
-                        sum[b] += v[s] * splat(w[(i - b * stride) * size + s]);
-        }
-        NAME(depthwise_store)(how, finish, sum, bias, residual, y, p, q, rows);
-    }
+    NAME(depthwise_store)(how, finish, sum, bias, residual, y, p, q, rows);
 }
 
-#define DEPTHWISE(ROWS, STRIDE, SIZE)                                                                                  \
-    static __attribute__((noinline)) void NAME(depthwise_##ROWS##_##STRIDE##_##SIZE)(                                  \
-        const cconv_depthwise *how, const cconv_finish *finish, const T *x, const T *w, V bias, const T *residual,     \
-        T *y, long p) {                                                                                                \
-        NAME(depthwise_rows)(how, finish, x, w, bias, residual, y, p, ROWS, STRIDE, SIZE);                             \
+/* Rows first .. last-1 of a map, one vector of columns after the other: which lanes lie in the image is the same all the
+ * way down. */
+#define DEPTHWISE(STRIDE, SIZE)                                                                                        \
+    static __attribute__((noinline)) void NAME(depthwise_##STRIDE##_##SIZE)(                                           \
+        const cconv_depthwise *how, const cconv_finish *finish, const T *x, const T *w, V bias, long first, long last, \
+        const T *residual, T *y) {                                                                                     \
+        const int near = how->stride_h == STRIDE && how->dilation_h == 1;                                              \
+        for (long q = 0; q < how->Q; q += LANES) {                                                                     \
+            NAME(lanes) lanes[WIDEST_ROW];                                                                             \
+            _Pragma("GCC unroll 5") for (int s = 0; s < (STRIDE == 1 ? SIZE : 3); s++) {                               \
+                const long from = q * STRIDE - how->left + (STRIDE == 1 ? s : s * LANES);                              \
+                lanes[s] = between(-from, how->W - from);                                                              \
+            }                                                                                                          \
+            long p = first;                                                                                            \
+            for (; STRIDE == 1 && near && p + 4 <= last; p += 4)                                                       \
+                NAME(depthwise_rows)(how, finish, x, w, bias, residual, y, p, q, lanes, 4, STRIDE, SIZE);              \
+            for (; near && p + 2 <= last; p += 2)                                                                      \
+                NAME(depthwise_rows)(how, finish, x, w, bias, residual, y, p, q, lanes, 2, STRIDE, SIZE);              \
+            for (; p < last; p++)                                                                                      \
+                NAME(depthwise_rows)(how, finish, x, w, bias, residual, y, p, q, lanes, 1, STRIDE, SIZE);              \
+        }                                                                                                              \
     }
-DEPTHWISE(4, 1, 3)
-DEPTHWISE(1, 1, 3)
-DEPTHWISE(2, 2, 3)
-DEPTHWISE(1, 2, 3)
-DEPTHWISE(4, 1, 5)
-DEPTHWISE(1, 1, 5)
-DEPTHWISE(2, 2, 5)
-DEPTHWISE(1, 2, 5)
+DEPTHWISE(1, 3)
+DEPTHWISE(2, 3)
+DEPTHWISE(1, 5)
+DEPTHWISE(2, 5)
 
-/* One row of outputs, any filter. */
+/* The same for any filter. */
 static __attribute__((noinline)) void NAME(depthwise_any)(const cconv_depthwise *how, const cconv_finish *finish,
-                                                          const T *x, const T *w, V bias, const T *residual, T *y,
-                                                          long p) {
-    for (long q = 0; q < how->Q; q += LANES) {
-        V sum = {0};
-        for (long r = 0; r < how->R; r++) {
-            long h = p * how->stride_h - how->top + r * how->dilation_h;
-            const int inside = h >= 0 && h < how->H;
-            const T *row = x + (inside ? h * how->row_pitch : 0);
-            for (long s = 0; s < how->S; s++) {
-                long column = q * how->stride_w - how->left + s * how->dilation_w;
-                V v = load_lanes(row + column, only(inside, between(-column, how->W - column)));
-                if (how->stride_w == 2)
-                    v = EVEN(v, load_lanes(row + column + LANES,
-                                           only(inside, between(-column - LANES, how->W - column - LANES))));
-                sum += v * splat(w[r * how->S + s]);
+                                                          const T *x, const T *w, V bias, long first, long last,
+                                                          const T *residual, T *y) {
+    for (long p = first; p < last; p++)
+        for (long q = 0; q < how->Q; q += LANES) {
+            V sum = {0};
+            for (long r = 0; r < how->R; r++) {
+                const long h = p * how->stride_h - how->top + r * how->dilation_h;
+                const int inside = h >= 0 && h < how->H;
+                const T *row = x + (inside ? h * how->row_pitch : 0);
+                for (long s = 0; s < how->S; s++) {
+                    const long column = q * how->stride_w - how->left + s * how->dilation_w, more = column + LANES;
+                    V v = load_lanes(row + column, only(inside, between(-column, how->W - column)));
+                    if (how->stride_w == 2)
+                        v = EVEN(v, load_lanes(row + more, only(inside, between(-more, how->W - more))));
+                    sum += v * splat(w[r * how->S + s]);
+                }
             }
+            NAME(depthwise_store)(how, finish, &sum, bias, residual, y, p, q, 1);
         }
-        NAME(depthwise_store)(how, finish, &sum, bias, residual, y, p, q, 1);
-    }
 }
 
 /* Output rows first .. last-1 of one map. Strides of columns are 1 or 2. */
 static void NAME(depthwise)(const cconv_depthwise *how, const cconv_finish *finish, double bias, long first, long last,
                             const void *source, const void *weight, const void *residual, void *target) {
-    typedef void (*rows_kernel)(const cconv_depthwise *, const cconv_finish *, const T *, const T *, V, const T *, T *,
-                                long);
-    const int wide = how->stride_w - 1, near = how->stride_h == how->stride_w && how->dilation_h == 1;
-    static const rows_kernel blocks[2][2] = {{NAME(depthwise_4_1_3), NAME(depthwise_2_2_3)},
-                                             {NAME(depthwise_4_1_5), NAME(depthwise_2_2_5)}};
-    static const rows_kernel rows[2][2] = {{NAME(depthwise_1_1_3), NAME(depthwise_1_2_3)},
-                                           {NAME(depthwise_1_1_5), NAME(depthwise_1_2_5)}};
-    rows_kernel block = NULL, row = NAME(depthwise_any);
     /* load_taps shifts in at most LANES elements. */
     const int reached = how->stride_w == 1 || how->S - 2 <= LANES;
-    if (how->R == how->S && (how->R == 3 || how->R == 5) && how->dilation_w == 1 && reached) {
-        row = rows[how->R == 5][wide];
-        if (near) block = blocks[how->R == 5][wide];
-    }
-    const long high = wide ? 2 : 4;
-    long p = first;
-    for (; block && p + high <= last; p += high)
-        block(how, finish, source, weight, splat((T)bias), residual, target, p);
-    for (; p < last; p++) row(how, finish, source, weight, splat((T)bias), residual, target, p);
+    const V b = splat((T)bias);
+    void (*rows)(const cconv_depthwise *, const cconv_finish *, const T *, const T *, V, long, long, const T *, T *);
+    rows = NAME(depthwise_any);
+    if (how->R == 3 && how->S == 3 && how->dilation_w == 1 && reached)
+        rows = how->stride_w == 1 ? NAME(depthwise_1_3) : NAME(depthwise_2_3);
+    if (how->R == 5 && how->S == 5 && how->dilation_w == 1 && reached)
+        rows = how->stride_w == 1 ? NAME(depthwise_1_5) : NAME(depthwise_2_5);
+    rows(how, finish, source, weight, b, first, last, residual, target);
 }

@@ -60,7 +60,6 @@ static const cconv_kernels NAME(kernels) = {
 #undef WIDEST
 #undef BLOCK
 #undef WIDEST_ROW
-#undef MOST_ROWS
 #undef MOST_TAPS
 #undef DEPTHWISE
 #undef MOST_POINTS

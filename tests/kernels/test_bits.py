@@ -1,0 +1,72 @@
+"""Bits: for a given plan no bit of a result depends on the threads, on the size of the batch, or on the place in it.
+
+In: layers of grid.py by every tiling, on real numbers, where another order of additions would show.
+Out: results compared as bytes.
+"""
+
+import numpy as np
+import pytest
+
+ACTIVATED = {"activation": "silu", "bias": True, "residual": False, "layout": "plain"}
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.tobytes() == b.tobytes()
+
+
+def _layers(grid):
+    """Layers of all kinds, some with enough tiles for five threads."""
+    found = [layer for family in grid.FAMILIES for layer in grid.layers(family, 11, 4)]
+    found += [
+        grid.Layer((1, 5, 40, 41), (33, 5, 3, 3), padding=(1,) * 4, l2_bytes=1 << 12),
+        grid.Layer((1, 8, 30, 30), (8, 1, 3, 3), padding=(1,) * 4, groups=8),
+        grid.Layer((1, 100, 17, 19), (70, 100, 1, 1), l2_bytes=1 << 12),
+    ]
+    for i, layer in enumerate(found):  # a machine of five threads has other parts
+        yield grid.replace(layer, x=(1, *layer.x[1:]), threads=(1, 5)[i % 2], **ACTIVATED)
+
+
+def _check_threads_and_batches(grid, layer, isa, dtype, tilings, precision):
+    rng = np.random.default_rng(3)
+    batch = grid.replace(layer, x=(5, *layer.x[1:]))
+    given = grid.operands(batch, dtype, rng.standard_normal)
+    for tiling in tilings:
+        built = grid.program(layer, isa, dtype, tiling, given, precision)
+        what = f"{layer} in {dtype} on {isa} by {tiling}"
+        with grid.Threads(1):
+            together = grid.run(built, given)
+        for threads in (2, 3, 5):
+            with grid.Threads(threads):
+                assert _same_bits(grid.run(built, given), together), f"{threads} threads: {what}"
+        with grid.Threads(2):
+            for i in (0, 3, 4):
+                alone = grid.run(built, grid.Operands(given.x[i : i + 1], given.weight, given.bias, None))
+                assert _same_bits(alone[0], together[i]), f"image {i} alone: {what}"
+            order = [3, 0, 4]
+            some = grid.run(built, grid.Operands(given.x[order], given.weight, given.bias, None))
+            assert _same_bits(some, together[order]), f"another order: {what}"
+
+
+def test_direct_results_do_not_depend_on_threads_batch_or_place(grid, isa, dtype, sampled):
+    for layer in sampled(_layers(grid)):
+        _check_threads_and_batches(grid, layer, isa, dtype, grid.direct_tilings(layer, isa, dtype), "highest")
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_winograd_results_do_not_depend_on_threads_batch_or_place(grid, isa, dtype, precision, sampled):
+    kernels = (3, 5) if precision == "highest" else (3, 5, 7)
+    for layer in sampled(grid.winograd_layers(5, 4, kernels)):
+        layer = grid.replace(layer, x=(1, *layer.x[1:]), **ACTIVATED)
+        tilings = grid.winograd_tilings(layer, isa, dtype, precision)
+        _check_threads_and_batches(grid, layer, isa, dtype, tilings, precision)
+
+
+def test_another_order_of_additions_would_be_seen(grid):
+    """Trust check: sums in other chains have other bits."""
+    layer = grid.Layer((1, 300, 6, 7), (8, 300, 3, 3))
+    given = grid.operands(layer, "float32", np.random.default_rng(0).standard_normal)
+    first = grid.direct_tilings(layer, grid.ISAS[0], "float32")[0]
+    other = grid.replace(first, chains=first.chains + 1)
+    results = [grid.run(grid.program(layer, grid.ISAS[0], "float32", t, given), given) for t in (first, other)]
+    assert not _same_bits(*results)
+    np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-3)
