@@ -10,7 +10,7 @@ cimport numpy as cnp
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
-from ._core cimport Buffer, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share
+from ._core cimport Buffer, ceil_div, compute, data_of, finish_of, int_table, kernels_of, lines, share
 from .kernels cimport cconv_depthwise, cconv_finish, cconv_kernels, cconv_rows
 
 cnp.import_array()
@@ -333,8 +333,7 @@ cdef class Convolution:
         job.weights, job.bias, job.residual, job.y = weights.data, data_of(bias), data_of(residual), data_of(y)
         tasks = job.parts * (
             ceil_div(job.N, job.tile_q) if job.across_images else job.N * job.tiles_p * job.tiles_q)
-        with nogil:
-            share(conv_task, &job, tasks, scratch.data, self.scratch_size, threads)
+        compute(conv_task, &job, tasks, scratch.data, self.scratch_size, threads)
 
 
 cdef struct Depth:
@@ -403,10 +402,9 @@ cdef class DepthwiseConvolution:
         cdef long tasks
         job.maps = x.shape[0] * job.K
         # Handing out a task costs as much as a small map.
-        job.run = 1 if job.parts > 1 else max(1, min(job.maps // (4 * threads), TASK // (job.how.P * job.how.Q)))
+        job.run = 1 if job.parts > 1 else max(1, min(job.maps // (4 * max(threads, 1)), TASK // (job.how.P * job.how.Q)))
         tasks = ceil_div(job.maps, job.run) * job.parts
         job.x = data_of(x)
         job.x_n, job.x_c, job.how.row_pitch = x.strides[0], x.strides[1], x.strides[2] // job.itemsize
         job.weights, job.bias, job.residual, job.y = weights.data, data_of(bias), data_of(residual), data_of(y)
-        with nogil:
-            share(depth_task, &job, tasks, scratch.data, 0, threads)
+        compute(depth_task, &job, tasks, scratch.data, 0, threads)

@@ -23,3 +23,14 @@ cdef inline long ceil_div(long a, long b) noexcept nogil:
 
 cdef inline char *data_of(cnp.ndarray array) noexcept:
     return <char *>cnp.PyArray_DATA(array) if array is not None else NULL
+
+
+cdef inline void compute(
+    Task task, const void *job, long tasks, char *scratch, size_t scratch_size, int threads
+) noexcept:
+    """share() without the GIL, or with it if `threads` is 0 (see threads_for)."""
+    if threads:
+        with nogil:
+            share(task, job, tasks, scratch, scratch_size, threads)
+    else:
+        share(task, job, tasks, scratch, scratch_size, 1)

@@ -7,7 +7,7 @@ The arithmetic is in kernels/pool.inc.c and finish.inc.c.
 
 cimport numpy as cnp
 
-from ._core cimport Buffer, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share
+from ._core cimport Buffer, ceil_div, compute, data_of, finish_of, int_table, kernels_of, lines
 from .kernels cimport cconv_finish, cconv_kernels, cconv_pool
 
 cnp.import_array()
@@ -65,8 +65,7 @@ cdef class Pooling:
         cdef Pool job = self.job
         cdef long maps = x.shape[0] * x.shape[1]
         job.x, job.y = data_of(x), data_of(y)
-        with nogil:
-            share(pool_task, &job, maps, scratch.data, self.scratch_size, threads)
+        compute(pool_task, &job, maps, scratch.data, self.scratch_size, threads)
 
 
 cdef enum:
@@ -110,5 +109,4 @@ cdef class Pointwise:
         cdef Elements job = self.job
         job.count = x.size
         job.x, job.other, job.y = data_of(x), data_of(second), data_of(y)
-        with nogil:
-            share(elements_task, &job, ceil_div(job.count, RUN), scratch.data, 0, threads)
+        compute(elements_task, &job, ceil_div(job.count, RUN), scratch.data, 0, threads)

@@ -54,10 +54,10 @@ cdef class Geometry:
     cdef tuple inputs, outputs
     cdef int values, first, type_number
     cdef Py_ssize_t itemsize
-    cdef double arena, flops  # elements, operations; for one image
+    cdef double arena, work  # for one image: elements; time, in operations of a convolution
 
-    def __init__(self, plan, list steps, double flops):
-        self.plan, self.steps, self.flops = plan, steps, flops
+    def __init__(self, plan, list steps, double work):
+        self.plan, self.steps, self.work = plan, steps, work
         self.inputs, self.outputs = plan.inputs, plan.outputs
         self.values = 1 + max(plan.values)
         self.first = plan.inputs[0]
@@ -128,12 +128,12 @@ cdef class Program:
         cdef list values = geometry.table(geometry.inputs, inputs)
         cdef list given = None if outputs is None else geometry.table(geometry.outputs, outputs)
         cdef Py_ssize_t images = cnp.PyArray_DIM(values[geometry.first], 0), i
-        cdef int threads = threads_for(geometry.flops * images)
+        cdef int threads = threads_for(geometry.work * images)
         cdef Buffer scratch = NOTHING, arena = None
         cdef size_t nbytes = 0
         cdef Step step
         for step in geometry.steps:
-            nbytes = max(nbytes, <size_t>step.kernel.scratch_bytes(images, threads))
+            nbytes = max(nbytes, <size_t>step.kernel.scratch_bytes(images, max(threads, 1)))
         if nbytes:
             scratch = Buffer(nbytes)
         if geometry.arena:

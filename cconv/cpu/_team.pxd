@@ -2,5 +2,5 @@
 
 ctypedef void (*Task)(const void *job, long index, char *scratch) noexcept nogil
 
-cdef int threads_for(double flops) noexcept
+cdef int threads_for(double work) noexcept
 cdef void share(Task task, const void *job, long tasks, char *scratch, size_t scratch_size, int threads) noexcept nogil

@@ -88,8 +88,8 @@ cdef enum:
     IDLE, POSTED, RUNNING, AWAITED, ASLEEP
 
 cdef enum:
-    SERIAL_FLOPS = 500_000  # below, a second thread costs more than it saves
-    SLEEPY_FLOPS = 4_000_000  # below, waking a second thread costs more than it saves
+    SERIAL_WORK = 500_000  # below, a second thread costs more than it saves; about 5 microseconds
+    SLEEPY_WORK = 4_000_000  # below, waking a second thread costs more than it saves
     SPIN_NS = 100_000  # how long a waiting thread watches before it sleeps
     SPINS = 64  # looks from one reading of the clock to the next
 
@@ -214,16 +214,17 @@ cdef void share(Task task, const void *job, long tasks, char *scratch, size_t sc
     swap(&taken, 0)
 
 
-cdef int threads_for(double flops) noexcept:
-    """How many threads may share a run of so many multiplications and additions.
+cdef int threads_for(double work) noexcept:
+    """How many threads may share a run of so much work, in floating-point operations of a convolution.
 
-    To wake the leader costs several microseconds. A short run is worth that only if others like it follow closely, so
-    that the leader stays awake: it is taken for granted that they do if one went before."""
+    0 is one that keeps the GIL: of a run that is so short, many callers would spend more on passing it to and fro.
+    To wake the leader takes several microseconds. A short run is worth that only if others like it follow closely, so
+    that the leader stays awake; if one went before, others are expected."""
     global last_short
     cdef long before = last_short
-    if wanted == 1 or flops < SERIAL_FLOPS:
-        return 1
-    if flops >= SLEEPY_FLOPS:
+    if work < SERIAL_WORK:
+        return 0
+    if work >= SLEEPY_WORK or wanted == 1:
         return wanted
     last_short = nanoseconds()
     return wanted if last_short - before < SPIN_NS else 1

@@ -13,7 +13,7 @@ cimport numpy as cnp
 from libc.stdint cimport int32_t
 from libc.string cimport memset
 
-from ._core cimport Buffer, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share
+from ._core cimport Buffer, ceil_div, compute, data_of, finish_of, int_table, kernels_of, lines, share
 from .kernels cimport cconv_finish, cconv_kernels, cconv_winograd
 
 cnp.import_array()
@@ -266,8 +266,7 @@ cdef class WinogradConvolution:
         job.how.image_stride, job.how.channel_stride, job.how.row_stride = x.strides[0], x.strides[1], x.strides[2]
         job.weights, job.bias, job.residual, job.y = weights.data, data_of(bias), data_of(residual), data_of(y)
         if not self._shares(job.blocks, threads):
-            with nogil:
-                share(whole_task, &job, job.blocks, scratch.data, self.scratch_size, threads)
+            compute(whole_task, &job, job.blocks, scratch.data, self.scratch_size, threads)
             return
         cdef size_t own = self.scratch_size - job.products_at
         job.shared = scratch.data

@@ -16,6 +16,10 @@ from ._winograd import WinogradConvolution
 
 __all__ = ["Program", "prepare"]
 
+#: How many operations of a convolution take as long as one element of a map that is read or written, and as one
+#: operation that is done number by number.
+ELEMENT, ALONE = 25, 100
+
 _CONVOLUTIONS = {Direct: Convolution, Depthwise: DepthwiseConvolution, Winograd: WinogradConvolution}
 
 
@@ -50,17 +54,22 @@ def _conv(step, isa: str) -> tuple:
     reads = _rows_in_one_piece
     if isinstance(tiling, Direct):
         reads = _rows_join if tiling.flat else _aligned
-    return kernel, reads, lambda weights: weights.derived(name, form, pack), tiling.executed_flops
+    work = tiling.executed_flops + ELEMENT * (spec.C * spec.H * spec.W + prod(spec.output))
+    return kernel, reads, lambda weights: weights.derived(name, form, pack), work
 
 
 def _pool(step, isa: str) -> tuple:
     spec = step.operation.spec
-    return Pooling(spec, isa), _never, None, spec.C * spec.H * spec.W
+    rows, columns = (
+        sum(-(-(stop - start) // axis.step) for start, stop in zip(axis.start, axis.stop, strict=True))
+        for axis in (spec.rows, spec.columns)
+    )
+    return Pooling(spec, isa), _never, None, ALONE * spec.C * rows * columns
 
 
 def _pointwise(step, isa: str) -> tuple:
     spec = step.operation.spec
-    return Pointwise(spec, isa), _never, None, cost.of(spec).flops_other + prod(spec.output)
+    return Pointwise(spec, isa), _never, None, ELEMENT * prod(spec.output) + ALONE * cost.of(spec).flops_other
 
 
 _KINDS = {ConvSpec: _conv, PoolSpec: _pool, PointwiseSpec: _pointwise}
@@ -69,12 +78,12 @@ _KINDS = {ConvSpec: _conv, PoolSpec: _pool, PointwiseSpec: _pointwise}
 def prepare(plan: Plan) -> Geometry:
     """The plan compiled for its machine: `prepare(plan)(weights)` is a Program."""
     threads.get_num_threads()  # known from here on, or refused
-    steps, flops = [], 0
+    steps, work = [], 0
     for step in plan.steps:
         operation = step.operation
-        kernel, reads, pack, count = _KINDS[type(operation.spec)](step, plan.machine.isa)
+        kernel, reads, pack, own = _KINDS[type(operation.spec)](step, plan.machine.isa)
         place = plan.arena.offsets.get(operation.output)
         image = plan.values[operation.output]
         steps.append(Step(kernel, reads, pack, operation.inputs, operation.output, image, place))
-        flops += count
-    return Geometry(plan, steps, flops)
+        work += own
+    return Geometry(plan, steps, work)

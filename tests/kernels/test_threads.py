@@ -171,7 +171,7 @@ assert turns > 5, turns
 """)
 
 
-@pytest.mark.parametrize(("channels", "size", "calls"), [(8, 16, 4000), (32, 28, 800), (64, 56, 80)])
+@pytest.mark.parametrize(("channels", "size", "calls"), [(8, 16, 8000), (32, 28, 800), (64, 56, 80)])
 def test_eight_callers_are_not_slower_in_total_than_one(channels, size, calls):
     """The machine may be shared: the best of several rounds counts, with a margin for its noise."""
     process(f"""
@@ -182,9 +182,9 @@ def seconds(count):
     return time.perf_counter() - began
 seconds(8), seconds(1)
 ratio = 9
-for _ in range(12):
+for _ in range(25):
     ratio = min(ratio, seconds(8) / seconds(1))
-    if ratio < 1.1:
+    if ratio < 1.05:
         break
 assert ratio < 1.25, ratio
 """)
