@@ -116,4 +116,12 @@ _EXTREMES = (
     _case("vgg-first-layer", (1, 3, 40, 40), (64, 3, 3, 3), padding=1),
 )
 
-CASES = _KERNELS + _STRIDE_PADDING_DILATION + _GROUPS + _PIXELS + _CHANNELS + _EXTREMES
+#: Where "auto" may take Winograd: tiles that the map does not fill, that cross images, and that lie on padding.
+_WINOGRAD = (
+    _case("winograd-3x3", (2, 32, 13, 14), (48, 32, 3, 3), padding=1),
+    _case("winograd-many-small-images", (9, 24, 7, 7), (32, 24, 3, 3), padding=1),
+    _case("winograd-5x5-padding-asymmetric", (1, 32, 20, 19), (20, 32, 5, 5), padding=(0, 3, 1, 4)),
+    _case("winograd-7x7", (1, 16, 15, 22), (33, 16, 7, 7), padding="same"),
+)
+
+CASES = _KERNELS + _STRIDE_PADDING_DILATION + _GROUPS + _PIXELS + _CHANNELS + _EXTREMES + _WINOGRAD

@@ -21,6 +21,7 @@ def _layers(grid):
         grid.Layer((1, 5, 40, 41), (33, 5, 3, 3), padding=(1,) * 4, l2_bytes=1 << 12),
         grid.Layer((1, 8, 30, 30), (8, 1, 3, 3), padding=(1,) * 4, groups=8),
         grid.Layer((1, 100, 17, 19), (70, 100, 1, 1), l2_bytes=1 << 12),
+        grid.Layer((1, 64, 5, 11), (130, 64, 3, 3)),
     ]
     for i, layer in enumerate(found):  # a machine of five threads has other parts
         yield grid.replace(layer, x=(1, *layer.x[1:]), threads=(1, 5)[i % 2], **ACTIVATED)
@@ -31,13 +32,14 @@ def _check_threads_and_batches(grid, layer, isa, dtype, tilings, precision):
     batch = grid.replace(layer, x=(5, *layer.x[1:]))
     given = grid.operands(batch, dtype, rng.standard_normal)
     for tiling in tilings:
-        built = grid.program(layer, isa, dtype, tiling, given, precision)
         what = f"{layer} in {dtype} on {isa} by {tiling}"
         with grid.Threads(1):
+            built = grid.program(layer, isa, dtype, tiling, given, precision)
             together = grid.run(built, given)
         for threads in (2, 3, 5):
-            with grid.Threads(threads):
-                assert _same_bits(grid.run(built, given), together), f"{threads} threads: {what}"
+            with grid.Threads(threads):  # which pack large weights together, too
+                again = grid.program(layer, isa, dtype, tiling, given, precision)
+                assert _same_bits(grid.run(again, given), together), f"{threads} threads: {what}"
         with grid.Threads(2):
             for i in (0, 3, 4):
                 alone = grid.run(built, grid.Operands(given.x[i : i + 1], given.weight, given.bias, None))
@@ -55,7 +57,8 @@ def test_direct_results_do_not_depend_on_threads_batch_or_place(grid, isa, dtype
 @pytest.mark.parametrize("precision", ["highest", "high"])
 def test_winograd_results_do_not_depend_on_threads_batch_or_place(grid, isa, dtype, precision, sampled):
     kernels = (3, 5) if precision == "highest" else (3, 5, 7)
-    for layer in sampled(grid.winograd_layers(5, 4, kernels)):
+    large = grid.Layer((1, 40, 9, 10), (50, 40, 3, 3), padding=(1,) * 4)
+    for layer in sampled([*grid.winograd_layers(5, 4, kernels), large]):
         layer = grid.replace(layer, x=(1, *layer.x[1:]), **ACTIVATED)
         tilings = grid.winograd_tilings(layer, isa, dtype, precision)
         _check_threads_and_batches(grid, layer, isa, dtype, tilings, precision)
