@@ -4,6 +4,7 @@ In: cconv/cpu.  Out: cconv.cpu's compiled modules, of which _team alone has Open
 is in pyproject.toml.
 """
 
+import os
 import platform
 from pathlib import Path
 
@@ -21,9 +22,12 @@ if platform.machine() in ("x86_64", "AMD64"):
         "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprfchw", "-mprefer-vector-width=512",
     ]  # fmt: skip
 
+#: Sanitizers multiply the code: at -O3 the kernels would take many minutes to compile (tests/sanitizers.sh). The second
+#: flag keeps contraction, which the error bounds of the fused instruction sets count on.
+OPTIMIZE = ["-O1", "-fexpensive-optimizations"] if "-fsanitize" in os.environ.get("CFLAGS", "") else ["-O3"]
 #: Neither flag changes a result: nobody reads errno or the floating-point exception flags here.
 C_FLAGS = [
-    "-std=gnu11", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-fno-tree-slp-vectorize",
+    "-std=gnu11", *OPTIMIZE, "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-fno-tree-slp-vectorize",
     "-Wall", "-Wextra",
 ]  # fmt: skip
 OPENMP = ["-fopenmp"]

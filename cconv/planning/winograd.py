@@ -58,7 +58,7 @@ DATA, RESULTS = 0.36, 0.30
 LONGEST, SHORTEST = 96, 16
 #: Amplification times length of chain. Equal products leave equal errors, which grow with the length of a chain and not
 #: with its root: the same pattern in all channels has more error then than white data, and meets the bound with this.
-DRIFT = 230
+DRIFT = 180
 
 
 @dataclass(frozen=True, slots=True)
