@@ -1,6 +1,6 @@
 """Gunicorn's settings: one worker process with threads, because one process owns the compute thread.
 
-In: service.config.  Out: the names that gunicorn reads. No preload: threads and OpenMP teams do not survive a fork.
+In: service.config.  Out: the names that gunicorn reads. No preload: threads do not survive a fork.
 """
 
 import os

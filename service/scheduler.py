@@ -3,7 +3,7 @@
 In: a request's tasks and its deadline.  Out: each task's maps, how long it waited and how long its run took; or
 DeadlineExceeded, or what the run raised.
 
-One thread computes because an OpenMP program keeps one team of threads per calling thread. Tasks with equal keys that
+One thread computes because cconv has one team of threads; whoever finds it busy works alone. Tasks with equal keys that
 wait at the same moment run as one batch; nothing waits for company. Only admitted requests come here, so the queue is
 bounded by admission.py: in requests, in FLOPs and in bytes.
 

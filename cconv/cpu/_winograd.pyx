@@ -53,7 +53,7 @@ cdef void transform_input(const Blocks *job, long block, long begin, long end, c
 
 
 cdef void multiply_pixels(
-    const Blocks *job, long point, long vectors, long outputs, const char *input, const char *weights, char *products
+    const Blocks *job, long vectors, long outputs, const char *input, const char *weights, char *products
 ) noexcept nogil:
     """The products of one point, a vector of tiles at a time."""
     cdef const cconv_kernels *kernels = job.kernels
@@ -70,7 +70,7 @@ cdef void multiply_pixels(
 
 
 cdef void multiply_channels(
-    const Blocks *job, long point, long count, long width, const char *input, const char *weights, char *sums,
+    const Blocks *job, long count, long width, const char *input, const char *weights, char *sums,
     char *products
 ) noexcept nogil:
     """The products of one point, a vector of output channels at a time: no lane is wasted on few tiles."""
@@ -113,10 +113,10 @@ cdef void multiply_panel(const Blocks *job, long block, long panel, const char *
         input = points + point * job.point_in * job.itemsize
         products = scratch + job.products_at + point * job.point_out * job.itemsize
         if job.pixel_lanes:
-            multiply_pixels(job, point, (count + job.kernels.lanes - 1) // job.kernels.lanes, outputs, input,
+            multiply_pixels(job, (count + job.kernels.lanes - 1) // job.kernels.lanes, outputs, input,
                             weights + point * job.C * width * job.itemsize, products)
         else:
-            multiply_channels(job, point, count, width, input, weights + point * job.C * width * job.itemsize,
+            multiply_channels(job, count, width, input, weights + point * job.C * width * job.itemsize,
                               scratch + job.sums_at, products)
     for o in range(outputs):
         map = (k + o) * job.how.P * job.how.Q * job.itemsize
