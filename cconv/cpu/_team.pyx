@@ -66,6 +66,24 @@ cdef extern from * nogil:
         clock_gettime(CLOCK_MONOTONIC, &now);
         return now.tv_sec * 1000000000L + now.tv_nsec;
     }
+    #ifdef __linux__
+    #include <sched.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    static inline int cconv_thread_id(void) { return (int)syscall(SYS_gettid); }
+    /* Let a thread run where the caller may, but not where it does: a woken thread is else often put behind its waker,
+     * and waits there until the scheduler balances, milliseconds later. */
+    static inline void cconv_keep_off(int thread) {
+        cpu_set_t allowed;
+        int here = sched_getcpu();
+        if (here < 0 || thread == 0 || sched_getaffinity(0, sizeof allowed, &allowed)) return;
+        if (CPU_COUNT(&allowed) > 1) CPU_CLR(here, &allowed);
+        sched_setaffinity(thread, sizeof allowed, &allowed);
+    }
+    #else
+    static inline int cconv_thread_id(void) { return 0; }
+    static inline void cconv_keep_off(int thread) { (void)thread; }
+    #endif
     /* A signal is for the threads that Python knows: it would not wake them here. */
     static inline int cconv_start(pthread_t *thread, void *(*main)(void *)) {
         sigset_t all, before;
@@ -82,6 +100,8 @@ cdef extern from * nogil:
     bint move "cconv_move"(int *at, int from_, int to)
     long take_next "cconv_next"(long *at)
     long nanoseconds "cconv_nanoseconds"()
+    int thread_id "cconv_thread_id"()
+    void keep_off "cconv_keep_off"(int thread)
     int start "cconv_start"(pthread_t *thread, void *(*main)(void *) noexcept nogil)
 
 cdef enum:
@@ -108,6 +128,7 @@ cdef Board board
 cdef int state = IDLE
 cdef int taken = 0  # whether somebody has the board
 cdef bint leading = False  # whether there is a leader; whoever has the board may ask
+cdef int leader = 0  # the leader's thread id, once it sleeps
 cdef pthread_mutex_t lock
 cdef pthread_cond_t posted, done
 cdef int wanted = 1
@@ -116,8 +137,8 @@ cdef long last_short = 0  # when a short run began
 
 cdef void begin() noexcept nogil:
     """The state of a process without a leader."""
-    global state, taken, leading
-    state, taken, leading = IDLE, 0, False
+    global state, taken, leading, leader
+    state, taken, leading, leader = IDLE, 0, False, 0
     pthread_mutex_init(&lock, NULL)
     pthread_cond_init(&posted, NULL)
     pthread_cond_init(&done, NULL)
@@ -167,7 +188,9 @@ cdef void wake(pthread_cond_t *change) noexcept nogil:
 
 cdef void *lead(void *nothing) noexcept nogil:
     """The leader's life."""
+    global leader
     cdef int i
+    leader = thread_id()
     while True:
         await_state(IDLE, ASLEEP, &posted)
         if not move(&state, POSTED, RUNNING):
@@ -207,6 +230,7 @@ cdef void share(Task task, const void *job, long tasks, char *scratch, size_t sc
     board.scratch, board.scratch_size = scratch, scratch_size
     board.helpers = <int>min(<long>threads, tasks - i) - 1
     if have_leader() and swap(&state, POSTED) == ASLEEP:
+        keep_off(leader)
         wake(&posted)
     take_tasks(scratch)
     if leading and not move(&state, POSTED, IDLE):
