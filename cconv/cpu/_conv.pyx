@@ -123,18 +123,15 @@ cdef void channels_panel(
     cdef const char *weights = job.weights + (group * padded + k) * job.depth * job.itemsize
     cdef char *sums = scratch + job.sums_at
     cdef char *flipped = scratch + job.flipped_at
-    cdef long cuts = (tile_q + kernels.rows - 1) // kernels.rows
     cdef long pixels = tile_p * tile_q, flipped_pitch = (pixels + lanes - 1) // lanes * lanes
-    cdef long chain, begin, end, row, cut, left, right, o, i
+    cdef long chain, begin, end, row, o, i
     for chain in range(job.chains):
         begin, end = chain * job.depth // job.chains, (chain + 1) * job.depth // job.chains
         for row in range(tile_p):
-            for cut in range(cuts):
-                left, right = cut * tile_q // cuts, (cut + 1) * tile_q // cuts
-                kernels.multiply_channels(
-                    <int>(right - left), <int>vectors, end - begin, job.offset + begin,
-                    scratch + (row * job.pitch + left) * job.itemsize, weights + begin * width * job.itemsize,
-                    sums + (row * tile_q + left) * width * job.itemsize, width, chain > 0)
+            kernels.multiply_channels(
+                <int>tile_q, <int>vectors, end - begin, end - begin, job.offset + begin,
+                scratch + row * job.pitch * job.itemsize, weights + begin * width * job.itemsize,
+                sums + row * tile_q * width * job.itemsize, width, chain > 0)
     k += group * job.group_outputs
     if job.across_images:  # an image's outputs lie side by side already
         for i in range(pixels):
@@ -164,21 +161,16 @@ cdef void pixels_panel(
     cdef long k = group * job.group_outputs + first
     cdef const char *weights = job.weights + k * job.depth * job.itemsize
     cdef char *sums = scratch + job.sums_at
-    cdef long widest = kernels.widest[outputs - 1]
-    cdef long cuts = (vectors + widest - 1) // widest
-    cdef long chain, begin, end, run, cut, left, right, o
+    cdef long chain, begin, end, run, o
     for o in range(outputs):
         kernels.expect(tile_p, tile_q, job.y + ((n * job.K + k + o) * job.P * job.Q + p * job.Q + q) * job.itemsize, job.Q)
     for chain in range(job.chains):
         begin, end = chain * job.depth // job.chains, (chain + 1) * job.depth // job.chains
         for run in range(runs):
-            for cut in range(cuts):
-                left, right = cut * vectors // cuts, (cut + 1) * vectors // cuts
-                kernels.multiply_pixels(
-                    <int>outputs, <int>(right - left), end - begin, offset + begin,
-                    tile + (run * job.pitch + left * lanes) * job.itemsize,
-                    weights + begin * outputs * job.itemsize,
-                    sums + (run * vectors + left) * lanes * job.itemsize, sums_pitch, chain > 0)
+            kernels.multiply_pixels(
+                <int>outputs, <int>vectors, end - begin, end - begin, offset + begin,
+                tile + run * job.pitch * job.itemsize, weights + begin * outputs * job.itemsize,
+                sums + run * vectors * lanes * job.itemsize, sums_pitch, chain > 0)
     for o in range(outputs):
         finish_map(job, n, k + o, p, q, tile_p, tile_q, sums + o * sums_pitch * job.itemsize,
                    job.pitch if job.joined else vectors * lanes)

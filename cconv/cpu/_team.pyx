@@ -71,18 +71,24 @@ cdef extern from * nogil:
     #include <sys/syscall.h>
     #include <unistd.h>
     static inline int cconv_thread_id(void) { return (int)syscall(SYS_gettid); }
-    /* Let a thread run where the caller may, but not where it does: a woken thread is else often put behind its waker,
-     * and waits there until the scheduler balances, milliseconds later. */
-    static inline void cconv_keep_off(int thread) {
-        cpu_set_t allowed;
+    /* A woken thread is often put behind its waker, and waits there until the scheduler balances, milliseconds later.
+     * So a sleeper is woken where its waker is not, and once awake may again run wherever the waker may. */
+    static cpu_set_t cconv_allowed;
+    static inline void cconv_keep_off(int sleeper) {
+        cpu_set_t elsewhere;
         int here = sched_getcpu();
-        if (here < 0 || thread == 0 || sched_getaffinity(0, sizeof allowed, &allowed)) return;
-        if (CPU_COUNT(&allowed) > 1) CPU_CLR(here, &allowed);
-        sched_setaffinity(thread, sizeof allowed, &allowed);
+        if (here < 0 || sleeper == 0 || sched_getaffinity(0, sizeof cconv_allowed, &cconv_allowed)) return;
+        elsewhere = cconv_allowed;
+        CPU_CLR(here, &elsewhere);
+        sched_setaffinity(sleeper, sizeof elsewhere, &elsewhere); /* if there is nowhere else it fails, and all is as it was */
+    }
+    static inline void cconv_roam(void) {
+        if (CPU_COUNT(&cconv_allowed)) sched_setaffinity(0, sizeof cconv_allowed, &cconv_allowed);
     }
     #else
     static inline int cconv_thread_id(void) { return 0; }
-    static inline void cconv_keep_off(int thread) { (void)thread; }
+    static inline void cconv_keep_off(int sleeper) { (void)sleeper; }
+    static inline void cconv_roam(void) {}
     #endif
     /* A signal is for the threads that Python knows: it would not wake them here. */
     static inline int cconv_start(pthread_t *thread, void *(*main)(void *)) {
@@ -101,7 +107,8 @@ cdef extern from * nogil:
     long take_next "cconv_next"(long *at)
     long nanoseconds "cconv_nanoseconds"()
     int thread_id "cconv_thread_id"()
-    void keep_off "cconv_keep_off"(int thread)
+    void keep_off "cconv_keep_off"(int sleeper)
+    void roam "cconv_roam"()
     int start "cconv_start"(pthread_t *thread, void *(*main)(void *) noexcept nogil)
 
 cdef enum:
@@ -168,16 +175,19 @@ cdef void watch(int unwanted) noexcept nogil:
             return
 
 
-cdef void await_state(int unwanted, int waiting, pthread_cond_t *change) noexcept nogil:
-    """Until `state` is neither `unwanted` nor, so that the other one knows it must wake us, `waiting`."""
+cdef bint await_state(int unwanted, int waiting, pthread_cond_t *change) noexcept nogil:
+    """Until `state` is neither `unwanted` nor, so that the other one knows it must wake us, `waiting`; whether we slept."""
+    cdef bint slept = False
     watch(unwanted)
     if load(&state) != unwanted:
-        return
+        return slept
     pthread_mutex_lock(&lock)
     if move(&state, unwanted, waiting):
         while load(&state) == waiting:
+            slept = True
             pthread_cond_wait(change, &lock)
     pthread_mutex_unlock(&lock)
+    return slept
 
 
 cdef void wake(pthread_cond_t *change) noexcept nogil:
@@ -192,7 +202,8 @@ cdef void *lead(void *nothing) noexcept nogil:
     cdef int i
     leader = thread_id()
     while True:
-        await_state(IDLE, ASLEEP, &posted)
+        if await_state(IDLE, ASLEEP, &posted):
+            roam()
         if not move(&state, POSTED, RUNNING):
             continue  # the caller did everything itself
         if board.helpers == 1:

@@ -44,9 +44,9 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*pack_rows)(const cconv_rows *, const void *, void *) noexcept nogil
         void (*pack_panel)(long, long, long, const void *, void *) noexcept nogil
         void (*multiply_channels)(
-            int, int, long, const int32_t *, const void *, const void *, void *, long, int) noexcept nogil
+            int, int, long, long, const int32_t *, const void *, const void *, void *, long, int) noexcept nogil
         void (*multiply_pixels)(
-            int, int, long, const int32_t *, const void *, const void *, void *, long, int) noexcept nogil
+            int, int, long, long, const int32_t *, const void *, const void *, void *, long, int) noexcept nogil
         void (*transpose)(long, long, const void *, long, void *, long) noexcept nogil
         void (*finish)(const cconv_finish *, double, long, long, const void *, long, const void *, void *, long) noexcept nogil
         void (*expect)(long, long, const void *, long) noexcept nogil

@@ -6,7 +6,7 @@ The estimate counts what the kernels issue in units of one fused multiply-add of
 fitted to measured times (docs/kernels.md); `make bench` prints what a wrong choice costs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import ArgumentError
 from . import direct, winograd
@@ -19,16 +19,22 @@ ALGORITHMS = ("auto", "direct", "winograd")
 
 #: Fewest input and output channels of an automatic Winograd: below, integers stay exact.
 FEWEST_CHANNELS = 16
-#: How much of the second-level cache the transformed input of a block of tiles may take.
+#: How much of the second-level cache the transformed input of a thread's own block of tiles may take.
 BLOCK_SHARE = 0.7
+#: How much of it the products of a task may take before they spill to the third level.
+PRODUCTS_SHARE = 0.6
+#: Bytes of transformed input that threads share at once.
+HELD_BYTES = 6 << 20
 #: Lanes "channels" waste none on few tiles, but their products have to be transposed: taken below this ratio of work.
 FEW_TILES = 0.9
 #: Bytes of transformed filters beyond which they come from memory on every run.
 L3_BYTES = 20 << 20
 #: Bytes of the smallest block beyond which there is no Winograd: bounds the scratch of layers with very many channels.
 BLOCK_LIMIT = 16 << 20
-#: Most vectors of tiles in a block.
+#: Most vectors of tiles in a thread's own block.
 BLOCK_VECTORS = 4
+#: Time of a call of a register tile, and of a vector from the third level and from memory, in units of the estimate.
+CALL, FAR, MEMORY = 40, 0.7, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,10 @@ class Winograd:
     tiles: int
     #: Panels into which the output channels are cut.
     panels: int
+    #: Panels whose products are transformed back together.
+    group: int
+    #: Blocks whose transformed input the threads share at a time; 0 if every thread transforms its own.
+    held: int
     chains: int
     #: Multiplications and additions that the kernels issue for one image, lanes of padding included.
     executed_flops: int
@@ -62,20 +72,40 @@ Tiling = Direct | Depthwise | Winograd
 
 
 def _winograd(spec: ConvSpec, machine: Machine, transform: Transform, images: int) -> Winograd:
-    vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
+    """The blocking of a transform with the least estimated time."""
+    itemsize = ITEMSIZE[spec.dtype]
+    vector = machine.vector_bytes // itemsize
     points, m = transform.alpha**2, transform.m
     tiles = images * ceil_div(spec.P, m) * ceil_div(spec.Q, m)
-    fit = int(machine.l2_bytes * BLOCK_SHARE) // (points * spec.C * machine.vector_bytes)
-    vectors = max(1, min(ceil_div(tiles, vector), fit, BLOCK_VECTORS))
+    vectors = ceil_div(tiles, vector)
     chains = winograd.chains(spec.C, transform, transform) if spec.precision == "highest" else direct.chains(spec.C)
-    across, down = ceil_div(tiles, vector) * vector * spec.K, tiles * ceil_div(spec.K, vector) * vector
-    if down < across * FEW_TILES:
-        lanes, block = "channels", ceil_div(tiles, ceil_div(tiles, vectors * vector))
-        panels = ceil_div(spec.K, vector * machine.tile_vectors)
-    else:
-        lanes, block, panels = "pixels", vectors * vector, machine.panels(spec.K, vectors)
+    across, down = vectors * vector * spec.K, tiles * ceil_div(spec.K, vector) * vector
+    lanes = "channels" if down < across * FEW_TILES else "pixels"
     executed = 2 * points * spec.C * (down if lanes == "channels" else across) // images
-    return Winograd(transform, lanes, block, panels, chains, executed)
+    vector_bytes = points * spec.C * machine.vector_bytes
+
+    def blocking(block: int, held: int, group_bytes: float) -> Winograd:
+        size = min(tiles, block * vector)
+        if lanes == "channels":
+            panels = ceil_div(spec.K, vector * machine.tile_vectors)
+        else:
+            panels = machine.panels(spec.K, block)
+        panel_bytes = points * ceil_div(spec.K, panels) * block * machine.vector_bytes
+        group = min(panels, max(1, int(group_bytes / panel_bytes)))
+        group = ceil_div(panels, ceil_div(panels, group))
+        return Winograd(transform, lanes, size, panels, group, held, chains, executed)
+
+    near = machine.l2_bytes * PRODUCTS_SHARE
+    own = max(1, min(vectors, int(machine.l2_bytes * BLOCK_SHARE) // vector_bytes, BLOCK_VECTORS))
+    found = [blocking(ceil_div(vectors, ceil_div(vectors, own)), 0, near / 2)]
+    for blocks in range(1, vectors + 1):
+        block = ceil_div(vectors, blocks)
+        if block * vector_bytes <= max(HELD_BYTES, vector_bytes) and ceil_div(vectors, block) == blocks:
+            held = max(1, min(blocks, HELD_BYTES // (block * vector_bytes)))
+            found += [blocking(block, held, near * share) for share in (0.5, 1, 2, 4)]
+        if block == 1 or blocks > 64:
+            break
+    return min(found, key=lambda tiling: estimate(spec, machine, tiling, images))
 
 
 def _transforms(spec: ConvSpec, machine: Machine) -> list[Transform]:
@@ -126,13 +156,39 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
         # Tiles 2 or 4 apart are sorted into lanes by shuffling, others by a transposition.
         transforms = (8 if transform.m in (2, 4) else 12) * transform.alpha**2 * tiles * (spec.C + spec.K)
         filters = transform.alpha**2 * spec.C * spec.K
-        streamed = filters / vector / images * (1 if filters * ITEMSIZE[spec.dtype] <= L3_BYTES else 3)
-        return fma * 1.1 + transforms + streamed + packs * 2.5 * filters / images
+        return fma * 1.1 + transforms + _passing(spec, machine, tiling, images) / images + packs * 2.5 * filters / images
     # Rows of the image that two tiles share are packed twice.
     packing = 3 * maps_in * (1 + (spec.R - 1) / tiling.tile_p) + packs * 0.5 * spec.K * spec.depth / images
     if tiling.lanes == "pixels":
         return fma * 1.05 + packing + 4 * tiling.chains * maps_out
     return fma * 1.1 + packing + (2 * tiling.chains + 12) * maps_out
+
+
+def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) -> float:
+    """What a blocking costs beyond its arithmetic, of all images: weights, input and products that pass through the
+    caches, calls of register tiles, and threads that wait for the last one's task."""
+    itemsize, lanes = ITEMSIZE[spec.dtype], machine.vector_bytes // ITEMSIZE[spec.dtype]
+    points = tiling.transform.alpha**2
+    tiles = images * ceil_div(spec.P, tiling.transform.m) * ceil_div(spec.Q, tiling.transform.m)
+    blocks, block = ceil_div(tiles, tiling.tiles), ceil_div(tiling.tiles, lanes)
+    groups = ceil_div(tiling.panels, tiling.group)
+    filters, data = points * spec.C * spec.K / lanes, points * spec.C * blocks * block
+    products = points * spec.K * blocks * block
+    time = filters * blocks * (FAR if filters * machine.vector_bytes <= L3_BYTES else MEMORY)
+    if tiling.held:
+        near = block * points * spec.C * machine.vector_bytes <= machine.l2_bytes / 2
+        time += data * FAR * (1 + (1 if near else groups))
+    if products / blocks / groups * machine.vector_bytes > machine.l2_bytes * PRODUCTS_SHARE:
+        time += products * FAR * 2
+    if tiling.lanes == "pixels":
+        outputs = ceil_div(spec.K, tiling.panels)
+        calls = ceil_div(block, machine.pixel_vectors[outputs - 1])
+    else:
+        calls = ceil_div(tiling.tiles, machine.tile_rows)
+    time += points * tiling.panels * blocks * calls * CALL
+    rounds = [tiling.held * groups] * (blocks // tiling.held) + [blocks % tiling.held * groups] if tiling.held else [blocks]
+    waiting = sum(ceil_div(tasks, machine.threads) * machine.threads - tasks for tasks in rounds) / sum(rounds)
+    return time + waiting * tiling.executed_flops * images / 2 / lanes
 
 
 def batch_class(images: int) -> int:
@@ -141,5 +197,8 @@ def batch_class(images: int) -> int:
 
 
 def choose(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = False) -> Tiling:
-    """The candidate with the least estimated time."""
-    return min(candidates(spec, machine, images), key=lambda tiling: estimate(spec, machine, tiling, images, packs))
+    """The candidate with the least estimated time; which one it is does not depend on the number of threads, so that no
+    bit of a result does."""
+    alone = replace(machine, threads=1)
+    times = [estimate(spec, alone, tiling, images, packs) for tiling in candidates(spec, alone, images)]
+    return candidates(spec, machine, images)[times.index(min(times))]

@@ -22,10 +22,24 @@ class Machine:
 
     def panels(self, outputs: int, vectors: int) -> int:
         """The panels into which so many outputs are best cut when there are so many vectors of pixels to fill."""
-        tiles = ((n, min(widest, vectors)) for n, widest in enumerate(self.pixel_vectors, start=1))
-        # As many sums in registers as can be, with as few loads as can be.
-        best, _ = max(tiles, key=lambda tile: (tile[0] * tile[1], -sum(tile)))
-        return ceil_div(outputs, best)
+
+        def tile(n: int, w: int) -> float:
+            """Cycles of n x w products: two a cycle, but not before those of the last step, nor before their operands
+            are loaded, vectors of pixels from the second level; one more for the end of a chain of some twenty steps."""
+            return max(n * w / 2, (n + 3 * w) / 2, 4) + 1
+
+        def panel(n: int) -> float:
+            cuts = ceil_div(vectors, self.pixel_vectors[n - 1])
+            wide = vectors % cuts
+            return wide * tile(n, vectors // cuts + 1) + (cuts - wide) * tile(n, vectors // cuts)
+
+        def time(panels: int) -> float:
+            larger = outputs % panels
+            small = outputs // panels
+            return (panels - larger) * panel(small) + (larger and larger * panel(small + 1))
+
+        most = len(self.pixel_vectors)
+        return min({ceil_div(outputs, n) for n in range(1, min(most, outputs) + 1)}, key=time)
 
 
 def ceil_div(a: int, b: int) -> int:

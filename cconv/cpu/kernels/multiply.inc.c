@@ -9,8 +9,9 @@
  *   multiply_channels    sums[pixel]  [o o o o|o o o o]      panel[k] is a row of vectors, input[...] is broadcast
  *   multiply_pixels      sums[output] [p p p p|p p p p]      input[...] is a row of vectors, panel[k][output] is broadcast
  *
- * Assumptions: input holds whole vectors (garbage lanes are computed, and dropped by whoever reads the sums). Every sum
- * is one chain of fused multiply-adds in the order of k, so that no tile shape changes a bit of the result.
+ * Every sum is cut into chains of at most `chain` products: fused multiply-adds in the order of k, added to the sums one
+ * chain after the other. No tile shape changes a bit of the result.
+ * Assumptions: input holds whole vectors (garbage lanes are computed, and dropped by whoever reads the sums).
  */
 
 /* How far ahead of its use a panel is asked for, in bytes: it comes from the third level where it is large. */
@@ -19,72 +20,82 @@
 /* R pixels by W vectors of output channels in registers. Per k: R broadcasts, W loads, R*W fused multiply-adds. */
 #define CHANNELS(R, W)                                                                                                 \
     static __attribute__((noinline)) void NAME(channels_##R##x##W)(                                                    \
-        long depth, const int32_t *restrict offset, const T *restrict input, const T *restrict panel,                  \
+        long depth, long chain, const int32_t *restrict offset, const T *restrict input, const T *restrict panel,      \
         T *restrict sums, long pitch, int add) {                                                                       \
-        V c[R][W];                                                                                                     \
-        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                           \
-            _Pragma("GCC unroll 2") for (int v = 0; v < W; v++) c[i][v] = (V){0};                                      \
-        for (long k = 0; k < depth; k++, panel += W * LANES) {                                                         \
-            const T *a = input + offset[k];                                                                            \
-            V b[W];                                                                                                    \
-            __builtin_prefetch((const char *)panel + AHEAD);                                                           \
-            if (W * sizeof(V) > 64) __builtin_prefetch((const char *)panel + AHEAD + 64);                              \
-            _Pragma("GCC unroll 2") for (int v = 0; v < W; v++) b[v] = load(panel + v * LANES);                        \
-            _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {                                                     \
-                V x = splat(a[i]);                                                                                     \
-                _Pragma("GCC unroll 2") for (int v = 0; v < W; v++) c[i][v] += x * b[v];                               \
+        for (long k = 0, end; k < depth; add = 1) {                                                                    \
+            V c[R][W];                                                                                                 \
+            _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                       \
+                _Pragma("GCC unroll 2") for (int v = 0; v < W; v++) c[i][v] = (V){0};                                  \
+            for (end = k + chain < depth ? k + chain : depth; k < end; k++, panel += W * LANES) {                      \
+                const T *a = input + offset[k];                                                                        \
+                V b[W];                                                                                                \
+                __builtin_prefetch((const char *)panel + AHEAD);                                                       \
+                if (W * sizeof(V) > 64) __builtin_prefetch((const char *)panel + AHEAD + 64);                          \
+                _Pragma("GCC unroll 2") for (int v = 0; v < W; v++) b[v] = load(panel + v * LANES);                    \
+                _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {                                                 \
+                    V x = splat(a[i]);                                                                                 \
+                    _Pragma("GCC unroll 2") for (int v = 0; v < W; v++) c[i][v] += x * b[v];                           \
+                }                                                                                                      \
             }                                                                                                          \
-        }                                                                                                              \
-        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                           \
-            _Pragma("GCC unroll 2") for (int v = 0; v < W; v++) {                                                      \
-            T *to = sums + i * pitch + v * LANES;                                                                      \
-            store(to, add ? load(to) + c[i][v] : c[i][v]);                                                             \
+            _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                       \
+                _Pragma("GCC unroll 2") for (int v = 0; v < W; v++) {                                                  \
+                T *to = sums + i * pitch + v * LANES;                                                                  \
+                store(to, add ? load(to) + c[i][v] : c[i][v]);                                                         \
+            }                                                                                                          \
         }                                                                                                              \
     }
 #define CHANNELS_BOTH(R) CHANNELS(R, 1) CHANNELS(R, 2)
 EACH_ROWS(CHANNELS_BOTH)
 
-typedef void (*NAME(channels_kernel))(long, const int32_t *, const T *, const T *, T *, long, int);
+typedef void (*NAME(channels_kernel))(long, long, const int32_t *, const T *, const T *, T *, long, int);
 #define CHANNELS_ENTRY(R) {NAME(channels_##R##x1), NAME(channels_##R##x2)},
 static const NAME(channels_kernel) NAME(channels_table)[][2] = {EACH_ROWS(CHANNELS_ENTRY)};
 
-static void NAME(multiply_channels)(int pixels, int vectors, long depth, const int32_t *offset, const void *input,
-                                    const void *panel, void *sums, long pitch, int add) {
-    NAME(channels_table)[pixels - 1][vectors - 1](depth, offset, input, panel, sums, pitch, add);
+/* Pixels lie side by side; rows of the register tile that are left over make the last tiles smaller. */
+static void NAME(multiply_channels)(int pixels, int vectors, long depth, long chain, const int32_t *offset,
+                                    const void *input, const void *panel, void *sums, long pitch, int add) {
+    const T *a = input;
+    T *to = sums;
+    for (int cuts = (pixels + TILE_ROWS - 1) / TILE_ROWS, n; cuts > 0; cuts--, pixels -= n, a += n, to += n * pitch) {
+        n = pixels / cuts;
+        NAME(channels_table)[n - 1][vectors - 1](depth, chain, offset, a, panel, to, pitch, add);
+    }
 }
 
 /* O output channels by W vectors of pixels in registers. Per k: W loads, O broadcasts, O*W fused multiply-adds. */
 #define PIXELS(O, W)                                                                                                   \
     static __attribute__((noinline)) void NAME(pixels_##O##x##W)(                                                      \
-        long depth, const int32_t *restrict offset, const T *restrict input, const T *restrict panel,                  \
+        long depth, long chain, const int32_t *restrict offset, const T *restrict input, const T *restrict panel,      \
         T *restrict sums, long pitch, int add) {                                                                       \
-        V c[O][W];                                                                                                     \
-        _Pragma("GCC unroll 32") for (int o = 0; o < O; o++)                                                           \
-            _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) c[o][v] = (V){0};                                      \
-        for (long k = 0; k < depth; k++, panel += O) {                                                                 \
-            const T *a = input + offset[k];                                                                            \
-            __builtin_prefetch((const char *)panel + AHEAD);                                                           \
-            if (O * sizeof(T) > 64) __builtin_prefetch((const char *)panel + AHEAD + 64);                              \
-            if (W < O) {                                                                                               \
-                V b[W];                                                                                                \
-                _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) b[v] = load(a + v * LANES);                        \
-                _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) {                                                 \
-                    V w = splat(panel[o]);                                                                             \
-                    _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) c[o][v] += w * b[v];                           \
-                }                                                                                                      \
-            } else {                                                                                                   \
-                V w[O];                                                                                                \
-                _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) w[o] = splat(panel[o]);                           \
-                _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) {                                                  \
-                    V b = load(a + v * LANES);                                                                         \
-                    _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) c[o][v] += w[o] * b;                          \
+        for (long k = 0, end; k < depth; add = 1) {                                                                    \
+            V c[O][W];                                                                                                 \
+            _Pragma("GCC unroll 32") for (int o = 0; o < O; o++)                                                       \
+                _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) c[o][v] = (V){0};                                  \
+            for (end = k + chain < depth ? k + chain : depth; k < end; k++, panel += O) {                              \
+                const T *a = input + offset[k];                                                                        \
+                __builtin_prefetch((const char *)panel + AHEAD);                                                       \
+                if (O * sizeof(T) > 64) __builtin_prefetch((const char *)panel + AHEAD + 64);                          \
+                if (W < O) {                                                                                           \
+                    V b[W];                                                                                            \
+                    _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) b[v] = load(a + v * LANES);                    \
+                    _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) {                                             \
+                        V w = splat(panel[o]);                                                                         \
+                        _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) c[o][v] += w * b[v];                       \
+                    }                                                                                                  \
+                } else {                                                                                               \
+                    V w[O];                                                                                            \
+                    _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) w[o] = splat(panel[o]);                       \
+                    _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) {                                              \
+                        V b = load(a + v * LANES);                                                                     \
+                        _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) c[o][v] += w[o] * b;                      \
+                    }                                                                                                  \
                 }                                                                                                      \
             }                                                                                                          \
-        }                                                                                                              \
-        _Pragma("GCC unroll 32") for (int o = 0; o < O; o++)                                                           \
-            _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) {                                                      \
-            T *to = sums + o * pitch + v * LANES;                                                                      \
-            store(to, add ? load(to) + c[o][v] : c[o][v]);                                                             \
+            _Pragma("GCC unroll 32") for (int o = 0; o < O; o++)                                                       \
+                _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) {                                                  \
+                T *to = sums + o * pitch + v * LANES;                                                                  \
+                store(to, add ? load(to) + c[o][v] : c[o][v]);                                                         \
+            }                                                                                                          \
         }                                                                                                              \
     }
 #define PIXELS_1(O) PIXELS(O, 1)
@@ -97,7 +108,7 @@ static void NAME(multiply_channels)(int pixels, int vectors, long depth, const i
 #define PIXELS_UP_TO(O, W) PIXELS_##W(O)
 EACH_PIXELS(PIXELS_UP_TO)
 
-typedef void (*NAME(pixels_kernel))(long, const int32_t *, const T *, const T *, T *, long, int);
+typedef void (*NAME(pixels_kernel))(long, long, const int32_t *, const T *, const T *, T *, long, int);
 #define ENTRY(O, W) NAME(pixels_##O##x##W)
 #define ENTRIES_1(O) ENTRY(O, 1)
 #define ENTRIES_2(O) ENTRIES_1(O), ENTRY(O, 2)
@@ -111,7 +122,14 @@ static const NAME(pixels_kernel) NAME(pixels_table)[][8] = {EACH_PIXELS(ENTRIES_
 #define WIDEST(O, W) W,
 static const unsigned char NAME(widest)[] = {EACH_PIXELS(WIDEST) 0};
 
-static void NAME(multiply_pixels)(int outputs, int vectors, long depth, const int32_t *offset, const void *input,
-                                  const void *panel, void *sums, long pitch, int add) {
-    NAME(pixels_table)[outputs - 1][vectors - 1](depth, offset, input, panel, sums, pitch, add);
+/* Any number of vectors of pixels side by side: as many tiles as they need, as equal as can be. */
+static void NAME(multiply_pixels)(int outputs, int vectors, long depth, long chain, const int32_t *offset,
+                                  const void *input, const void *panel, void *sums, long pitch, int add) {
+    const T *a = input;
+    T *to = sums;
+    const int widest = NAME(widest)[outputs - 1];
+    for (int cuts = (vectors + widest - 1) / widest, n; cuts > 0; cuts--, vectors -= n, a += n * LANES, to += n * LANES) {
+        n = vectors / cuts;
+        NAME(pixels_table)[outputs - 1][n - 1](depth, chain, offset, a, panel, to, pitch, add);
+    }
 }
