@@ -156,7 +156,8 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
         # Tiles 2 or 4 apart are sorted into lanes by shuffling, others by a transposition.
         transforms = (8 if transform.m in (2, 4) else 12) * transform.alpha**2 * tiles * (spec.C + spec.K)
         filters = transform.alpha**2 * spec.C * spec.K
-        return fma * 1.1 + transforms + _passing(spec, machine, tiling, images) / images + packs * 2.5 * filters / images
+        beyond = _passing(spec, machine, tiling, images) + packs * 2.5 * filters
+        return fma * 1.1 + transforms + beyond / images
     # Rows of the image that two tiles share are packed twice.
     packing = 3 * maps_in * (1 + (spec.R - 1) / tiling.tile_p) + packs * 0.5 * spec.K * spec.depth / images
     if tiling.lanes == "pixels":
@@ -167,7 +168,7 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
 def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) -> float:
     """What a blocking costs beyond its arithmetic, of all images: weights, input and products that pass through the
     caches, calls of register tiles, and threads that wait for the last one's task."""
-    itemsize, lanes = ITEMSIZE[spec.dtype], machine.vector_bytes // ITEMSIZE[spec.dtype]
+    lanes = machine.vector_bytes // ITEMSIZE[spec.dtype]
     points = tiling.transform.alpha**2
     tiles = images * ceil_div(spec.P, tiling.transform.m) * ceil_div(spec.Q, tiling.transform.m)
     blocks, block = ceil_div(tiles, tiling.tiles), ceil_div(tiling.tiles, lanes)
@@ -186,7 +187,8 @@ def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) ->
     else:
         calls = ceil_div(tiling.tiles, machine.tile_rows)
     time += points * tiling.panels * blocks * calls * CALL
-    rounds = [tiling.held * groups] * (blocks // tiling.held) + [blocks % tiling.held * groups] if tiling.held else [blocks]
+    held = tiling.held * groups
+    rounds = [held] * (blocks // tiling.held) + [blocks % tiling.held * groups] if held else [blocks]
     waiting = sum(ceil_div(tasks, machine.threads) * machine.threads - tasks for tasks in rounds) / sum(rounds)
     return time + waiting * tiling.executed_flops * images / 2 / lanes
 

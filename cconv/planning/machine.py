@@ -25,7 +25,7 @@ class Machine:
 
         def tile(n: int, w: int) -> float:
             """Cycles of n x w products: two a cycle, but not before those of the last step, nor before their operands
-            are loaded, vectors of pixels from the second level; one more for the end of a chain of some twenty steps."""
+            are loaded, vectors of pixels from the second level; one more for the end of a chain of twenty steps."""
             return max(n * w / 2, (n + 3 * w) / 2, 4) + 1
 
         def panel(n: int) -> float:
