@@ -3,7 +3,7 @@
 cimport numpy as cnp
 from libc.stdint cimport int32_t
 
-from ._pool cimport LINE, Buffer
+from ._pool cimport LINE, Buffer, borrow
 from ._team cimport Task, share
 from .kernels cimport cconv_finish, cconv_kernels
 

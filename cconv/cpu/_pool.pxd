@@ -9,7 +9,9 @@ cdef class Buffer:
     cdef char *data
     cdef readonly size_t nbytes
     cdef size_t taken
+    cdef object owner
 
 cdef Buffer lease(double nbytes)
+cdef Buffer borrow(cnp.ndarray array)
 cdef cnp.ndarray empty(int rank, const cnp.npy_intp *shape, int type_number)
 cdef cnp.ndarray part(Buffer memory, size_t begin, int rank, const cnp.npy_intp *shape, int type_number)

@@ -176,7 +176,7 @@ cdef class Buffer:
         self.nbytes = nbytes
 
     def __dealloc__(self):
-        if self.data != NULL:
+        if self.data != NULL and self.owner is None:
             give(self.data, self.taken)
 
 
@@ -185,6 +185,15 @@ cdef Buffer lease(double nbytes):
     if nbytes > MOST_BYTES:
         raise MemoryError(f"could not allocate {nbytes:.0f} bytes")
     return Buffer(<size_t>nbytes)
+
+
+cdef Buffer borrow(cnp.ndarray array):
+    """The memory of a C-ordered array, which is kept."""
+    cdef Buffer buffer = Buffer(0)
+    if buffer.data != NULL:
+        give(buffer.data, buffer.taken)
+    buffer.data, buffer.nbytes, buffer.owner = <char *>cnp.PyArray_DATA(array), array.nbytes, array
+    return buffer
 
 
 cdef cnp.ndarray part(Buffer memory, size_t begin, int rank, const cnp.npy_intp *shape, int type_number):

@@ -14,7 +14,7 @@ cimport numpy as cnp
 from libc.stdint cimport int32_t
 from libc.string cimport memset
 
-from ._core cimport Buffer, ceil_div, compute, data_of, finish_of, int_table, kernels_of, lines, share
+from ._core cimport Buffer, borrow, ceil_div, compute, data_of, finish_of, int_table, kernels_of, lines, share
 from .kernels cimport cconv_finish, cconv_kernels, cconv_winograd
 
 cnp.import_array()
@@ -29,12 +29,13 @@ cdef struct Blocks:
     const cconv_kernels *kernels
     cconv_winograd how
     cconv_finish finish
-    int itemsize, pixel_lanes
+    int itemsize, pixel_lanes, fused
     long C, K, panels, group, groups, chain, points  # group: panels of a task; chain: products of one
     long tiles, pitch, strip, count, blocks  # tiles of a block, as whole vectors, at once; of all images; blocks
     long point_in, point_out, point_weights  # elements from one point to the next: transformed input, products, filters
     long held, begin, parts_in  # shared blocks: how many at a time, the first of these, parts of the channels
-    size_t block_bytes, products_at, sums_at, strip_at  # of transformed input; of a thread's scratch
+    size_t block_bytes, products_at, sums_at, strip_at, filters_at  # of transformed input; of a thread's scratch
+    long taps
     const int32_t *offset
     char *shared  # transformed input of all blocks
     const char *x
@@ -67,6 +68,33 @@ cdef inline long panel_width(const Blocks *job, long outputs) noexcept nogil:
     return outputs if job.pixel_lanes else (outputs + job.kernels.lanes - 1) // job.kernels.lanes * job.kernels.lanes
 
 
+cdef void transform_filters(const Blocks *job, const char *weight, long panel, char *to, long pitch) noexcept nogil:
+    """A panel of filters, points `pitch` elements apart."""
+    cdef long k = panel_begin(job, panel), outputs = panel_begin(job, panel + 1) - k
+    cdef long width = panel_width(job, outputs), c
+    if width > outputs:
+        for c in range(job.points):
+            memset(to + c * pitch * job.itemsize, 0, width * job.C * job.itemsize)
+    for c in range(job.C):
+        job.kernels.winograd_filter(
+            &job.how, outputs, job.C * job.taps, weight + (k * job.C + c) * job.taps * job.itemsize,
+            to + c * width * job.itemsize, pitch)
+
+
+cdef struct Filters:
+    const Blocks *blocks
+    const char *weight
+    char *packed
+
+
+cdef void filter_task(const void *untyped, long panel, char *scratch) noexcept nogil:
+    """The transformed filters of a panel."""
+    cdef const Filters *filters = <const Filters *>untyped
+    cdef const Blocks *job = filters.blocks
+    transform_filters(job, filters.weight, panel, filters.packed + panel_begin(job, panel) * job.C * job.itemsize,
+                      job.point_weights)
+
+
 cdef void multiply_group(const Blocks *job, long block, long group, const char *points, char *scratch) noexcept nogil:
     """Some panels of output channels of a block, from transformed input to maps."""
     cdef const cconv_kernels *kernels = job.kernels
@@ -77,15 +105,22 @@ cdef void multiply_group(const Blocks *job, long block, long group, const char *
     cdef long point, panel, k, outputs, width, map, i, t
     cdef double bias
     cdef const char *input
+    cdef const char *filters = job.weights + first_output * job.C * job.itemsize
     cdef const char *weights
     cdef char *products
+    if job.fused:
+        filters = scratch + job.filters_at
+        for panel in range(begin, end):
+            transform_filters(
+                job, job.weights, panel,
+                scratch + job.filters_at + (panel_begin(job, panel) - first_output) * job.C * job.itemsize, job.point_weights)
     for point in range(job.points):
         input = points + point * job.point_in * job.itemsize
         for panel in range(begin, end):
             k = panel_begin(job, panel)
             outputs = panel_begin(job, panel + 1) - k
             width = panel_width(job, outputs)
-            weights = job.weights + (point * job.point_weights + k * job.C) * job.itemsize
+            weights = filters + (point * job.point_weights + (k - first_output) * job.C) * job.itemsize
             products = scratch + job.products_at + (point * job.point_out + (k - first_output) * job.pitch) * job.itemsize
             if job.pixel_lanes:
                 kernels.multiply_pixels(
@@ -132,29 +167,6 @@ cdef void output_task(const void *untyped, long index, char *scratch) noexcept n
     multiply_group(job, job.begin + block, index % job.groups, job.shared + block * job.block_bytes, scratch)
 
 
-cdef struct Filters:
-    const Blocks *blocks
-    long taps
-    const char *weight
-    char *packed
-
-
-cdef void filter_task(const void *untyped, long panel, char *scratch) noexcept nogil:
-    """The transformed filters of a panel."""
-    cdef const Filters *filters = <const Filters *>untyped
-    cdef const Blocks *job = filters.blocks
-    cdef long k = panel_begin(job, panel), outputs = panel_begin(job, panel + 1) - k
-    cdef long width = panel_width(job, outputs), c
-    cdef char *to = filters.packed + k * job.C * job.itemsize
-    if width > outputs:
-        for c in range(job.points):
-            memset(to + c * job.point_weights * job.itemsize, 0, width * job.C * job.itemsize)
-    for c in range(job.C):
-        job.kernels.winograd_filter(
-            &job.how, outputs, job.C * filters.taps,
-            filters.weight + (k * job.C + c) * filters.taps * job.itemsize, to + c * width * job.itemsize, job.point_weights)
-
-
 cdef class WinogradConvolution:
     """A ConvSpec cut by a Winograd tiling for one ISA. Holds tables, no weights; run() may be called from many threads."""
 
@@ -183,7 +195,9 @@ cdef class WinogradConvolution:
         outputs = ceil_div(job.K, job.panels) if job.pixel_lanes else kernels.vectors * kernels.lanes
         job.point_out = job.group * outputs * job.pitch + line
         last = panel_begin(job, job.panels - 1)
-        job.point_weights = (last + panel_width(job, job.K - last)) * job.C + line
+        job.fused, job.taps = tiling.fused, spec.R * spec.S
+        job.point_weights = (
+            job.group * outputs if job.fused else last + panel_width(job, job.K - last)) * job.C + line
         job.how.m, job.how.alpha = m, alpha
         job.how.H, job.how.W, job.how.P, job.how.Q = spec.H, spec.W, spec.P, spec.Q
         job.how.top, job.how.left = spec.padding[:2]
@@ -199,8 +213,13 @@ cdef class WinogradConvolution:
         job.products_at = job.block_bytes
         job.sums_at = job.products_at + lines((job.points * job.point_out + kernels.lanes) * job.itemsize)
         job.strip_at = job.sums_at + (0 if job.pixel_lanes else lines(job.pitch * outputs * job.itemsize))
-        self.scratch_size = job.strip_at + lines(
+        job.filters_at = job.strip_at + lines(
             alpha * job.how.strip_pitch * job.itemsize + (job.strip + kernels.lanes) * sizeof(int32_t))
+        self.scratch_size = job.filters_at + (self._filter_bytes() if job.fused else 0)
+
+    cdef size_t _filter_bytes(self):
+        """Bytes of transformed filters: of a group if they are transformed where they are used, else of all."""
+        return lines((self.job.points * self.job.point_weights + self.job.kernels.lanes) * self.job.itemsize)
 
     cdef const void *_elements(self, str dtype, values) except NULL:
         """A C copy of numbers, in the type of the arrays."""
@@ -228,11 +247,14 @@ cdef class WinogradConvolution:
         return self.scratch_size - self.job.products_at
 
     def pack(self, cnp.ndarray weight not None, int threads=1):
-        """The transformed panels of a C-ordered (K, C, R, S) weight, as run() wants them."""
+        """The transformed panels of a C-ordered (K, C, R, S) weight, as run() wants them; the weight itself where run()
+        transforms it."""
         cdef Filters job
-        cdef Buffer packed = Buffer((self.job.points * self.job.point_weights + self.job.kernels.lanes) * self.job.itemsize)
+        cdef Buffer packed
+        if self.job.fused:
+            return borrow(weight)
+        packed = Buffer(self._filter_bytes())
         job.blocks = &self.job
-        job.taps = weight.shape[2] * weight.shape[3]
         job.weight, job.packed = data_of(weight), packed.data
         if packed.nbytes < SHARED_PACKING:
             threads = 1
@@ -260,6 +282,7 @@ cdef class WinogradConvolution:
         scratches = job.shared + job.held * job.block_bytes
         job.parts_in = min(job.C, ceil_div(PARTS * max(threads, 1), job.held))
         # A thread's scratch has no room of its own for transformed input: its parts move to the front.
+        job.filters_at -= job.products_at
         job.strip_at -= job.products_at
         job.sums_at -= job.products_at
         job.products_at = 0

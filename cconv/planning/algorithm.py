@@ -52,6 +52,8 @@ class Winograd:
     group: int
     #: Blocks whose transformed input the threads share at a time; 0 if every thread transforms its own.
     held: int
+    #: Whether filters are transformed by the task that uses them, and not ahead.
+    fused: bool
     chains: int
     #: Multiplications and additions that the kernels issue for one image, lanes of padding included.
     executed_flops: int
@@ -65,13 +67,13 @@ class Winograd:
     @property
     def packing(self) -> tuple:
         """What the packed form of a weight depends on."""
-        return "winograd", self.transform.m, self.lanes, self.panels
+        return "winograd", self.transform.m, self.lanes, self.panels, self.fused
 
 
 Tiling = Direct | Depthwise | Winograd
 
 
-def _winograd(spec: ConvSpec, machine: Machine, transform: Transform, images: int) -> Winograd:
+def _winograd(spec: ConvSpec, machine: Machine, transform: Transform, images: int, packs: bool) -> Winograd:
     """The blocking of a transform with the least estimated time."""
     itemsize = ITEMSIZE[spec.dtype]
     vector = machine.vector_bytes // itemsize
@@ -93,7 +95,9 @@ def _winograd(spec: ConvSpec, machine: Machine, transform: Transform, images: in
         panel_bytes = points * ceil_div(spec.K, panels) * block * machine.vector_bytes
         group = min(panels, max(1, int(group_bytes / panel_bytes)))
         group = ceil_div(panels, ceil_div(panels, group))
-        return Winograd(transform, lanes, size, panels, group, held, chains, executed)
+        # Weights that serve one run need not go to memory and back if there is but one block to read them.
+        fused = packs and held > 0 and size == tiles
+        return Winograd(transform, lanes, size, panels, group, held, fused, chains, executed)
 
     near = machine.l2_bytes * PRODUCTS_SHARE
     own = max(1, min(vectors, int(machine.l2_bytes * BLOCK_SHARE) // vector_bytes, BLOCK_VECTORS))
@@ -105,7 +109,7 @@ def _winograd(spec: ConvSpec, machine: Machine, transform: Transform, images: in
             found += [blocking(block, held, near * share) for share in (0.5, 1, 2, 4)]
         if block == 1 or blocks > 64:
             break
-    return min(found, key=lambda tiling: estimate(spec, machine, tiling, images))
+    return min(found, key=lambda tiling: estimate(spec, machine, tiling, images, packs))
 
 
 def _transforms(spec: ConvSpec, machine: Machine) -> list[Transform]:
@@ -119,8 +123,10 @@ def _transforms(spec: ConvSpec, machine: Machine) -> list[Transform]:
     ]
 
 
-def candidates(spec: ConvSpec, machine: Machine, images: int = 1) -> tuple[Tiling, ...]:
-    """Every way to compute the spec on so many images at once; an algorithm that cannot is an ArgumentError."""
+def candidates(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = False) -> tuple[Tiling, ...]:
+    """Every way to compute the spec on so many images at once; an algorithm that cannot is an ArgumentError.
+
+    `packs`: the weights are packed for this run alone."""
     if spec.algorithm not in ALGORITHMS:
         raise ArgumentError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {spec.algorithm!r}")
     found: list[Tiling] = []
@@ -131,7 +137,7 @@ def candidates(spec: ConvSpec, machine: Machine, images: int = 1) -> tuple[Tilin
         if depthwise := direct.depthwise(spec, machine):
             found.append(depthwise)
     if spec.algorithm == "winograd" or (spec.algorithm == "auto" and min(spec.C, spec.K) >= FEWEST_CHANNELS):
-        found += [_winograd(spec, machine, transform, images) for transform in _transforms(spec, machine)]
+        found += [_winograd(spec, machine, transform, images, packs) for transform in _transforms(spec, machine)]
     if not found:
         raise ArgumentError(
             f"algorithm: expected a kernel of 3x3, 5x5 or 7x7 with stride 1, dilation 1, groups 1 and not too many "
@@ -156,13 +162,20 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
         # Tiles 2 or 4 apart are sorted into lanes by shuffling, others by a transposition.
         transforms = (8 if transform.m in (2, 4) else 12) * transform.alpha**2 * tiles * (spec.C + spec.K)
         filters = transform.alpha**2 * spec.C * spec.K
-        beyond = _passing(spec, machine, tiling, images) + packs * 2.5 * filters
+        # Transformed ahead, filters are written, and pushed out what lay where they are written to.
+        ahead = 0 if tiling.fused else 2 * _streamed(filters / vector, machine)
+        beyond = _passing(spec, machine, tiling, images) + packs * (2.5 * filters + ahead)
         return fma * 1.1 + transforms + beyond / images
     # Rows of the image that two tiles share are packed twice.
     packing = 3 * maps_in * (1 + (spec.R - 1) / tiling.tile_p) + packs * 0.5 * spec.K * spec.depth / images
     if tiling.lanes == "pixels":
         return fma * 1.05 + packing + 4 * tiling.chains * maps_out
     return fma * 1.1 + packing + (2 * tiling.chains + 12) * maps_out
+
+
+def _streamed(vectors: float, machine: Machine) -> float:
+    """Time of reading or writing so many vectors that lie in the third level, or in memory if they are too many."""
+    return vectors * (FAR if vectors * machine.vector_bytes <= L3_BYTES else MEMORY)
 
 
 def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) -> float:
@@ -175,7 +188,7 @@ def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) ->
     groups = ceil_div(tiling.panels, tiling.group)
     filters, data = points * spec.C * spec.K / lanes, points * spec.C * blocks * block
     products = points * spec.K * blocks * block
-    time = filters * blocks * (FAR if filters * machine.vector_bytes <= L3_BYTES else MEMORY)
+    time = 0 if tiling.fused else _streamed(filters, machine) * blocks
     if tiling.held:
         near = block * points * spec.C * machine.vector_bytes <= machine.l2_bytes / 2
         time += data * FAR * (1 + (1 if near else groups))
@@ -202,5 +215,5 @@ def choose(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = Fals
     """The candidate with the least estimated time; which one it is does not depend on the number of threads, so that no
     bit of a result does."""
     alone = replace(machine, threads=1)
-    times = [estimate(spec, alone, tiling, images, packs) for tiling in candidates(spec, alone, images)]
-    return candidates(spec, machine, images)[times.index(min(times))]
+    times = [estimate(spec, alone, tiling, images, packs) for tiling in candidates(spec, alone, images, packs)]
+    return candidates(spec, machine, images, packs)[times.index(min(times))]

@@ -1,7 +1,8 @@
 /* SIMD: vectors of T by GCC's vector extensions, which serve every ISA from the same source.
  *
- * In: T (float or double), LANES (elements per vector, a literal), NAME; with AVX-512 its names MASKED(op) and WIDE.
- * Out: V, load, store, splat, between, only, load_lanes, store_lanes, select, LOW, HIGH, EVEN, ODD, NEXT, flip.
+ * In: T (float or double), LANES (elements per vector, a literal), NAME; the ISA's names MASKED(op) and WIDE.
+ * Out: V, load, store, splat, between, only, load_lanes, store_lanes, select, LOW, HIGH, EVEN, ODD, NEXT, EVEN_MIXED,
+ * ODD_MIXED, unmixed (AVX2 alone), flip, load_columns, store_columns; BY_HALVES, whether these two are the best way.
  * Whole-vector operations only: GCC turns lane subscripts into memory traffic.
  * No include guard: it is included once per element type, and instance.inc.c undefines what it defines.
  */
@@ -17,7 +18,53 @@ static inline __attribute__((always_inline)) V NAME(splat)(T x) { return x - (V)
 #define store NAME(store)
 #define splat NAME(splat)
 
-/* A set of lanes (0 or 1 is a condition), and loads and stores that touch no other element; lanes that are not loaded are zeros. */
+typedef __typeof__((V){0} < (V){0}) NAME(comparison);
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+/* A vector is two halves of 16 bytes: shuffles within halves are one instruction, shuffles across them two. */
+#define BY_HALVES 1
+typedef T NAME(half) __attribute__((vector_size(LANES / 2 * sizeof(T))));
+typedef T NAME(unaligned_half) __attribute__((vector_size(LANES / 2 * sizeof(T)), aligned(sizeof(T)), may_alias));
+#if LANES == 8
+#define NUMBER int
+#define NUMBERS 0, 1, 2, 3, 4, 5, 6, 7
+#define JOINED(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7)
+#define LOWER(v) __builtin_shufflevector(v, v, 0, 1, 2, 3)
+#define UPPER(v) __builtin_shufflevector(v, v, 4, 5, 6, 7)
+#else
+#define NUMBER long
+#define NUMBERS 0, 1, 2, 3
+#define JOINED(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3)
+#define LOWER(v) __builtin_shufflevector(v, v, 0, 1)
+#define UPPER(v) __builtin_shufflevector(v, v, 2, 3)
+#endif
+typedef NUMBER NAME(numbers) __attribute__((vector_size(LANES * sizeof(T))));
+static inline __attribute__((always_inline)) V NAME(load_halves)(const T *low, const T *high) {
+    return JOINED(*(const NAME(unaligned_half) *)low, *(const NAME(unaligned_half) *)high);
+}
+/* The first `count` lanes, fewer than all, in stores of 4, 2 and 1. */
+static inline __attribute__((always_inline)) void NAME(store_first)(T *p, V v, int count) {
+    NAME(half) half = LOWER(v);
+    if (count & LANES / 2) {
+        *(NAME(unaligned_half) *)p = half;
+        half = UPPER(v);
+        p += LANES / 2;
+    }
+#if LANES == 8
+    if (count & 2) {
+        memcpy(p, &half, 2 * sizeof(T));
+        half = __builtin_shufflevector(half, half, 2, 3, 2, 3);
+        p += 2;
+    }
+#endif
+    if (count & 1) *p = half[0];
+}
+#else
+#define BY_HALVES 0
+#endif
+
+/* A set of lanes (0 or 1 is a condition), and loads and stores that touch no other element; lanes that are not loaded
+ * are zeros. */
 #if defined(__AVX512F__)
 typedef unsigned NAME(lanes);
 static inline __attribute__((always_inline)) NAME(lanes) NAME(between)(long first, long last) {
@@ -33,6 +80,33 @@ static inline __attribute__((always_inline)) V NAME(load_lanes)(const T *p, NAME
 }
 static inline __attribute__((always_inline)) void NAME(store_lanes)(T *p, V v, NAME(lanes) lanes) {
     MASKED(_mm512_mask_storeu)(p, lanes, (WIDE)v);
+}
+#elif defined(__AVX2__)
+/* The hardware's masks do not touch the other elements, so a load may reach beyond an array's end. */
+typedef struct {
+    NAME(numbers) mask;
+    int count; /* of lanes, if they are the first ones; else -1 */
+} NAME(lanes);
+static inline __attribute__((always_inline)) NAME(lanes) NAME(between)(long first, long last) {
+    const NAME(numbers) number = {NUMBERS};
+    first = first < 0 ? 0 : first > LANES ? LANES : first;
+    last = last < 0 ? 0 : last > LANES ? LANES : last;
+    return (NAME(lanes)){(number >= (NUMBER)first) & (number < (NUMBER)last), first > 0 ? -1 : (int)last};
+}
+static inline __attribute__((always_inline)) NAME(lanes) NAME(only)(int condition, NAME(lanes) lanes) {
+    return (NAME(lanes)){lanes.mask & -(NUMBER)condition, condition ? lanes.count : 0};
+}
+static inline __attribute__((always_inline)) V NAME(load_lanes)(const T *p, NAME(lanes) lanes) {
+    return (V)MASKED(_mm256_maskload)(p, (__m256i)lanes.mask);
+}
+/* Masked stores are microcode on some processors. */
+static inline __attribute__((always_inline)) void NAME(store_lanes)(T *p, V v, NAME(lanes) lanes) {
+    if (lanes.count == LANES)
+        store(p, v);
+    else if (lanes.count >= 0)
+        NAME(store_first)(p, v, lanes.count);
+    else
+        MASKED(_mm256_maskstore)(p, (__m256i)lanes.mask, v);
 }
 #else
 typedef struct {
@@ -66,7 +140,6 @@ static inline __attribute__((always_inline)) void NAME(store_lanes)(T *p, V v, N
 #define store_lanes NAME(store_lanes)
 
 /* Lane by lane a where the comparison holds, else b. */
-typedef __typeof__((V){0} < (V){0}) NAME(comparison);
 static inline __attribute__((always_inline)) V NAME(select)(NAME(comparison) holds, V a, V b) {
     return (V)(((NAME(comparison))a & holds) | ((NAME(comparison))b & ~holds));
 }
@@ -102,6 +175,17 @@ static inline __attribute__((always_inline)) V NAME(select)(NAME(comparison) hol
 #error "LANES: expected 2, 4, 8 or 16"
 #endif
 
+/* EVEN_MIXED, ODD_MIXED: EVEN and ODD in the order that is the cheapest; unmixed() puts what came of them in order. */
+#if BY_HALVES && LANES == 8
+#define EVEN_MIXED(a, b) __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14)
+#define ODD_MIXED(a, b) __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15)
+#define unmixed(v) __builtin_shufflevector(v, v, 0, 1, 4, 5, 2, 3, 6, 7)
+#elif BY_HALVES
+#define EVEN_MIXED(a, b) __builtin_shufflevector(a, b, 0, 4, 2, 6)
+#define ODD_MIXED(a, b) __builtin_shufflevector(a, b, 1, 5, 3, 7)
+#define unmixed(v) __builtin_shufflevector(v, v, 0, 2, 1, 3)
+#endif
+
 /* v as a LANES x LANES matrix, transposed by log2(LANES) rounds of interleaving:
  *
  *   a0 a1 a2 a3        a0 c0 a1 c1        a0 b0 c0 d0
@@ -110,6 +194,64 @@ static inline __attribute__((always_inline)) V NAME(select)(NAME(comparison) hol
  *   d0 d1 d2 d3        b2 d2 b3 d3        a3 b3 c3 d3
  *
  * Inlined, so that the compiler drops what leads to rows that nobody reads. */
+#define flip NAME(flip)
+#define load_columns NAME(load_columns)
+#define store_columns NAME(store_columns)
+#if BY_HALVES
+#if LANES == 8
+#define LOW_OF_HALVES(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
+#define HIGH_OF_HALVES(a, b) __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
+#else
+#define LOW_OF_HALVES(a, b) __builtin_shufflevector(a, b, 0, 4, 2, 6)
+#define HIGH_OF_HALVES(a, b) __builtin_shufflevector(a, b, 1, 5, 3, 7)
+#endif
+/* Two matrices of LANES / 2 rows, side by side, each transposed in its place. */
+static inline __attribute__((always_inline)) void NAME(flip_halves)(V *v) {
+    V w[LANES / 2];
+    _Pragma("GCC unroll 2") for (int round = 1; round < LANES / 2; round *= 2) {
+        _Pragma("GCC unroll 2") for (int i = 0; i < LANES / 4; i++) {
+            w[2 * i] = LOW_OF_HALVES(v[i], v[i + LANES / 4]);
+            w[2 * i + 1] = HIGH_OF_HALVES(v[i], v[i + LANES / 4]);
+        }
+        _Pragma("GCC unroll 4") for (int i = 0; i < LANES / 2; i++) v[i] = w[i];
+    }
+}
+/* The quarters at the upper right and the lower left change places, and each is transposed. */
+static inline __attribute__((always_inline)) void NAME(flip)(V *v) {
+    _Pragma("GCC unroll 4") for (int i = 0; i < LANES / 2; i++) {
+        const V a = v[i], b = v[i + LANES / 2];
+        v[i] = JOINED(LOWER(a), LOWER(b));
+        v[i + LANES / 2] = JOINED(UPPER(a), UPPER(b));
+    }
+    NAME(flip_halves)(v);
+    NAME(flip_halves)(v + LANES / 2);
+}
+/* d[j] = element j of LANES rows, the l-th of which begins at p + at[l], for j < n. Reads whole vectors of a row. */
+static inline __attribute__((always_inline)) void NAME(load_columns)(const int n, const T *p, const int32_t *at, V *d) {
+    _Pragma("GCC unroll 4") for (int j = 0; j < n; j += LANES / 2) {
+        V v[LANES / 2];
+        _Pragma("GCC unroll 4") for (int l = 0; l < LANES / 2; l++)
+            v[l] = NAME(load_halves)(p + at[l] + j, p + at[l + LANES / 2] + j);
+        NAME(flip_halves)(v);
+        _Pragma("GCC unroll 4") for (int i = 0; i < LANES / 2; i++)
+            if (j + i < n) d[j + i] = v[i];
+    }
+}
+/* The inverse, rows side by side from p on. Writes up to a vector too far. */
+static inline __attribute__((always_inline)) void NAME(store_columns)(const int n, const V *y, T *p) {
+    V v[4][LANES / 2];
+    _Pragma("GCC unroll 4") for (int b = 0; b * (LANES / 2) < n; b++) {
+        _Pragma("GCC unroll 4") for (int i = 0; i < LANES / 2; i++)
+            v[b][i] = b * (LANES / 2) + i < n ? y[b * (LANES / 2) + i] : (V){0};
+        NAME(flip_halves)(v[b]);
+    }
+    _Pragma("GCC unroll 8") for (int l = 0; l < LANES; l++) /* in this order: each covers the excess of the last */
+        _Pragma("GCC unroll 4") for (int b = 0; b * (LANES / 2) < n; b++) {
+            const V row = v[b][l % (LANES / 2)];
+            *(NAME(unaligned_half) *)(p + l * n + b * (LANES / 2)) = l < LANES / 2 ? LOWER(row) : UPPER(row);
+        }
+}
+#else
 static inline __attribute__((always_inline)) void NAME(flip)(V *v) {
     V w[LANES];
     _Pragma("GCC unroll 4") for (int round = 1; round < LANES; round *= 2) {
@@ -120,4 +262,23 @@ static inline __attribute__((always_inline)) void NAME(flip)(V *v) {
         _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) v[i] = w[i];
     }
 }
-#define flip NAME(flip)
+static inline __attribute__((always_inline)) void NAME(load_columns)(const int n, const T *p, const int32_t *at, V *d) {
+    _Pragma("GCC unroll 8") for (int j = 0; j < n; j += LANES) {
+        V v[LANES];
+        _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++) v[l] = load(p + at[l] + j);
+        flip(v);
+        _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++)
+            if (j + l < n) d[j + l] = v[l];
+    }
+}
+static inline __attribute__((always_inline)) void NAME(store_columns)(const int n, const V *y, T *p) {
+    V v[8 / LANES + 1][LANES];
+    _Pragma("GCC unroll 4") for (int b = 0; b * LANES < n; b++) {
+        _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++)
+            v[b][l] = b * LANES + l < n ? y[b * LANES + l] : (V){0};
+        flip(v[b]);
+    }
+    _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++) /* in this order: each covers the excess of the last */
+        _Pragma("GCC unroll 4") for (int b = 0; b * LANES < n; b++) store(p + l * n + b * LANES, v[b][l]);
+}
+#endif

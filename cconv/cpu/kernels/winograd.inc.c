@@ -1,6 +1,6 @@
 /* Winograd: m x m outputs at a time from alpha x alpha = (m + r - 1)^2 products per channel instead of m^2 r^2.
  *
- * In: T, NAME, simd.h, activated() of finish.inc.c; a cconv_winograd with the coefficients of planning/winograd.py.
+ * In: T, NAME, simd.h, activate() of depthwise.inc.c; a cconv_winograd with the coefficients of planning/winograd.py.
  * Out: winograd_filter, winograd_input, winograd_output. multiply_pixels does the products in between.
  *
  *   U = G g G'      V = B' d B      M = sum over channels of U V      y = A' M A          (one dimension after the other)
@@ -71,7 +71,7 @@ static inline __attribute__((always_inline)) void NAME(gather)(const int alpha, 
             d[j] = EVEN(a, b);
             if (j + 1 < alpha) d[j + 1] = ODD(a, b);
         }
-    } else if (regular && m == 4) {
+    } else if (regular && m == 4 && !BY_HALVES) {
         const T *p = row + at[0];
         _Pragma("GCC unroll 8") for (int j = 0; j < alpha; j += 4) {
             V v[4];
@@ -83,36 +83,23 @@ static inline __attribute__((always_inline)) void NAME(gather)(const int alpha, 
             if (j + 3 < alpha) d[j + 3] = ODD(odd[0], odd[1]);
         }
     } else {
-        _Pragma("GCC unroll 8") for (int j = 0; j < alpha; j += LANES) {
-            V v[LANES];
-            _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++) v[l] = load(row + at[l] + j);
-            flip(v);
-            _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++)
-                if (j + l < alpha) d[j + l] = v[l];
-        }
+        load_columns(alpha, row, at, d);
     }
 }
 
 /* The inverse: column j of LANES tiles from y[j], tiles side by side from p on. Writes up to a vector too far. */
-static inline __attribute__((always_inline)) void NAME(scatter)(const int m, V *y, T *p) {
+static inline __attribute__((always_inline)) void NAME(scatter)(const int m, const V *y, T *p) {
     if (m == 2) {
         store(p, LOW(y[0], y[1]));
         store(p + LANES, HIGH(y[0], y[1]));
-    } else if (m == 4) {
+    } else if (m == 4 && !BY_HALVES) {
         V even[2] = {LOW(y[0], y[2]), HIGH(y[0], y[2])}, odd[2] = {LOW(y[1], y[3]), HIGH(y[1], y[3])};
         _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) {
             store(p + 2 * i * LANES, LOW(even[i], odd[i]));
             store(p + (2 * i + 1) * LANES, HIGH(even[i], odd[i]));
         }
     } else {
-        V v[(MOST_OUTPUTS + LANES - 1) / LANES][LANES];
-        _Pragma("GCC unroll 3") for (int b = 0; b * LANES < m; b++) {
-            _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++)
-                v[b][l] = b * LANES + l < m ? y[b * LANES + l] : (V){0};
-            flip(v[b]);
-        }
-        _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++) /* in this order: each covers the excess of the last */
-            _Pragma("GCC unroll 3") for (int b = 0; b * LANES < m; b++) store(p + l * m + b * LANES, v[b][l]);
+        store_columns(m, y, p);
     }
 }
 
@@ -186,17 +173,21 @@ static inline __attribute__((always_inline)) void NAME(output_tiles)(const int a
         long rows = how->P - down * m, width = how->Q - across * m;
         if (width > length * m) width = length * m;
         for (long j = 0; j < width; j += LANES) {
+            if (j + LANES > width && j && !residual) j = width - LANES; /* the last vector overlaps the one before */
             V v[MOST_POINTS], y[MOST_OUTPUTS];
             _Pragma("GCC unroll 8") for (int i = 0; i < alpha; i++) v[i] = load(strip + i * strip_pitch + t * m + j);
             NAME(to_outputs)(alpha, m, c, v, y);
             const NAME(lanes) inside = between(0, width - j);
             _Pragma("GCC unroll 8") for (int i = 0; i < m; i++) {
-                if (i >= rows) break;
-                long to = at + i * how->Q + j;
                 y[i] += b;
-                if (residual) y[i] += load_lanes(residual + to, inside);
-                store_lanes(target + to, activated(finish, y[i]), inside);
-                __builtin_prefetch(target + to + how->P * how->Q, 1); /* what the next call writes */
+                if (residual && i < rows) y[i] += load_lanes(residual + at + i * how->Q + j, inside);
+            }
+            NAME(activate)(finish, m, y);
+            _Pragma("GCC unroll 8") for (int i = 0; i < m; i++) {
+                if (i >= rows) break;
+                T *to = target + at + i * how->Q + j;
+                store_lanes(to, y[i], inside);
+                __builtin_prefetch(to + how->P * how->Q, 1); /* what the next call writes */
             }
         }
     }
