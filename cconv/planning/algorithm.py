@@ -28,13 +28,13 @@ HELD_BYTES = 6 << 20
 #: Lanes "channels" waste none on few tiles, but their products have to be transposed: taken below this ratio of work.
 FEW_TILES = 0.9
 #: Bytes of transformed filters beyond which they come from memory on every run.
-L3_BYTES = 20 << 20
+L3_BYTES = 12 << 20
 #: Bytes of the smallest block beyond which there is no Winograd: bounds the scratch of layers with very many channels.
 BLOCK_LIMIT = 16 << 20
 #: Most vectors of tiles in a thread's own block.
 BLOCK_VECTORS = 4
 #: Time of a call of a register tile, and of a vector from the third level and from memory, in units of the estimate.
-CALL, FAR, MEMORY = 40, 0.7, 6
+CALL, FAR, MEMORY = 40, 0.7, 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
         # Transformed ahead, filters are written, and pushed out what lay where they are written to.
         ahead = 0 if tiling.fused else 2 * _streamed(filters / vector, machine)
         beyond = _passing(spec, machine, tiling, images) + packs * (2.5 * filters + ahead)
-        return fma * 1.1 + transforms + beyond / images
+        return fma * (1.1 if tiling.lanes == "pixels" else 1.25) + transforms + beyond / images
     # Rows of the image that two tiles share are packed twice.
     packing = 3 * maps_in * (1 + (spec.R - 1) / tiling.tile_p) + packs * 0.5 * spec.K * spec.depth / images
     if tiling.lanes == "pixels":
