@@ -96,7 +96,8 @@ def _winograd(spec: ConvSpec, machine: Machine, transform: Transform, images: in
         group = min(panels, max(1, int(group_bytes / panel_bytes)))
         group = ceil_div(panels, ceil_div(panels, group))
         # Weights that serve one run need not go to memory and back if there is but one block to read them.
-        fused = packs and held > 0 and size == tiles
+        filter_bytes = points * spec.C * ceil_div(spec.K, panels) * group * itemsize
+        fused = packs and held > 0 and size == tiles and filter_bytes <= BLOCK_LIMIT
         return Winograd(transform, lanes, size, panels, group, held, fused, chains, executed)
 
     near = machine.l2_bytes * PRODUCTS_SHARE

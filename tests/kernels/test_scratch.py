@@ -40,7 +40,8 @@ def test_odd_layers_need_bounded_scratch(grid, isa, dtype, name):
     for threads in (1, 16):
         layer = grid.Layer(x, weight, threads=threads, **options)
         spec, machine = layer.spec(dtype, "auto", "high"), layer.machine(isa)
-        ways = {tiling for images in (1, 64) for tiling in algorithm.candidates(spec, machine, images)}
+        asked = [(images, packs) for images in (1, 64) for packs in (False, True)]
+        ways = {tiling for images, packs in asked for tiling in algorithm.candidates(spec, machine, images, packs)}
         for tiling in ways:
             step = STEPS[type(tiling)](spec, tiling, isa)
             for images in (1, 64):

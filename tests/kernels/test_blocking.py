@@ -1,0 +1,47 @@
+"""Blocking: how Winograd's tiles are cut into blocks and panels into groups changes no bit of a result.
+
+In: a layer with more tiles than vectors, and one with fewer; every transform, in blockings that the planner may choose.
+Out: results compared as bytes with those of the planner's own blocking.
+"""
+
+import numpy as np
+import pytest
+
+from cconv.planning import Winograd
+
+LAYERS = [((3, 20, 21, 23), (37, 20, 3, 3)), ((2, 33, 6, 7), (33, 33, 3, 3)), ((1, 17, 18, 11), (18, 17, 5, 5))]
+
+
+def _blockings(tilings, lanes: int):
+    """(tiles, group, held, fused): a thread's own blocks; one block that threads share; several at a time, in rounds."""
+    for tiling in tilings:
+        if isinstance(tiling, Winograd):
+            whole = 3 * 21 * 23  # more tiles than any layer has
+            for tiles, group, held, fused in (
+                (lanes, 1, 0, False),
+                (2 * lanes, 2, 0, False),
+                (whole, tiling.panels, 1, False),
+                (whole, 1, 1, True),
+                (whole, 2, 1, True),
+                (lanes, 1, 2, False),
+                (lanes, 2, 2, True),
+            ):
+                yield tiling, (tiles, min(group, tiling.panels), held, fused)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_no_blocking_changes_a_bit(grid, isa, dtype, threads):
+    lanes = grid.Layer(*LAYERS[0]).machine(isa).vector_bytes // np.dtype(dtype).itemsize
+    rounds = 0
+    for x, weight in LAYERS:
+        layer = grid.Layer(x, weight, padding=(1, 1, 1, 1), activation="relu", bias=True, residual=True)
+        given = grid.operands(layer, dtype, np.random.default_rng(2).standard_normal)
+        tilings = grid.winograd_tilings(layer, isa, dtype, "high")
+        with grid.Threads(threads):
+            for tiling, (tiles, group, held, fused) in _blockings(tilings, lanes):
+                want = grid.run(grid.program(layer, isa, dtype, tiling, given, "high"), given)
+                other = grid.replace(tiling, tiles=tiles, group=group, held=held, fused=fused)
+                got = grid.run(grid.program(layer, isa, dtype, other, given, "high"), given)
+                assert got.tobytes() == want.tobytes(), f"{x} {weight} {other}"
+                rounds += held == 2
+    assert rounds, "some blockings go in rounds"
