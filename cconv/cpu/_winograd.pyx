@@ -75,10 +75,8 @@ cdef void transform_filters(const Blocks *job, const char *weight, long panel, c
     if width > outputs:
         for c in range(job.points):
             memset(to + c * pitch * job.itemsize, 0, width * job.C * job.itemsize)
-    for c in range(job.C):
-        job.kernels.winograd_filter(
-            &job.how, outputs, job.C * job.taps, weight + (k * job.C + c) * job.taps * job.itemsize,
-            to + c * width * job.itemsize, pitch)
+    job.kernels.winograd_filter(
+        &job.how, outputs, width, job.C, weight + k * job.C * job.taps * job.itemsize, to, pitch)
 
 
 cdef struct Filters:

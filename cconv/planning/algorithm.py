@@ -23,6 +23,8 @@ FEWEST_CHANNELS = 16
 BLOCK_SHARE = 0.7
 #: How much of it the products of a task may take before they spill to the third level.
 PRODUCTS_SHARE = 0.6
+#: Bytes of filters that a task transforms for itself.
+FUSED_BYTES = 2 << 20
 #: Bytes of transformed input that threads share at once.
 HELD_BYTES = 6 << 20
 #: Lanes "channels" waste none on few tiles, but their products have to be transposed: taken below this ratio of work.
@@ -96,8 +98,10 @@ def _winograd(spec: ConvSpec, machine: Machine, transform: Transform, images: in
         group = min(panels, max(1, int(group_bytes / panel_bytes)))
         group = ceil_div(panels, ceil_div(panels, group))
         # Weights that serve one run need not go to memory and back if there is but one block to read them.
-        filter_bytes = points * spec.C * ceil_div(spec.K, panels) * group * itemsize
-        fused = packs and held > 0 and size == tiles and filter_bytes <= BLOCK_LIMIT
+        filter_bytes = points * spec.C * ceil_div(spec.K, panels) * itemsize
+        fused = packs and held > 0 and size == tiles and filter_bytes <= FUSED_BYTES
+        if fused:
+            group = min(group, FUSED_BYTES // filter_bytes)
         return Winograd(transform, lanes, size, panels, group, held, fused, chains, executed)
 
     near = machine.l2_bytes * PRODUCTS_SHARE
@@ -163,12 +167,12 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
         # Tiles 2 or 4 apart are sorted into lanes by shuffling, others by a transposition.
         transforms = (8 if transform.m in (2, 4) else 12) * transform.alpha**2 * tiles * (spec.C + spec.K)
         filters = transform.alpha**2 * spec.C * spec.K
-        # Transformed ahead, filters are written, and pushed out what lay where they are written to.
-        ahead = 0 if tiling.fused else 2 * _streamed(filters / vector, machine)
+        ahead = 0 if tiling.fused else _ahead(filters / vector, machine)
         beyond = _passing(spec, machine, tiling, images) + packs * (2.5 * filters + ahead)
         return fma * (1.1 if tiling.lanes == "pixels" else 1.25) + transforms + beyond / images
+    weights = 0.5 * spec.K * spec.depth + _ahead(spec.K * spec.depth / vector, machine)
     # Rows of the image that two tiles share are packed twice.
-    packing = 3 * maps_in * (1 + (spec.R - 1) / tiling.tile_p) + packs * 0.5 * spec.K * spec.depth / images
+    packing = 3 * maps_in * (1 + (spec.R - 1) / tiling.tile_p) + packs * weights / images
     if tiling.lanes == "pixels":
         return fma * 1.05 + packing + 4 * tiling.chains * maps_out
     return fma * 1.1 + packing + (2 * tiling.chains + 12) * maps_out
@@ -177,6 +181,11 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
 def _streamed(vectors: float, machine: Machine) -> float:
     """Time of reading or writing so many vectors that lie in the third level, or in memory if they are too many."""
     return vectors * (FAR if vectors * machine.vector_bytes <= L3_BYTES else MEMORY)
+
+
+def _ahead(vectors: float, machine: Machine) -> float:
+    """Time of writing so many vectors of packed weights, which push out what lay where they go, to be read once."""
+    return 2 * vectors * (FAR if 2 * vectors * machine.vector_bytes <= L3_BYTES else MEMORY)
 
 
 def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) -> float:

@@ -13,7 +13,7 @@ LAYERS = [((3, 20, 21, 23), (37, 20, 3, 3)), ((2, 33, 6, 7), (33, 33, 3, 3)), ((
 
 
 def _blockings(tilings, lanes: int):
-    """(tiles, group, held, fused): a thread's own blocks; one block that threads share; several at a time, in rounds."""
+    """(tiles, group, held, fused): blocks of a thread; one block that threads share; several at a time, in rounds."""
     for tiling in tilings:
         if isinstance(tiling, Winograd):
             whole = 3 * 21 * 23  # more tiles than any layer has

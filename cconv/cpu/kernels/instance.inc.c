@@ -80,6 +80,7 @@ static const cconv_kernels NAME(kernels) = {
 #undef MOST_TAPS
 #undef DEPTHWISE
 #undef MOST_POINTS
+#undef CHANNELS_AT_ONCE
 #undef MOST_OUTPUTS
 #undef EACH_WINOGRAD
 #undef DOUBLES

@@ -215,40 +215,58 @@ static inline __attribute__((always_inline)) void NAME(to_filter_points)(const i
     o[alpha - 1] = g[r - 1];
 }
 
-/* U of `count` filters: points[(i * alpha + j) * pitch + filter]. In double, a vector of filters at a time, rounded
- * once. */
+/* U of a panel of `outputs` filters of `channels` channels each: points[(i * alpha + j) * pitch + c * width + output].
+ * In double, rounded once. A few channels at a time, the taps of LANES filters first become vectors. */
+#define CHANNELS_AT_ONCE 8
 static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int alpha, const int m,
-                                                                     const cconv_winograd *how, long count,
-                                                                     long filter_stride, const T *weight, T *points,
-                                                                     long pitch) {
+                                                                     const cconv_winograd *how, long outputs,
+                                                                     long width, long channels, const T *weight,
+                                                                     T *points, long pitch) {
     const int r = alpha - m + 1;
-    for (long f = 0; f < count; f += DOUBLES) {
-        const long lanes = count - f < DOUBLES ? count - f : DOUBLES;
-        double taps[MOST_TAPS * MOST_TAPS][DOUBLES];
-        NAME(wide) half[MOST_TAPS][MOST_POINTS];
-        for (long l = 0; l < DOUBLES; l++) {
-            const T *from = weight + (f + (l < lanes ? l : 0)) * filter_stride;
-            _Pragma("GCC unroll 49") for (int k = 0; k < r * r; k++) taps[k][l] = from[k];
-        }
-        _Pragma("GCC unroll 7") for (int s = 0; s < r; s++) {
-            NAME(wide) g[MOST_TAPS];
-            _Pragma("GCC unroll 7") for (int k = 0; k < r; k++) memcpy(&g[k], taps[k * r + s], sizeof g[k]);
-            NAME(to_filter_points)(alpha, r, how->filter, g, half[s]);
-        }
-        for (int i = 0; i < alpha; i++) {
-            NAME(wide) row[MOST_TAPS], o[MOST_POINTS];
-            _Pragma("GCC unroll 7") for (int s = 0; s < r; s++) row[s] = half[s][i];
-            NAME(to_filter_points)(alpha, r, how->filter, row, o);
-            T *to = points + i * alpha * pitch + f;
-            _Pragma("GCC unroll 8") for (int j = 0; j < alpha; j++) {
-                const NAME(narrow) u = __builtin_convertvector(o[j], NAME(narrow));
-                if (lanes == DOUBLES)
-                    memcpy(to + j * pitch, &u, sizeof u);
-                else
-                    for (long l = 0; l < lanes; l++) to[j * pitch + l] = u[l];
+    T taps[MOST_TAPS * MOST_TAPS * CHANNELS_AT_ONCE + LANES][LANES];
+    for (long c = 0; c < channels; c += CHANNELS_AT_ONCE)
+        for (long f = 0; f < outputs; f += LANES) {
+            const long some = channels - c < CHANNELS_AT_ONCE ? channels - c : CHANNELS_AT_ONCE;
+            const long filters = outputs - f < LANES ? outputs - f : LANES;
+            for (long k = 0; k < some * r * r; k += LANES) {
+                const NAME(lanes) across = between(0, some * r * r - k);
+                V v[LANES];
+                _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++) {
+                    const T *row = weight + ((f + l) * channels + c) * r * r + k;
+                    __builtin_prefetch(row + CHANNELS_AT_ONCE * r * r); /* rows are too short for the processor's own */
+                    v[l] = l < filters ? load_lanes(row, across) : (V){0};
+                }
+                flip(v);
+                _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++) store(taps[k + l], v[l]);
             }
+            for (long t = 0; t < some; t++)
+                for (long h = 0; h < filters; h += DOUBLES) {
+                    NAME(wide) half[MOST_TAPS][MOST_POINTS];
+                    _Pragma("GCC unroll 7") for (int s = 0; s < r; s++) {
+                        NAME(wide) g[MOST_TAPS];
+                        _Pragma("GCC unroll 7") for (int k = 0; k < r; k++) {
+                            NAME(narrow) tap;
+                            memcpy(&tap, &taps[(t * r + k) * r + s][h], sizeof tap);
+                            g[k] = __builtin_convertvector(tap, NAME(wide));
+                        }
+                        NAME(to_filter_points)(alpha, r, how->filter, g, half[s]);
+                    }
+                    T *to = points + (c + t) * width + f + h;
+                    for (int i = 0; i < alpha; i++) {
+                        NAME(wide) row[MOST_TAPS], o[MOST_POINTS];
+                        _Pragma("GCC unroll 7") for (int s = 0; s < r; s++) row[s] = half[s][i];
+                        NAME(to_filter_points)(alpha, r, how->filter, row, o);
+                        _Pragma("GCC unroll 8") for (int j = 0; j < alpha; j++, to += pitch) {
+                            const NAME(narrow) u = __builtin_convertvector(o[j], NAME(narrow));
+                            /* Zeros beyond the panel's width make way for the next channel. */
+                            if (h + DOUBLES <= filters || (outputs <= LANES && c + t + 1 < channels))
+                                memcpy(to, &u, sizeof u);
+                            else
+                                for (long l = 0; l < filters - h; l++) to[l] = u[l];
+                        }
+                    }
+                }
         }
-    }
 }
 
 /* F(m, r) by alpha and m. */
@@ -265,15 +283,16 @@ static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int a
         NAME(output_tiles)(ALPHA, M, how, finish, bias, first, count, points, pitch, strip, residual, target);         \
     }                                                                                                                  \
     static __attribute__((noinline)) void NAME(filter_##ALPHA##_##M)(                                                  \
-        const cconv_winograd *how, long count, long filter_stride, const T *weight, T *points, long pitch) {           \
-        NAME(filter_tiles)(ALPHA, M, how, count, filter_stride, weight, points, pitch);                                \
+        const cconv_winograd *how, long outputs, long width, long channels, const T *weight, T *points, long pitch) {  \
+        NAME(filter_tiles)(ALPHA, M, how, outputs, width, channels, weight, points, pitch);                            \
     }
 EACH_WINOGRAD(WINOGRAD)
 
-static void NAME(winograd_filter)(const cconv_winograd *how, long count, long filter_stride, const void *weight,
-                                  void *points, long pitch) {
+static void NAME(winograd_filter)(const cconv_winograd *how, long outputs, long width, long channels,
+                                  const void *weight, void *points, long pitch) {
 #define CASE(ALPHA, M)                                                                                                 \
-    if (how->alpha == ALPHA && how->m == M) NAME(filter_##ALPHA##_##M)(how, count, filter_stride, weight, points, pitch);
+    if (how->alpha == ALPHA && how->m == M)                                                                            \
+        NAME(filter_##ALPHA##_##M)(how, outputs, width, channels, weight, points, pitch);
     EACH_WINOGRAD(CASE)
 #undef CASE
 }
