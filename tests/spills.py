@@ -120,6 +120,7 @@ PLANTED = """
 #define NAME(x) x##_f32
 #define MASKED(op) op##_ps
 #define WIDE __m512
+#define TILE_ROWS 1
 #define EACH_ROWS(X) X(1)
 #define EACH_PIXELS(X) X(28, 2)
 #include "simd.h"
