@@ -17,6 +17,7 @@ cnp.import_array()
 
 cdef enum:
     TASK = 1 << 14  # outputs of a depthwise layer that make a task
+    RELU = 1  # in enum cconv_activation
     SHARED_PACKING = 1 << 18  # bytes of weights from which on threads share their packing
 
 
@@ -24,6 +25,7 @@ cdef struct Conv:
     const cconv_kernels *kernels
     cconv_finish finish
     int itemsize, pixel_lanes, across_images, joined
+    int fused  # the multiplication itself finishes whole rows
     # Sizes: of the spec (with a 1x1 kernel the image may be one long row), per group, of a tile.
     long N, C, H, W, K, R, S, P, Q, groups, group_channels, group_outputs, depth
     long stride_h, stride_w, top, left, dilation_h, dilation_w
@@ -32,7 +34,6 @@ cdef struct Conv:
     const int32_t *row_start
     const int32_t *column_start
     const int32_t *offset
-    const int32_t *offset_in_place  # into the image itself: of a 1x1 kernel with pixels in the lanes, else NULL
     # Work: tiles down and across an image, panels of a group.
     long tiles_p, tiles_q, panels
     # Scratch: bytes before the sums, and before the transposed sums.
@@ -63,25 +64,22 @@ cdef void finish_map(const Conv *job, long n, long k, long p, long q, long rows,
 cdef void pack_tile(const Conv *job, long n, long group, long p, long q, long tile_p, char *tile) noexcept nogil:
     """The input that outputs (p, q) .. need, of every channel of a group, sorted into blocks, zeros outside the image."""
     cdef cconv_rows rows
-    cdef long c, a, b
-    cdef const char *channel
+    cdef long a, b
+    rows.channels, rows.plane = job.group_channels, job.plane
     rows.height = tile_p + job.tile_rows - job.tile_p
     rows.width = rows.pitch = job.pitch
     rows.row_step = job.stride_h
     rows.column_step = job.stride_w
     rows.source_height = job.H
     rows.source_width = job.W
-    rows.row_stride = job.x_h
-    rows.column_stride = job.x_w
-    for c in range(job.group_channels):
-        channel = job.x + n * job.x_n + (group * job.group_channels + c) * job.x_c
-        for a in range(job.row_blocks):
-            rows.top = p * job.stride_h - job.top + job.row_start[a]
-            for b in range(job.column_blocks):
-                rows.left = q * job.stride_w - job.left + job.column_start[b]
-                job.kernels.pack_rows(
-                    &rows, channel,
-                    tile + (c * job.plane + (a * job.column_blocks + b) * job.tile_rows * job.pitch) * job.itemsize)
+    rows.channel_stride, rows.row_stride, rows.column_stride = job.x_c, job.x_h, job.x_w
+    for a in range(job.row_blocks):
+        rows.top = p * job.stride_h - job.top + job.row_start[a]
+        for b in range(job.column_blocks):
+            rows.left = q * job.stride_w - job.left + job.column_start[b]
+            job.kernels.pack_rows(
+                &rows, job.x + n * job.x_n + group * job.group_channels * job.x_c,
+                tile + (a * job.column_blocks + b) * job.tile_rows * job.pitch * job.itemsize)
 
 
 cdef void pack_images(const Conv *job, long first, long images, long group, char *tile) noexcept nogil:
@@ -89,6 +87,7 @@ cdef void pack_images(const Conv *job, long first, long images, long group, char
     cdef cconv_rows rows
     cdef long c, r, h
     cdef char *to
+    rows.channels, rows.plane, rows.channel_stride = 1, 0, 0
     rows.height = job.S
     rows.width = images
     rows.pitch = job.pitch
@@ -144,12 +143,12 @@ cdef void channels_panel(
 
 
 cdef void pixels_panel(
-    const Conv *job, long n, long group, long panel, long p, long q, long tile_p, long tile_q, const char *tile,
-    const int32_t *offset, char *scratch
+    const Conv *job, long n, long group, long panel, long p, long q, long tile_p, long tile_q, char *scratch
 ) noexcept nogil:
-    """One panel of output channels over a tile, packed or in place: multiply, finish.
+    """One panel of output channels over a packed tile: multiply, finish.
 
-    Joined, the tile is read as one run of pixels: those between the end of a row and the next are dropped."""
+    Where rows can be cut into register tiles, the last chain ends in the output. Joined, the tile is read as one run
+    of pixels: those between the end of a row and the next are dropped."""
     cdef const cconv_kernels *kernels = job.kernels
     cdef long lanes = kernels.lanes
     cdef long runs = 1 if job.joined else tile_p
@@ -161,16 +160,29 @@ cdef void pixels_panel(
     cdef long k = group * job.group_outputs + first
     cdef const char *weights = job.weights + k * job.depth * job.itemsize
     cdef char *sums = scratch + job.sums_at
-    cdef long chain, begin, end, run, o
-    for o in range(outputs):
-        kernels.expect(tile_p, tile_q, job.y + ((n * job.K + k + o) * job.P * job.Q + p * job.Q + q) * job.itemsize, job.Q)
+    cdef long map = job.P * job.Q, chain, begin, end, run, o
+    cdef char *y = job.y + ((n * job.K + k) * map + p * job.Q + q) * job.itemsize
+    cdef bint fused = job.fused and (tile_q % lanes == 0 or vectors > kernels.widest[outputs - 1])
+    if not fused:
+        for o in range(outputs):
+            kernels.expect(tile_p, tile_q, y + o * map * job.itemsize, job.Q)
     for chain in range(job.chains):
         begin, end = chain * job.depth // job.chains, (chain + 1) * job.depth // job.chains
         for run in range(runs):
+            if fused:
+                kernels.multiply_row(
+                    <int>outputs, <int>tile_q, end - begin, job.offset + begin,
+                    scratch + run * job.pitch * job.itemsize, weights + begin * outputs * job.itemsize,
+                    sums + run * vectors * lanes * job.itemsize, sums_pitch, chain > 0,
+                    job.bias + k * job.itemsize if job.bias != NULL else NULL, job.finish.activation == RELU,
+                    y + run * job.Q * job.itemsize if chain == job.chains - 1 else NULL, map)
+                continue
             kernels.multiply_pixels(
-                <int>outputs, <int>vectors, end - begin, end - begin, offset + begin,
-                tile + run * job.pitch * job.itemsize, weights + begin * outputs * job.itemsize,
+                <int>outputs, <int>vectors, end - begin, end - begin, job.offset + begin,
+                scratch + run * job.pitch * job.itemsize, weights + begin * outputs * job.itemsize,
                 sums + run * vectors * lanes * job.itemsize, sums_pitch, chain > 0)
+    if fused:
+        return
     for o in range(outputs):
         finish_map(job, n, k + o, p, q, tile_p, tile_q, sums + o * sums_pitch * job.itemsize,
                    job.pitch if job.joined else vectors * lanes)
@@ -183,8 +195,6 @@ cdef void conv_task(const void *untyped, long index, char *scratch) noexcept nog
     cdef long per_image = job.tiles_p * job.tiles_q
     cdef long units = job.groups * job.panels
     cdef long unit, group, packed = -1, n, p, q, tile_p, tile_q
-    cdef const int32_t *offset = job.offset
-    cdef const char *tile_at = scratch
     if job.across_images:
         n, p, q = tile * job.tile_q, 0, 0
         tile_p, tile_q = 1, min(job.tile_q, job.N - n)
@@ -192,21 +202,16 @@ cdef void conv_task(const void *untyped, long index, char *scratch) noexcept nog
         n = tile // per_image
         p, q = tile % per_image // job.tiles_q * job.tile_p, tile % job.tiles_q * job.tile_q
         tile_p, tile_q = min(job.tile_p, job.P - p), min(job.tile_q, job.Q - q)
-    # The last vectors of an image's last tile would be read beyond its end.
-    cdef bint in_place = job.offset_in_place != NULL and (q + (tile_q + lanes - 1) // lanes * lanes) <= job.Q
     for unit in range(part * units // job.parts, (part + 1) * units // job.parts):
         group = unit // job.panels
-        if in_place:
-            offset = job.offset_in_place
-            tile_at = job.x + n * job.x_n + group * job.group_channels * job.x_c + q * job.itemsize
-        elif group != packed:
+        if group != packed:
             if job.across_images:
                 pack_images(job, n, tile_q, group, scratch)
             else:
                 pack_tile(job, n, group, p, q, tile_p, scratch)
             packed = group
         if job.pixel_lanes:
-            pixels_panel(job, n, group, unit % job.panels, p, q, tile_p, tile_q, tile_at, offset, scratch)
+            pixels_panel(job, n, group, unit % job.panels, p, q, tile_p, tile_q, scratch)
         else:
             channels_panel(job, n, group, unit % job.panels, p, q, tile_p, tile_q, scratch)
 
@@ -243,7 +248,6 @@ cdef class Convolution:
     cdef list owners
 
     def __init__(self, spec, tiling, str isa):
-        cdef long pixels_in = spec.H * spec.W
         cdef Conv *job = &self.job
         cdef const cconv_kernels *kernels = kernels_of(isa, spec.dtype)
         self.owners = []
@@ -266,9 +270,6 @@ cdef class Convolution:
         job.row_start = int_table(self.owners, tiling.rows.starts)
         job.column_start = int_table(self.owners, tiling.columns.starts)
         job.offset = int_table(self.owners, self._offsets(spec, tiling))
-        job.offset_in_place = NULL
-        if tiling.flat and job.pixel_lanes and pixels_in * job.group_channels < 2**31:
-            job.offset_in_place = int_table(self.owners, range(0, job.group_channels * pixels_in, pixels_in))
         job.tiles_p = ceil_div(job.P, job.tile_p)
         job.tiles_q = ceil_div(job.Q, job.tile_q)
         job.panels = tiling.panels
@@ -317,12 +318,11 @@ cdef class Convolution:
         """y = activation(conv(x) + bias + residual); y, bias and residual C-ordered, x with any strides."""
         cdef Conv job = self.job
         cdef long tasks
-        if x.strides[3] != job.itemsize or x.strides[1] != job.H * job.W * job.itemsize:
-            job.offset_in_place = NULL
         job.N = x.shape[0]
         job.x = data_of(x)
         job.x_n, job.x_c, job.x_h, job.x_w = x.strides[0], x.strides[1], x.strides[2], x.strides[3]
         job.weights, job.bias, job.residual, job.y = weights.data, data_of(bias), data_of(residual), data_of(y)
+        job.fused = residual is None and job.finish.activation <= RELU and not job.joined
         tasks = job.parts * (
             ceil_div(job.N, job.tile_q) if job.across_images else job.N * job.tiles_p * job.tiles_q)
         compute(conv_task, &job, tasks, scratch.data, self.scratch_size, threads)

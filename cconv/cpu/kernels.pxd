@@ -4,10 +4,10 @@ from libc.stdint cimport int32_t
 
 cdef extern from "kernels/kernels.h" nogil:
     ctypedef struct cconv_rows:
-        long height, width, pitch
+        long channels, plane, height, width, pitch
         long top, left, row_step, column_step
         long source_height, source_width
-        Py_ssize_t row_stride, column_stride
+        Py_ssize_t channel_stride, row_stride, column_stride
 
     ctypedef struct cconv_finish:
         int activation
@@ -47,6 +47,8 @@ cdef extern from "kernels/kernels.h" nogil:
             int, int, long, long, const int32_t *, const void *, const void *, void *, long, int) noexcept nogil
         void (*multiply_pixels)(
             int, int, long, long, const int32_t *, const void *, const void *, void *, long, int) noexcept nogil
+        void (*multiply_row)(int, int, long, const int32_t *, const void *, const void *, void *, long, int,
+                             const void *, int, void *, long) noexcept nogil
         void (*transpose)(long, long, const void *, long, void *, long) noexcept nogil
         void (*finish)(const cconv_finish *, double, long, long, const void *, long, const void *, void *, long) noexcept nogil
         void (*expect)(long, long, const void *, long) noexcept nogil

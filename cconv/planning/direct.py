@@ -31,9 +31,13 @@ TILE_SHARE = 0.4
 TILE_LIMIT = 64 << 20
 #: Output pixels of a tile: enough to reuse a weight panel from L1/L2, few enough that the sums stay there.
 TILE_PIXELS = {"channels": 256, "pixels": 512}
+#: Pixels of a tile of one long row below which threads share tiles rather than have more of them.
+LEAST_PIXELS = 128
 #: Bytes of a first-level cache that a small tile and its sums may take, and the sums' share in it.
 L1_SHARE = 36 << 10
 PANEL_OUTPUTS = 14
+#: What finishing a vector of sums from memory costs more than from registers, in products; joined rows have to.
+FINISH = 12
 
 
 class Axis(NamedTuple):
@@ -143,10 +147,13 @@ def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int)
         return channel_bytes * rows.size * columns.size
 
     budget = int(machine.l2_bytes * TILE_SHARE)
-    tile_q = ceil_div(width, ceil_div(width, pixels))
-    if height == 1 and tile_q < width:  # one long row: whole vectors but for the last tile
-        vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
-        tile_q = ceil_div(tile_q, vector) * vector
+    cuts = ceil_div(width, pixels)
+    if height == 1:  # one long row: as many tiles for every thread
+        cuts = max(cuts, min(ceil_div(cuts, machine.threads) * machine.threads, width // LEAST_PIXELS))
+    tile_q = ceil_div(width, cuts)
+    if height == 1 and tile_q < width:  # whole pairs of vectors but for the last tile
+        pair = 2 * machine.vector_bytes // ITEMSIZE[spec.dtype]
+        tile_q = min(width, ceil_div(tile_q, pair) * pair)
     tile_p = min(height, max(1, pixels // tile_q))
     while tile_p > 1 and tile_bytes(tile_p, tile_q) > budget:
         tile_p -= 1
@@ -185,16 +192,16 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
         rows, columns = _axes(spec, tile_p, tile_q)
     spatial = ceil_div(height, tile_p) * ceil_div(width, tile_q)
     run, by_row = ceil_div((tile_p - 1) * columns.extent + tile_q, vector), tile_p * ceil_div(tile_q, vector)
-    joined = lanes == "pixels" and run < by_row
+    joined = lanes == "pixels" and run * (spec.depth + FINISH) < by_row * spec.depth
     if lanes == "pixels":
         panels = machine.panels(outputs, run if joined else by_row // tile_p)
-        products = spatial * spec.K * min(run, by_row) * vector
+        products = spatial * spec.K * (run if joined else by_row) * vector
     else:
         panels = ceil_div(outputs, vector * machine.tile_vectors)
         products = height * width * spec.groups * ceil_div(outputs, vector) * vector
     units = spec.groups * panels
     # Packing a tile costs about as much as multiplying it with this share of a panel's outputs.
-    repacking = 0.0 if flat and lanes == "pixels" else 4.0 / (spec.R * spec.S * max(1, spec.K // spec.groups))
+    repacking = 4.0 / (spec.R * spec.S * max(1, spec.K // spec.groups))
     parts = _parts(spatial, units if spec.groups == 1 else spec.groups, machine.threads, repacking)
     return Direct(
         lanes, flat, across_images, joined, tile_p, tile_q, panels, parts, chains(spec.depth), rows, columns,

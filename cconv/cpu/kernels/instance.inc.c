@@ -53,6 +53,7 @@ static const cconv_kernels NAME(kernels) = {
 #undef CHANNELS_BOTH
 #undef CHANNELS_ENTRY
 #undef PIXELS
+#undef EACH_SUM
 #undef PIXELS_1
 #undef PIXELS_2
 #undef PIXELS_3

@@ -10,14 +10,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* One phase of a channel of an input tile: `height` x `width` elements, those outside the image are zeros.
- * Row i comes from source row `top + i * row_step`, column j from `left + j * column_step`; strides are in bytes,
- * because NumPy's are. */
+/* One phase of the channels of an input tile, which lie `plane` elements apart: `height` x `width` elements each, those
+ * outside the image are zeros. Row i comes from source row `top + i * row_step`, column j from `left + j * column_step`;
+ * strides are in bytes, because NumPy's are. */
 typedef struct {
-    long height, width, pitch;
+    long channels, plane, height, width, pitch;
     long top, left, row_step, column_step;
     long source_height, source_width;
-    ptrdiff_t row_stride, column_stride;
+    ptrdiff_t channel_stride, row_stride, column_stride;
 } cconv_rows;
 
 /* Order of planning.specs.ACTIVATIONS; 0 is none. */

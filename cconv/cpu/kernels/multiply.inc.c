@@ -1,7 +1,7 @@
 /* Multiply: the two register-tiled multiplications, for which everything else prepares.
  *
  * In: T, NAME, simd.h, EACH_ROWS(X) = X(1) ... X(pixels of the register tile), EACH_PIXELS(X) = X(outputs, vectors) ...
- * Out: multiply_channels, multiply_pixels, widest.
+ * Out: multiply_channels, multiply_pixels, multiply_row, widest.
  *
  * Both compute   sums[pixel][output] (+)= sum over k < depth of  input[offset[k] + pixel] * panel[k][output]
  * and differ in what a vector holds:
@@ -62,39 +62,57 @@ static void NAME(multiply_channels)(int pixels, int vectors, long depth, long ch
     }
 }
 
-/* O output channels by W vectors of pixels in registers. Per k: W loads, O broadcasts, O*W fused multiply-adds. */
+/* Where finished sums go: y = sums + bias, or with relu its positive part, of some outputs' maps. */
+typedef struct {
+    const T *bias; /* or NULL */
+    T *target;
+    long map; /* elements from a map to the next */
+    int relu;
+} NAME(maps);
+
+#define EACH_SUM(O, W)                                                                                                 \
+    _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) _Pragma("GCC unroll 8") for (int v = 0; v < W; v++)
+
+/* O output channels by W vectors of pixels in registers, `tiles` times side by side. Per k: W loads, O broadcasts, O*W
+ * fused multiply-adds. */
 #define PIXELS(O, W)                                                                                                   \
     static __attribute__((noinline)) void NAME(pixels_##O##x##W)(                                                      \
-        long depth, long chain, const int32_t *restrict offset, const T *restrict input, const T *restrict panel,      \
-        T *restrict sums, long pitch, int add) {                                                                       \
-        for (long k = 0, end; k < depth; add = 1) {                                                                    \
-            V c[O][W];                                                                                                 \
-            _Pragma("GCC unroll 32") for (int o = 0; o < O; o++)                                                       \
-                _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) c[o][v] = (V){0};                                  \
-            for (end = k + chain < depth ? k + chain : depth; k < end; k++, panel += O) {                              \
-                const T *a = input + offset[k];                                                                        \
-                __builtin_prefetch((const char *)panel + AHEAD);                                                       \
-                if (O * sizeof(T) > 64) __builtin_prefetch((const char *)panel + AHEAD + 64);                          \
-                if (W < O) {                                                                                           \
-                    V b[W];                                                                                            \
-                    _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) b[v] = load(a + v * LANES);                    \
-                    _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) {                                             \
-                        V w = splat(panel[o]);                                                                         \
-                        _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) c[o][v] += w * b[v];                       \
-                    }                                                                                                  \
-                } else {                                                                                               \
-                    V w[O];                                                                                            \
-                    _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) w[o] = splat(panel[o]);                       \
-                    _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) {                                              \
-                        V b = load(a + v * LANES);                                                                     \
-                        _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) c[o][v] += w[o] * b;                      \
+        long tiles, long depth, long chain, const int32_t *restrict offset, const T *restrict input,                   \
+        const T *restrict panel, T *restrict sums, long pitch, int adds, const NAME(maps) *to) {                       \
+        for (long tile = 0; tile < tiles; tile++, input += W * LANES, sums += W * LANES) {                             \
+            const T *restrict weights = panel;                                                                         \
+            int add = adds;                                                                                            \
+            for (long k = 0, end; k < depth; add = 1) {                                                                \
+                V c[O][W];                                                                                             \
+                EACH_SUM(O, W) c[o][v] = (V){0};                                                                       \
+                for (end = k + chain < depth ? k + chain : depth; k < end; k++, weights += O) {                        \
+                    const T *a = input + offset[k];                                                                    \
+                    __builtin_prefetch((const char *)weights + AHEAD);                                                 \
+                    if (O * sizeof(T) > 64) __builtin_prefetch((const char *)weights + AHEAD + 64);                    \
+                    if (W < O) {                                                                                       \
+                        V b[W];                                                                                        \
+                        _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) b[v] = load(a + v * LANES);                \
+                        _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) {                                         \
+                            V w = splat(weights[o]);                                                                   \
+                            _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) c[o][v] += w * b[v];                   \
+                        }                                                                                              \
+                    } else {                                                                                           \
+                        V w[O];                                                                                        \
+                        _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) w[o] = splat(weights[o]);                 \
+                        _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) {                                          \
+                            V b = load(a + v * LANES);                                                                 \
+                            _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) c[o][v] += w[o] * b;                  \
+                        }                                                                                              \
                     }                                                                                                  \
                 }                                                                                                      \
-            }                                                                                                          \
-            _Pragma("GCC unroll 32") for (int o = 0; o < O; o++)                                                       \
-                _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) {                                                  \
-                T *to = sums + o * pitch + v * LANES;                                                                  \
-                store(to, add ? load(to) + c[o][v] : c[o][v]);                                                         \
+                if (add) EACH_SUM(O, W) c[o][v] = load(sums + o * pitch + v * LANES) + c[o][v];                        \
+                if (to && k == depth) {                                                                                \
+                    T *y = to->target + tile * W * LANES;                                                              \
+                    EACH_SUM(O, W) c[o][v] += to->bias ? splat(to->bias[o]) : (V){0};                                  \
+                    if (to->relu) EACH_SUM(O, W) c[o][v] = select(c[o][v] < (V){0}, (V){0}, c[o][v]);                  \
+                    EACH_SUM(O, W) store(y + o * to->map + v * LANES, c[o][v]);                                        \
+                } else                                                                                                 \
+                    EACH_SUM(O, W) store(sums + o * pitch + v * LANES, c[o][v]);                                       \
             }                                                                                                          \
         }                                                                                                              \
     }
@@ -108,7 +126,8 @@ static void NAME(multiply_channels)(int pixels, int vectors, long depth, long ch
 #define PIXELS_UP_TO(O, W) PIXELS_##W(O)
 EACH_PIXELS(PIXELS_UP_TO)
 
-typedef void (*NAME(pixels_kernel))(long, long, const int32_t *, const T *, const T *, T *, long, int);
+typedef void (*NAME(pixels_kernel))(long, long, long, const int32_t *, const T *, const T *, T *, long, int,
+                                    const NAME(maps) *);
 #define ENTRY(O, W) NAME(pixels_##O##x##W)
 #define ENTRIES_1(O) ENTRY(O, 1)
 #define ENTRIES_2(O) ENTRIES_1(O), ENTRY(O, 2)
@@ -125,11 +144,34 @@ static const unsigned char NAME(widest)[] = {EACH_PIXELS(WIDEST) 0};
 /* Any number of vectors of pixels side by side: as many tiles as they need, as equal as can be. */
 static void NAME(multiply_pixels)(int outputs, int vectors, long depth, long chain, const int32_t *offset,
                                   const void *input, const void *panel, void *sums, long pitch, int add) {
-    const T *a = input;
-    T *to = sums;
+    const NAME(pixels_kernel) *tile = NAME(pixels_table)[outputs - 1];
+    const int widest = NAME(widest)[outputs - 1], cuts = (vectors + widest - 1) / widest, n = vectors / cuts;
+    const int wider = vectors % cuts, at = (cuts - wider) * n * LANES;
+    tile[n - 1](cuts - wider, depth, chain, offset, input, panel, sums, pitch, add, NULL);
+    if (wider)
+        tile[n](wider, depth, chain, offset, (const T *)input + at, panel, (T *)sums + at, pitch, add, NULL);
+}
+
+/* The pixels of an output row. The last chain (`target` is not NULL) ends in the maps themselves; the sums of those
+ * before it lie as the tiles do, not as the row.
+ * Assumptions: the pixels are whole vectors or need more than one tile: the last one then overlaps the one before. */
+static void NAME(multiply_row)(int outputs, int pixels, long depth, const int32_t *offset, const void *input,
+                               const void *panel, void *sums, long pitch, int add, const void *bias, int relu,
+                               void *target, long map) {
+    const NAME(pixels_kernel) *tile = NAME(pixels_table)[outputs - 1];
     const int widest = NAME(widest)[outputs - 1];
-    for (int cuts = (vectors + widest - 1) / widest, n; cuts > 0; cuts--, vectors -= n, a += n * LANES, to += n * LANES) {
+    const T *a = input;
+    T *s = sums;
+    NAME(maps) maps = {bias, target, map, relu};
+    int vectors = (pixels + LANES - 1) / LANES, cuts = (vectors + widest - 1) / widest, over = vectors * LANES - pixels;
+    for (int n, tiles; cuts > 0; cuts -= tiles, vectors -= n * tiles, a += n * tiles * LANES, s += n * tiles * LANES) {
         n = vectors / cuts;
-        NAME(pixels_table)[outputs - 1][n - 1](depth, chain, offset, a, panel, to, pitch, add);
+        tiles = cuts - vectors % cuts;
+        if (over && cuts == 1)
+            a -= over;
+        else if (over && tiles == cuts)
+            tiles--;
+        maps.target = (T *)target + (a - (const T *)input);
+        tile[n - 1](tiles, depth, depth, offset, a, panel, s, pitch, add, target ? &maps : NULL);
     }
 }

@@ -2,42 +2,55 @@
  *
  * In: T, NAME, LANES.  Out: pack_rows, pack_panel.
  */
+/* Elements first .. last-1 of a packed row, from every stride-th element (in bytes) from `in` on. Nothing beyond the last
+ * element is read: a vector that would reach further begins earlier instead. */
+static inline __attribute__((always_inline)) void NAME(pack_row)(const char *in, ptrdiff_t stride, T *out, long first,
+                                                                 long last) {
+    const T *from = (const T *)in;
+    long j = 0, length = last - first;
+    out += first;
+    if (stride == (ptrdiff_t)sizeof(T)) {
+        for (; j + LANES <= length; j += LANES) store(out + j, load(from + j));
+        if (j < length && length >= LANES) {
+            store(out + length - LANES, load(from + length - LANES));
+            return;
+        }
+    } else if (stride == 2 * (ptrdiff_t)sizeof(T)) {
+        for (; j + LANES < length; j += LANES) store(out + j, EVEN(load(from + 2 * j), load(from + 2 * j + LANES)));
+        if (j < length && length > LANES) {
+            const T *odd = from + 2 * (length - LANES) - 1;
+            store(out + length - LANES, ODD(load(odd), load(odd + LANES)));
+            return;
+        }
+    }
+    for (; j < length; j++) out[j] = *(const T *)(in + j * stride);
+}
+
 static void NAME(pack_rows)(const cconv_rows *rows, const void *source, void *target) {
-    T *out = target;
     /* Columns first .. last-1 lie inside the image. */
-    long step = rows->column_step, first = 0, last = rows->width;
-    if (rows->left < 0) first = (-rows->left + step - 1) / step;
-    if (first > last) first = last;
-    long inside = rows->source_width - rows->left;
-    long fit = inside > 0 ? (inside + step - 1) / step : 0;
-    if (fit < last) last = fit > first ? fit : first;
-    for (long i = 0; i < rows->height; i++, out += rows->pitch) {
-        long row = rows->top + i * rows->row_step;
-        if (row < 0 || row >= rows->source_height || first >= last) {
-            memset(out, 0, rows->pitch * sizeof(T));
-            continue;
-        }
-        const char *in = (const char *)source + row * rows->row_stride + (rows->left + first * step) * rows->column_stride;
-        ptrdiff_t stride = step * rows->column_stride;
-        for (long j = 0; j < first; j++) out[j] = 0;
-        long j = first, length = last - first;
-        if (stride == (ptrdiff_t)sizeof(T)) {
-            const T *from = (const T *)in - first;
-            for (; j + LANES <= last; j += LANES) store(out + j, load(from + j));
-            if (length >= LANES && j < last) { /* the last vector overlaps the one before */
-                store(out + last - LANES, load(from + last - LANES));
-                j = last;
+    const long step = rows->column_step, inside = rows->source_width - rows->left;
+    long first = rows->left < 0 ? (-rows->left + step - 1) / step : 0;
+    long last = inside > 0 ? (inside + step - 1) / step : 0;
+    if (first > rows->width) first = rows->width;
+    if (last > rows->width) last = rows->width;
+    if (last < first) last = first;
+    const ptrdiff_t stride = step * rows->column_stride;
+    const char *channel = source;
+    channel += rows->top * rows->row_stride + (rows->left + first * step) * rows->column_stride;
+    T *plane = target;
+    for (long c = 0; c < rows->channels; c++, channel += rows->channel_stride, plane += rows->plane) {
+        const char *in = channel;
+        T *out = plane;
+        for (long i = 0; i < rows->height; i++, out += rows->pitch, in += rows->row_step * rows->row_stride) {
+            const long row = rows->top + i * rows->row_step;
+            if (row < 0 || row >= rows->source_height || first == last) {
+                memset(out, 0, rows->pitch * sizeof(T));
+                continue;
             }
-            for (; j < last; j++) out[j] = from[j];
-        } else if (stride == 2 * (ptrdiff_t)sizeof(T)) {
-            const T *from = (const T *)in - 2 * first;
-            for (; j + LANES < last; j += LANES) /* not the last one: it would read one element too far */
-                store(out + j, EVEN(load(from + 2 * j), load(from + 2 * j + LANES)));
-            for (; j < last; j++) out[j] = from[2 * j];
-        } else {
-            for (; j < last; j++, in += stride) out[j] = *(const T *)in;
+            for (long j = 0; j < first; j++) out[j] = 0;
+            NAME(pack_row)(in, stride, out, first, last);
+            for (long j = last; j < rows->pitch; j++) out[j] = 0;
         }
-        for (long j = last; j < rows->pitch; j++) out[j] = 0;
     }
 }
 
