@@ -15,7 +15,7 @@ from libc.stdint cimport int32_t
 from libc.string cimport memset
 
 from ._core cimport Buffer, borrow, ceil_div, compute, data_of, finish_of, int_table, kernels_of, lines, share
-from .kernels cimport cconv_finish, cconv_kernels, cconv_winograd
+from .kernels cimport cconv_finish, cconv_kernels, cconv_transform, cconv_winograd
 
 cnp.import_array()
 
@@ -175,12 +175,12 @@ cdef class WinogradConvolution:
     def __init__(self, spec, tiling, str isa):
         cdef Blocks *job = &self.job
         cdef const cconv_kernels *kernels = kernels_of(isa, spec.dtype)
-        cdef long alpha = tiling.transform.alpha, m = tiling.transform.m, line, outputs, last
+        cdef long line, outputs, last
         self.owners = []
         job.kernels = kernels
         job.itemsize = 4 if spec.dtype == "float32" else 8
         job.finish = finish_of(spec.activation)
-        job.C, job.K, job.panels, job.points = spec.C, spec.K, tiling.panels, alpha * alpha
+        job.C, job.K, job.panels, job.points = spec.C, spec.K, tiling.panels, tiling.points
         job.chain = ceil_div(job.C, tiling.chains)
         job.group, job.groups, job.held = tiling.group, ceil_div(tiling.panels, tiling.group), tiling.held
         job.pixel_lanes = tiling.lanes == "pixels"
@@ -196,28 +196,33 @@ cdef class WinogradConvolution:
         job.fused, job.taps = tiling.fused, spec.R * spec.S
         job.point_weights = (
             job.group * outputs if job.fused else last + panel_width(job, job.K - last)) * job.C + line
-        job.how.m, job.how.alpha = m, alpha
         job.how.H, job.how.W, job.how.P, job.how.Q = spec.H, spec.W, spec.P, spec.Q
         job.how.top, job.how.left = spec.padding[:2]
-        job.how.tiles_high, job.how.tiles_wide = ceil_div(spec.P, m), ceil_div(spec.Q, m)
+        job.how.tiles_high, job.how.tiles_wide = ceil_div(spec.P, tiling.rows.m), ceil_div(spec.Q, tiling.columns.m)
         job.how.map_stride = spec.K * spec.P * spec.Q
         # Every tile may stand alone in its row; gathering reads up to 5 vectors too far.
-        job.how.strip_pitch = job.strip * alpha + 6 * kernels.lanes
-        job.how.coefficients = self._elements(spec.dtype, tiling.transform.coefficients)
-        job.how.powers = self._elements(spec.dtype, tiling.transform.powers)
-        job.how.filter = <const double *>self._elements("float64", tiling.transform.filter)
+        job.how.strip_pitch = job.strip * tiling.columns.alpha + 6 * kernels.lanes
+        self._tables(&job.how.down, spec.dtype, tiling.rows)
+        self._tables(&job.how.across, spec.dtype, tiling.columns)
         job.offset = int_table(self.owners, range(0, job.C * job.pitch, job.pitch))
         job.block_bytes = lines((job.points * job.point_in + kernels.lanes) * job.itemsize)
         job.products_at = job.block_bytes
         job.sums_at = job.products_at + lines((job.points * job.point_out + kernels.lanes) * job.itemsize)
         job.strip_at = job.sums_at + (0 if job.pixel_lanes else lines(job.pitch * outputs * job.itemsize))
         job.filters_at = job.strip_at + lines(
-            alpha * job.how.strip_pitch * job.itemsize + (job.strip + kernels.lanes) * sizeof(int32_t))
+            job.how.down.alpha * job.how.strip_pitch * job.itemsize + (job.strip + kernels.lanes) * sizeof(int32_t))
         self.scratch_size = job.filters_at + (self._filter_bytes() if job.fused else 0)
 
     cdef size_t _filter_bytes(self):
         """Bytes of transformed filters: of a group if they are transformed where they are used, else of all."""
         return lines((self.job.points * self.job.point_weights + self.job.kernels.lanes) * self.job.itemsize)
+
+    cdef int _tables(self, cconv_transform *to, str dtype, transform) except -1:
+        to.m, to.alpha = transform.m, transform.alpha
+        to.coefficients = self._elements(dtype, transform.coefficients)
+        to.powers = self._elements(dtype, transform.powers)
+        to.filter = <const double *>self._elements("float64", transform.filter)
+        return 0
 
     cdef const void *_elements(self, str dtype, values) except NULL:
         """A C copy of numbers, in the type of the arrays."""

@@ -17,11 +17,14 @@ cdef extern from "kernels/kernels.h" nogil:
         long H, W, P, Q, R, S, row_pitch
         long stride_h, stride_w, dilation_h, dilation_w, top, left
 
-    ctypedef struct cconv_winograd:
+    ctypedef struct cconv_transform:
         int m, alpha
         const void *coefficients
         const void *powers
         const double *filter
+
+    ctypedef struct cconv_winograd:
+        cconv_transform down, across
         long H, W, P, Q, top, left, tiles_high, tiles_wide
         long strip_pitch
         Py_ssize_t image_stride, channel_stride, row_stride

@@ -35,18 +35,21 @@ L3_BYTES = 12 << 20
 BLOCK_LIMIT = 16 << 20
 #: Most vectors of tiles in a thread's own block.
 BLOCK_VECTORS = 4
-#: Time of a call of a register tile, and of a vector from the third level and from memory, in units of the estimate.
-CALL, FAR, MEMORY = 40, 0.7, 9
+#: Time of a call of a register tile, of adding a chain's vector of sums to those before, and of a vector from the third
+#: level and from memory, in units of the estimate.
+CALL, LINK, FAR, MEMORY = 40, 3.5, 0.7, 9
 
 
 @dataclass(frozen=True, slots=True)
 class Winograd:
-    """A convolution as products of transformed tiles: F(m, r)."""
+    """A convolution as products of transformed tiles: F(m, r) down and F(m', r) across."""
 
-    transform: Transform
+    #: What is done down the rows of a tile, and what across its columns.
+    rows: Transform
+    columns: Transform
     #: What a vector of products holds: "pixels" (tiles), or "channels" (of the output) where tiles are few.
     lanes: str
-    #: Tiles of m x m outputs in a block.
+    #: Tiles of m x m' outputs in a block.
     tiles: int
     #: Panels into which the output channels are cut.
     panels: int
@@ -64,25 +67,38 @@ class Winograd:
 
     @property
     def label(self) -> str:
-        return f"winograd {self.transform.m}x{self.transform.r}"
+        """Outputs, then taps of one dimension where both are alike; else outputs down, across, and taps."""
+        outputs = f"{self.rows.m}x{self.columns.m}" if self.rows.m != self.columns.m else f"{self.rows.m}"
+        return f"winograd {outputs}x{self.rows.r}"
 
     @property
     def packing(self) -> tuple:
         """What the packed form of a weight depends on."""
-        return "winograd", self.transform.m, self.lanes, self.panels, self.fused
+        return "winograd", self.rows.m, self.columns.m, self.lanes, self.panels, self.fused
+
+    @property
+    def points(self) -> int:
+        """Products of a tile, per channel."""
+        return self.rows.alpha * self.columns.alpha
+
+    def count(self, spec: ConvSpec) -> int:
+        """Tiles of an image."""
+        return ceil_div(spec.P, self.rows.m) * ceil_div(spec.Q, self.columns.m)
 
 
 Tiling = Direct | Depthwise | Winograd
 
 
-def _winograd(spec: ConvSpec, machine: Machine, transform: Transform, images: int, packs: bool) -> Winograd:
-    """The blocking of a transform with the least estimated time."""
+def _winograd(
+    spec: ConvSpec, machine: Machine, rows: Transform, columns: Transform, images: int, packs: bool
+) -> Winograd:
+    """The blocking of two transforms with the least estimated time."""
     itemsize = ITEMSIZE[spec.dtype]
     vector = machine.vector_bytes // itemsize
-    points, m = transform.alpha**2, transform.m
-    tiles = images * ceil_div(spec.P, m) * ceil_div(spec.Q, m)
+    points = rows.alpha * columns.alpha
+    tiles = images * ceil_div(spec.P, rows.m) * ceil_div(spec.Q, columns.m)
     vectors = ceil_div(tiles, vector)
-    chains = winograd.chains(spec.C, transform, transform) if spec.precision == "highest" else direct.chains(spec.C)
+    chains = winograd.chains(spec.C, rows, columns) if spec.precision == "highest" else direct.chains(spec.C)
     across, down = vectors * vector * spec.K, tiles * ceil_div(spec.K, vector) * vector
     lanes = "channels" if down < across * FEW_TILES else "pixels"
     executed = 2 * points * spec.C * (down if lanes == "channels" else across) // images
@@ -102,7 +118,7 @@ def _winograd(spec: ConvSpec, machine: Machine, transform: Transform, images: in
         fused = packs and held > 0 and size == tiles and filter_bytes <= FUSED_BYTES
         if fused:
             group = min(group, FUSED_BYTES // filter_bytes)
-        return Winograd(transform, lanes, size, panels, group, held, fused, chains, executed)
+        return Winograd(rows, columns, lanes, size, panels, group, held, fused, chains, executed)
 
     near = machine.l2_bytes * PRODUCTS_SHARE
     own = max(1, min(vectors, int(machine.l2_bytes * BLOCK_SHARE) // vector_bytes, BLOCK_VECTORS))
@@ -117,15 +133,13 @@ def _winograd(spec: ConvSpec, machine: Machine, transform: Transform, images: in
     return min(found, key=lambda tiling: estimate(spec, machine, tiling, images, packs))
 
 
-def _transforms(spec: ConvSpec, machine: Machine) -> list[Transform]:
-    """The transforms that fit a spec's geometry and precision."""
+def _transforms(spec: ConvSpec, machine: Machine) -> list[tuple[Transform, Transform]]:
+    """The transforms, down and across, that fit a spec's geometry and precision."""
     if (spec.stride, spec.dilation, spec.groups) != ((1, 1), (1, 1), 1) or spec.R != spec.S:
         return []
-    fit = [winograd.transform(m, r) for m, r in winograd.SUPPORTED if r == spec.R]
-    block = spec.C * machine.vector_bytes
-    return [
-        t for t in fit if t.alpha**2 * block <= BLOCK_LIMIT and winograd.meets(t.m, t.r, spec.precision, spec.depth)
-    ]
+    fit = [tuple(winograd.transform(m, spec.R) for m in tile) for tile in winograd.TILES.get(spec.R, ())]
+    most = BLOCK_LIMIT // (spec.C * machine.vector_bytes)
+    return [t for t in fit if t[0].alpha * t[1].alpha <= most and winograd.within(*t, spec.precision, spec.C)]
 
 
 def candidates(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = False) -> tuple[Tiling, ...]:
@@ -142,7 +156,7 @@ def candidates(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = 
         if depthwise := direct.depthwise(spec, machine):
             found.append(depthwise)
     if spec.algorithm == "winograd" or (spec.algorithm == "auto" and min(spec.C, spec.K) >= FEWEST_CHANNELS):
-        found += [_winograd(spec, machine, transform, images, packs) for transform in _transforms(spec, machine)]
+        found += [_winograd(spec, machine, *pair, images, packs) for pair in _transforms(spec, machine)]
     if not found:
         raise ArgumentError(
             f"algorithm: expected a kernel of 3x3, 5x5 or 7x7 with stride 1, dilation 1, groups 1 and not too many "
@@ -162,11 +176,10 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
     if isinstance(tiling, Depthwise):
         return fma + maps_in + 2 * maps_out
     if isinstance(tiling, Winograd):
-        transform = tiling.transform
-        tiles = ceil_div(spec.P, transform.m) * ceil_div(spec.Q, transform.m) / vector
+        points, tiles = tiling.points, tiling.count(spec) / vector
         # Tiles 2 or 4 apart are sorted into lanes by shuffling, others by a transposition.
-        transforms = (8 if transform.m in (2, 4) else 12) * transform.alpha**2 * tiles * (spec.C + spec.K)
-        filters = transform.alpha**2 * spec.C * spec.K
+        transforms = (8 if tiling.columns.m in (2, 4) else 12) * points * tiles * (spec.C + spec.K)
+        filters = points * spec.C * spec.K
         ahead = 0 if tiling.fused else _ahead(filters / vector, machine)
         beyond = _passing(spec, machine, tiling, images) + packs * (2.5 * filters + ahead)
         return fma * (1.1 if tiling.lanes == "pixels" else 1.25) + transforms + beyond / images
@@ -190,10 +203,9 @@ def _ahead(vectors: float, machine: Machine) -> float:
 
 def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) -> float:
     """What a blocking costs beyond its arithmetic, of all images: weights, input and products that pass through the
-    caches, calls of register tiles, and threads that wait for the last one's task."""
+    caches, calls of register tiles, ends of chains, and threads that wait for the last one's task."""
     lanes = machine.vector_bytes // ITEMSIZE[spec.dtype]
-    points = tiling.transform.alpha**2
-    tiles = images * ceil_div(spec.P, tiling.transform.m) * ceil_div(spec.Q, tiling.transform.m)
+    points, tiles = tiling.points, images * tiling.count(spec)
     blocks, block = ceil_div(tiles, tiling.tiles), ceil_div(tiling.tiles, lanes)
     groups = ceil_div(tiling.panels, tiling.group)
     filters, data = points * spec.C * spec.K / lanes, points * spec.C * blocks * block
@@ -209,7 +221,7 @@ def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) ->
         calls = ceil_div(block, machine.pixel_vectors[outputs - 1])
     else:
         calls = ceil_div(tiling.tiles, machine.tile_rows)
-    time += points * tiling.panels * blocks * calls * CALL
+    time += points * tiling.panels * blocks * calls * CALL + (tiling.chains - 1) * products * LINK
     held = tiling.held * groups
     rounds = [held] * (blocks // tiling.held) + [blocks % tiling.held * groups] if held else [blocks]
     waiting = sum(ceil_div(tasks, machine.threads) * machine.threads - tasks for tasks in rounds) / sum(rounds)

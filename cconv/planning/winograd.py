@@ -38,10 +38,21 @@ SUPPORTED = {
     (4, 3): ("21/32", "3/2"),
     (5, 3): ("19/64", "27/32", "7/4"),
     (6, 3): ("1/2", "1", "2"),
+    (7, 3): ("1/4", "11/16", "9/8", "9/4"),
     (2, 5): ("21/32", "3/2"),
     (3, 5): ("19/64", "27/32", "7/4"),
     (4, 5): ("1/2", "1", "2"),
+    (6, 5): ("7/16", "13/16", "5/4", "5/2"),
     (2, 7): ("1/2", "1", "2"),
+    (4, 7): ("7/16", "13/16", "5/4", "5/2"),
+}
+
+#: r -> the tiles, m down and m across, that the kernels have. Where the two differ it is 4 across, which sorts columns
+#: into lanes by the fewest shuffles.
+TILES = {
+    3: ((2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7)),
+    5: ((2, 2), (3, 3), (3, 4), (4, 4), (6, 6)),
+    7: ((2, 2), (4, 4)),
 }
 
 #: precision -> the largest L2 error and the largest single error, both over the RMS of the result.
@@ -169,12 +180,6 @@ def within(rows: Transform, columns: Transform, precision: str, channels: int) -
     factor = max(1.0, sqrt(channels * rows.r * columns.r / 2304)) if precision == "highest" else 1.0
     expected = error(rows, columns, channels, chains(channels, rows, columns))
     return all(MARGIN * e <= factor * bound for e, bound in zip(expected, BOUNDS[precision], strict=True))
-
-
-def meets(m: int, r: int, precision: str, depth: int) -> bool:
-    """Whether F(m, r) in both dimensions meets a precision where `depth` products, channels * r * r, are summed."""
-    t = transform(m, r)
-    return within(t, t, precision, depth // r**2)
 
 
 def _energy(row: tuple[Fraction, ...]) -> Fraction:

@@ -59,24 +59,23 @@ def test_winograd_confines_what_is_not_finite_to_its_tile(grid, isa, dtype, valu
             built = grid.program(layer, isa, dtype, tiling, given, "high")
             with grid.Threads(layer.threads):
                 clean, got = grid.run(built, given), grid.run(built, spoiled)
-            may = _tile_of(layer, tiling.transform, spot, clean.shape)
+            may = _tile_of(layer, (tiling.rows, tiling.columns), spot, clean.shape)
             what = f"{spot} of {layer} in {dtype} on {isa} by {tiling}"
             assert not (reached & ~may).any()
             assert got[~may].tobytes() == clean[~may].tobytes(), f"spread from {what}"
             assert not np.isfinite(got[reached]).any(), f"lost from {what}"
 
 
-def _tile_of(layer, transform, spot, shape) -> np.ndarray:
+def _tile_of(layer, transforms, spot, shape) -> np.ndarray:
     """Outputs of the tiles whose input holds the spot."""
-    m, alpha = transform.m, transform.alpha
     may = np.zeros(shape, bool)
     inside = [
-        [first <= place < first + alpha for first in range(-before, size * m, m)]
-        for place, before, size in zip(spot[2:], layer.padding, shape[2:], strict=False)
+        [first <= place < first + t.alpha for first in range(-before, size * t.m, t.m)]
+        for place, before, size, t in zip(spot[2:], layer.padding[:2], shape[2:], transforms, strict=True)
     ]
     for p in range(shape[2]):
         for q in range(shape[3]):
-            may[spot[0], :, p, q] = inside[0][p // m] and inside[1][q // m]
+            may[spot[0], :, p, q] = all(inside[i][at // transforms[i].m] for i, at in enumerate((p, q)))
     return may
 
 

@@ -72,18 +72,20 @@ def test_every_transform_in_every_kind_of_block_stays_within_the_bound(grid, sam
 
 
 def winograd_transforms(layer, precision: str) -> set:
-    """The supported transforms that meet a layer's precision."""
-    size, depth = layer.weight[2], np.prod(layer.weight[1:])
-    return {(m, r) for m, r in winograd.SUPPORTED if r == size and winograd.meets(m, r, precision, depth)}
+    """The tiles, and their taps, that meet a layer's precision."""
+    channels, size = layer.weight[1:3]
+    tiles = {tile: [winograd.transform(m, size) for m in tile] for tile in winograd.TILES[size]}
+    return {(*tile, size) for tile, pair in tiles.items() if winograd.within(*pair, precision, channels)}
 
 
 def test_the_layers_reach_every_transform_and_both_kinds_of_blocks(grid):
     tried = {
-        (precision, pair)
+        (precision, tile)
         for precision in BOUNDS for chunk in range(CHUNKS) for layer in grid.winograd_layers(chunk, 10)
-        for pair in winograd_transforms(layer, precision)
+        for tile in winograd_transforms(layer, precision)
     }  # fmt: skip
-    assert {pair for _, pair in tried} == set(winograd.SUPPORTED)
+    assert {tile for _, tile in tried} == {(*tile, r) for r, tiles in winograd.TILES.items() for tile in tiles}
+    assert {("highest", (3, 4, 5))} <= tried
     assert {precision for precision, _ in tried} == set(BOUNDS)
     layers = [layer for chunk in range(CHUNKS) for layer in grid.winograd_layers(chunk, 10) if layer.weight[2] == 3]
     tilings = [t for layer in layers for t in grid.winograd_tilings(layer, grid.ISAS[0], "float32")]

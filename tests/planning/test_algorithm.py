@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cconv import ArgumentError
-from cconv.planning import Direct, Machine, Winograd, algorithm, cost, direct, specs
+from cconv.planning import Direct, Machine, Winograd, algorithm, cost, direct, specs, winograd
 
 WIDE = (8, 8, 8, 6, 5, 4, 3, 3, 3, *5 * (2,), *14 * (1,))
 MACHINES = (
@@ -125,8 +125,24 @@ def test_winograd_issues_fewer_multiplications():
     tilings = [t for t in algorithm.candidates(spec, MACHINES[0]) if isinstance(t, Winograd)]
     assert len(tilings) >= 2
     for tiling in tilings:
-        m, r = tiling.transform.m, tiling.transform.r
-        assert tiling.executed_flops < cost.of(spec).flops * 1.3 * (m + r - 1) ** 2 / (m * r) ** 2
+        rows, columns = tiling.rows, tiling.columns
+        fewer = tiling.points / (rows.m * rows.r * columns.m * columns.r)
+        assert tiling.executed_flops < cost.of(spec).flops * 1.3 * fewer
+
+
+def test_the_lectures_layer_takes_tiles_that_are_not_square():
+    spec = specs.conv((100, 64, 64), (100, 100, 5, 5), padding=2)
+    for machine in MACHINES[:2]:
+        tiling = algorithm.choose(spec, machine)
+        assert (tiling.label, tiling.points, tiling.count(spec)) == ("winograd 3x4x5", 56, 22 * 16)
+
+
+def test_labels_are_distinct():
+    for size in winograd.TILES:
+        spec = specs.conv((64, 64, 64), (64, 64, size, size), padding=2, precision="high")
+        labels = [t.label for t in algorithm.candidates(spec, MACHINES[0]) if isinstance(t, Winograd)]
+        assert len(set(labels)) == len(labels) == len(winograd.TILES[size])
+        assert f"winograd 2x{size}" in labels
 
 
 @pytest.mark.parametrize(

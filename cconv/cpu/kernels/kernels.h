@@ -44,12 +44,18 @@ typedef struct {
     long stride_h, stride_w, dilation_h, dilation_w, top, left;
 } cconv_depthwise;
 
-/* F(m, r) over images cut into tiles of m x m outputs, numbered along rows, down an image, over the images.
- * Coefficients and powers are elements, in the order that winograd.inc.c says; filter is G, alpha x r. */
+/* F(m, r) in one dimension. Coefficients and powers are elements, in the order that winograd.inc.c says; filter is G,
+ * alpha x r. */
 typedef struct {
     int m, alpha;
     const void *coefficients, *powers;
     const double *filter;
+} cconv_transform;
+
+/* Winograd over images cut into tiles of down.m x across.m outputs, numbered along rows, down an image, over the
+ * images. */
+typedef struct {
+    cconv_transform down, across;
     long H, W, P, Q, top, left, tiles_high, tiles_wide;
     long strip_pitch; /* elements of a row of the strip between the halves of a transform */
     ptrdiff_t image_stride, channel_stride, row_stride; /* of the source, in bytes */

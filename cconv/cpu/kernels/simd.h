@@ -228,7 +228,7 @@ static inline __attribute__((always_inline)) void NAME(flip)(V *v) {
 }
 /* d[j] = element j of LANES rows, the l-th of which begins at p + at[l], for j < n. Reads whole vectors of a row. */
 static inline __attribute__((always_inline)) void NAME(load_columns)(const int n, const T *p, const int32_t *at, V *d) {
-    _Pragma("GCC unroll 4") for (int j = 0; j < n; j += LANES / 2) {
+    _Pragma("GCC unroll 8") for (int j = 0; j < n; j += LANES / 2) {
         V v[LANES / 2];
         _Pragma("GCC unroll 4") for (int l = 0; l < LANES / 2; l++)
             v[l] = NAME(load_halves)(p + at[l] + j, p + at[l + LANES / 2] + j);

@@ -1,4 +1,6 @@
-/* Winograd: m x m outputs at a time from alpha x alpha = (m + r - 1)^2 products per channel instead of m^2 r^2.
+/* Winograd: tiles of m x m' outputs from alpha x alpha' products per channel, alpha = m + r - 1, instead of m m' r r'.
+ *
+ * `down` is the transform of a tile's columns (m, alpha, r), `across` that of its rows (m', alpha', r').
  *
  * In: T, NAME, simd.h, activate() of depthwise.inc.c; a cconv_winograd with the coefficients of planning/winograd.py.
  * Out: winograd_filter, winograd_input, winograd_output. multiply_pixels does the products in between.
@@ -8,15 +10,15 @@
  * A vector holds LANES neighbouring tiles. The vertical half of a transform then works on rows of the image as they
  * are; between the halves lies a strip of alpha rows, in scratch, with the tiles of a block side by side:
  *
- *     strip row i     tile 0: a0 a1 a2 a3   tile 1: b0 b1 b2 b3   ...          m = 4
+ *     strip row i     tile 0: a0 a1 a2 a3   tile 1: b0 b1 b2 b3   ...          m' = 4
  *     vectors         [a0 b0 ...] [a1 b1 ...] [a2 b2 ...] [a3 b3 ...]          by EVEN and ODD, or a transposition
  *
  * The points of a transform are 0 (if alpha is even), n pairs +p, -p, and infinity; the two of a pair share their sums:
  * rows(+-p) = A +- p B. Every expression adds one product at most, so that contraction to fused multiply-adds leaves
  * the compiler no choice and a result does not depend on where in a vector its tile stands.
  */
-#define MOST_POINTS 8
-#define MOST_OUTPUTS 6
+#define MOST_POINTS 10
+#define MOST_OUTPUTS 7
 #define MOST_TAPS 7
 
 /* B': alpha inputs d to alpha points o. `c` are the coefficients: p, then Q_p without its leading 1, per pair; then Z. */
@@ -52,7 +54,7 @@ static inline __attribute__((always_inline)) void NAME(to_outputs)(const int alp
     y[0] = sum[0];
     if (z) y[0] += v[0];
     _Pragma("GCC unroll 4") for (int p = 1; p < n; p++) y[0] += sum[p];
-    _Pragma("GCC unroll 8") for (int i = 1; i < m; i++) {
+    _Pragma("GCC unroll 10") for (int i = 1; i < m; i++) {
         const V *half = i % 2 ? difference : sum;
         V first = ROUNDED(splat(c[i - 1]) * half[0]); /* a second product is added to it */
         y[i] = first;
@@ -66,14 +68,14 @@ static inline __attribute__((always_inline)) void NAME(gather)(const int alpha, 
                                                                const int32_t *at, int regular, V *d) {
     if (regular && m == 2) {
         const T *p = row + at[0];
-        _Pragma("GCC unroll 8") for (int j = 0; j < alpha; j += 2) {
+        _Pragma("GCC unroll 10") for (int j = 0; j < alpha; j += 2) {
             V a = load(p + j), b = load(p + j + LANES);
             d[j] = EVEN(a, b);
             if (j + 1 < alpha) d[j + 1] = ODD(a, b);
         }
     } else if (regular && m == 4 && !BY_HALVES) {
         const T *p = row + at[0];
-        _Pragma("GCC unroll 8") for (int j = 0; j < alpha; j += 4) {
+        _Pragma("GCC unroll 10") for (int j = 0; j < alpha; j += 4) {
             V v[4];
             _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) v[i] = load(p + j + i * LANES);
             V even[2] = {EVEN(v[0], v[1]), EVEN(v[2], v[3])}, odd[2] = {ODD(v[0], v[1]), ODD(v[2], v[3])};
@@ -104,25 +106,26 @@ static inline __attribute__((always_inline)) void NAME(scatter)(const int m, con
 }
 
 /* Tiles first .. first+count-1 of one channel, counted along rows, down the image and over the images:
- * points[(i * alpha + j) * pitch + t]. Writes whole vectors of t; scratch holds strip and places. */
-static inline __attribute__((always_inline)) void NAME(input_tiles)(const int alpha, const int m,
+ * points[(i * alpha' + j) * pitch + t]. Writes whole vectors of t; scratch holds strip and places. */
+static inline __attribute__((always_inline)) void NAME(input_tiles)(const int alpha_down, const int m_down,
+                                                                    const int alpha, const int m,
                                                                     const cconv_winograd *how, long first, long count,
                                                                     const char *source, T *scratch, T *points,
                                                                     long pitch) {
-    const T *c = how->coefficients;
+    const T *down_c = how->down.coefficients, *c = how->across.coefficients;
     T *strip = scratch;
     const long strip_pitch = how->strip_pitch;
-    int32_t *at = (int32_t *)(scratch + alpha * strip_pitch);
+    int32_t *at = (int32_t *)(scratch + alpha_down * strip_pitch);
     long place = 0;
     for (long t = 0, length; t < count; t += length) { /* tiles of one row of tiles */
         long g = first + t, across = g % how->tiles_wide, down = g / how->tiles_wide % how->tiles_high;
         const char *image = source + g / (how->tiles_wide * how->tiles_high) * how->image_stride;
         length = how->tiles_wide - across < count - t ? how->tiles_wide - across : count - t;
-        long top = down * m - how->top, left = across * m - how->left, width = (length - 1) * m + alpha;
+        long top = down * m_down - how->top, left = across * m - how->left, width = (length - 1) * m + alpha;
         for (long j = 0; j < width; j += LANES) {
             V d[MOST_POINTS], o[MOST_POINTS];
             const NAME(lanes) inside = between(-left - j, how->W - left - j);
-            _Pragma("GCC unroll 8") for (int i = 0; i < alpha; i++) {
+            _Pragma("GCC unroll 10") for (int i = 0; i < alpha_down; i++) {
                 d[i] = (V){0};
                 if (top + i >= 0 && top + i < how->H) {
                     const T *row = (const T *)(image + (top + i) * how->row_stride) + left + j;
@@ -130,8 +133,9 @@ static inline __attribute__((always_inline)) void NAME(input_tiles)(const int al
                     d[i] = load_lanes(row, inside);
                 }
             }
-            NAME(to_points)(alpha, c, d, o);
-            _Pragma("GCC unroll 8") for (int i = 0; i < alpha; i++) store(strip + i * strip_pitch + place + j, o[i]);
+            NAME(to_points)(alpha_down, down_c, d, o);
+            _Pragma("GCC unroll 10") for (int i = 0; i < alpha_down; i++)
+                store(strip + i * strip_pitch + place + j, o[i]);
         }
         for (long i = 0; i < length; i++) at[t + i] = (int32_t)(place + i * m);
         place += width;
@@ -140,50 +144,52 @@ static inline __attribute__((always_inline)) void NAME(input_tiles)(const int al
     for (long t = 0; t < count; t += LANES) {
         long last = t + LANES < count ? t + LANES - 1 : count - 1;
         int regular = at[last] - at[t] == (last - t) * m;
-        for (int i = 0; i < alpha; i++) {
+        for (int i = 0; i < alpha_down; i++) {
             V d[MOST_POINTS], o[MOST_POINTS];
             NAME(gather)(alpha, m, strip + i * strip_pitch, at + t, regular, d);
             NAME(to_points)(alpha, c, d, o);
-            _Pragma("GCC unroll 8") for (int j = 0; j < alpha; j++) store(points + (i * alpha + j) * pitch + t, o[j]);
+            _Pragma("GCC unroll 10") for (int j = 0; j < alpha; j++) store(points + (i * alpha + j) * pitch + t, o[j]);
         }
     }
 }
 
 /* The same tiles of one output map from its products, with the epilogue. */
-static inline __attribute__((always_inline)) void NAME(output_tiles)(const int alpha, const int m,
+static inline __attribute__((always_inline)) void NAME(output_tiles)(const int alpha_down, const int m_down,
+                                                                     const int alpha, const int m,
                                                                      const cconv_winograd *how,
                                                                      const cconv_finish *finish, double bias,
                                                                      long first, long count, const T *points,
                                                                      long pitch, T *strip, const T *residual,
                                                                      T *target) {
-    const T *c = how->powers;
+    const T *down_c = how->down.powers, *c = how->across.powers;
     const V b = splat((T)bias);
     const long strip_pitch = how->strip_pitch;
     for (long t = 0; t < count; t += LANES)
-        for (int i = 0; i < alpha; i++) {
+        for (int i = 0; i < alpha_down; i++) {
             V v[MOST_POINTS], y[MOST_OUTPUTS];
-            _Pragma("GCC unroll 8") for (int j = 0; j < alpha; j++) v[j] = load(points + (i * alpha + j) * pitch + t);
+            _Pragma("GCC unroll 10") for (int j = 0; j < alpha; j++) v[j] = load(points + (i * alpha + j) * pitch + t);
             NAME(to_outputs)(alpha, m, c, v, y);
             NAME(scatter)(m, y, strip + i * strip_pitch + t * m);
         }
     for (long t = 0, length; t < count; t += length) {
         long g = first + t, across = g % how->tiles_wide, down = g / how->tiles_wide % how->tiles_high;
         length = how->tiles_wide - across < count - t ? how->tiles_wide - across : count - t;
-        long at = g / (how->tiles_wide * how->tiles_high) * how->map_stride + down * m * how->Q + across * m;
-        long rows = how->P - down * m, width = how->Q - across * m;
+        long at = g / (how->tiles_wide * how->tiles_high) * how->map_stride + down * m_down * how->Q + across * m;
+        long rows = how->P - down * m_down, width = how->Q - across * m;
         if (width > length * m) width = length * m;
         for (long j = 0; j < width; j += LANES) {
             if (j + LANES > width && j && !residual) j = width - LANES; /* the last vector overlaps the one before */
             V v[MOST_POINTS], y[MOST_OUTPUTS];
-            _Pragma("GCC unroll 8") for (int i = 0; i < alpha; i++) v[i] = load(strip + i * strip_pitch + t * m + j);
-            NAME(to_outputs)(alpha, m, c, v, y);
+            _Pragma("GCC unroll 10") for (int i = 0; i < alpha_down; i++)
+                v[i] = load(strip + i * strip_pitch + t * m + j);
+            NAME(to_outputs)(alpha_down, m_down, down_c, v, y);
             const NAME(lanes) inside = between(0, width - j);
-            _Pragma("GCC unroll 8") for (int i = 0; i < m; i++) {
+            _Pragma("GCC unroll 10") for (int i = 0; i < m_down; i++) {
                 y[i] += b;
                 if (residual && i < rows) y[i] += load_lanes(residual + at + i * how->Q + j, inside);
             }
-            NAME(activate)(finish, m, y);
-            _Pragma("GCC unroll 8") for (int i = 0; i < m; i++) {
+            NAME(activate)(finish, m_down, y);
+            _Pragma("GCC unroll 10") for (int i = 0; i < m_down; i++) {
                 if (i >= rows) break;
                 T *to = target + at + i * how->Q + j;
                 store_lanes(to, y[i], inside);
@@ -215,10 +221,11 @@ static inline __attribute__((always_inline)) void NAME(to_filter_points)(const i
     o[alpha - 1] = g[r - 1];
 }
 
-/* U of a panel of `outputs` filters of `channels` channels each: points[(i * alpha + j) * pitch + c * width + output].
+/* U of a panel of `outputs` filters of `channels` channels each: points[(i * alpha' + j) * pitch + c * width + output].
  * In double, rounded once. A few channels at a time, the taps of LANES filters first become vectors. */
 #define CHANNELS_AT_ONCE 8
-static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int alpha, const int m,
+static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int alpha_down, const int m_down,
+                                                                     const int alpha, const int m,
                                                                      const cconv_winograd *how, long outputs,
                                                                      long width, long channels, const T *weight,
                                                                      T *points, long pitch) {
@@ -249,14 +256,14 @@ static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int a
                             memcpy(&tap, &taps[(t * r + k) * r + s][h], sizeof tap);
                             g[k] = __builtin_convertvector(tap, NAME(wide));
                         }
-                        NAME(to_filter_points)(alpha, r, how->filter, g, half[s]);
+                        NAME(to_filter_points)(alpha_down, r, how->down.filter, g, half[s]);
                     }
                     T *to = points + (c + t) * width + f + h;
-                    for (int i = 0; i < alpha; i++) {
+                    for (int i = 0; i < alpha_down; i++) {
                         NAME(wide) row[MOST_TAPS], o[MOST_POINTS];
                         _Pragma("GCC unroll 7") for (int s = 0; s < r; s++) row[s] = half[s][i];
-                        NAME(to_filter_points)(alpha, r, how->filter, row, o);
-                        _Pragma("GCC unroll 8") for (int j = 0; j < alpha; j++, to += pitch) {
+                        NAME(to_filter_points)(alpha, r, how->across.filter, row, o);
+                        _Pragma("GCC unroll 10") for (int j = 0; j < alpha; j++, to += pitch) {
                             const NAME(narrow) u = __builtin_convertvector(o[j], NAME(narrow));
                             /* Zeros beyond the panel's width make way for the next channel. */
                             if (h + DOUBLES <= filters || (outputs <= LANES && c + t + 1 < channels))
@@ -269,38 +276,45 @@ static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int a
         }
 }
 
-/* F(m, r) by alpha and m. */
-#define EACH_WINOGRAD(X) X(4, 2) X(5, 3) X(6, 4) X(6, 2) X(7, 5) X(7, 3) X(8, 6) X(8, 4) X(8, 2)
+/* The tiles of planning/winograd.py, by alpha and m down and across. */
+#define EACH_WINOGRAD(X)                                                                                               \
+    X(4, 2, 4, 2) X(5, 3, 5, 3) X(6, 4, 6, 4) X(7, 5, 7, 5) X(8, 6, 8, 6) X(9, 7, 9, 7)                                \
+    X(6, 2, 6, 2) X(7, 3, 7, 3) X(7, 3, 8, 4) X(8, 4, 8, 4) X(10, 6, 10, 6)                                            \
+    X(8, 2, 8, 2) X(10, 4, 10, 4)
 
-#define WINOGRAD(ALPHA, M)                                                                                             \
-    static __attribute__((noinline)) void NAME(input_##ALPHA##_##M)(                                                   \
+#define WINOGRAD(AD, MD, AA, MA)                                                                                       \
+    static __attribute__((noinline)) void NAME(input_##AD##_##MD##_##AA##_##MA)(                                       \
         const cconv_winograd *how, long first, long count, const char *source, T *scratch, T *points, long pitch) {    \
-        NAME(input_tiles)(ALPHA, M, how, first, count, source, scratch, points, pitch);                                \
+        NAME(input_tiles)(AD, MD, AA, MA, how, first, count, source, scratch, points, pitch);                          \
     }                                                                                                                  \
-    static __attribute__((noinline)) void NAME(output_##ALPHA##_##M)(                                                  \
+    static __attribute__((noinline)) void NAME(output_##AD##_##MD##_##AA##_##MA)(                                      \
         const cconv_winograd *how, const cconv_finish *finish, double bias, long first, long count, const T *points,   \
         long pitch, T *strip, const T *residual, T *target) {                                                          \
-        NAME(output_tiles)(ALPHA, M, how, finish, bias, first, count, points, pitch, strip, residual, target);         \
+        NAME(output_tiles)                                                                                             \
+        (AD, MD, AA, MA, how, finish, bias, first, count, points, pitch, strip, residual, target);                     \
     }                                                                                                                  \
-    static __attribute__((noinline)) void NAME(filter_##ALPHA##_##M)(                                                  \
+    static __attribute__((noinline)) void NAME(filter_##AD##_##MD##_##AA##_##MA)(                                      \
         const cconv_winograd *how, long outputs, long width, long channels, const T *weight, T *points, long pitch) {  \
-        NAME(filter_tiles)(ALPHA, M, how, outputs, width, channels, weight, points, pitch);                            \
+        NAME(filter_tiles)(AD, MD, AA, MA, how, outputs, width, channels, weight, points, pitch);                      \
     }
 EACH_WINOGRAD(WINOGRAD)
+#define IS(AD, MD, AA, MA)                                                                                             \
+    (how->down.alpha == AD && how->down.m == MD && how->across.alpha == AA && how->across.m == MA)
 
 static void NAME(winograd_filter)(const cconv_winograd *how, long outputs, long width, long channels,
                                   const void *weight, void *points, long pitch) {
-#define CASE(ALPHA, M)                                                                                                 \
-    if (how->alpha == ALPHA && how->m == M)                                                                            \
-        NAME(filter_##ALPHA##_##M)(how, outputs, width, channels, weight, points, pitch);
+#define CASE(AD, MD, AA, MA)                                                                                           \
+    if (IS(AD, MD, AA, MA))                                                                                            \
+        NAME(filter_##AD##_##MD##_##AA##_##MA)(how, outputs, width, channels, weight, points, pitch);
     EACH_WINOGRAD(CASE)
 #undef CASE
 }
 
 static void NAME(winograd_input)(const cconv_winograd *how, long first, long count, const void *source, void *scratch,
                                  void *points, long pitch) {
-#define CASE(ALPHA, M)                                                                                                 \
-    if (how->alpha == ALPHA && how->m == M) NAME(input_##ALPHA##_##M)(how, first, count, source, scratch, points, pitch);
+#define CASE(AD, MD, AA, MA)                                                                                           \
+    if (IS(AD, MD, AA, MA))                                                                                            \
+        NAME(input_##AD##_##MD##_##AA##_##MA)(how, first, count, source, scratch, points, pitch);
     EACH_WINOGRAD(CASE)
 #undef CASE
 }
@@ -308,9 +322,11 @@ static void NAME(winograd_input)(const cconv_winograd *how, long first, long cou
 static void NAME(winograd_output)(const cconv_winograd *how, const cconv_finish *finish, double bias, long first,
                                   long count, const void *points, long pitch, void *scratch, const void *residual,
                                   void *target) {
-#define CASE(ALPHA, M)                                                                                                 \
-    if (how->alpha == ALPHA && how->m == M)                                                                            \
-        NAME(output_##ALPHA##_##M)(how, finish, bias, first, count, points, pitch, scratch, residual, target);
+#define CASE(AD, MD, AA, MA)                                                                                           \
+    if (IS(AD, MD, AA, MA))                                                                                            \
+        NAME(output_##AD##_##MD##_##AA##_##MA)                                                                         \
+        (how, finish, bias, first, count, points, pitch, scratch, residual, target);
     EACH_WINOGRAD(CASE)
 #undef CASE
 }
+#undef IS
