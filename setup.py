@@ -6,11 +6,13 @@ is in pyproject.toml.
 
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_clib import build_clib
 
 KERNELS = "cconv/cpu/kernels"
 
@@ -52,7 +54,16 @@ def extension(name: str, flags: list[str]) -> Extension:
     )
 
 
+class Libraries(build_clib):
+    """The libraries side by side: the kernels of one ISA take a minute."""
+
+    def build_libraries(self, libraries):
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda one: super(Libraries, self).build_libraries([one]), libraries))
+
+
 setup(
+    cmdclass={"build_clib": Libraries},
     # The order is the linker's: who needs a symbol stands before who has it.
     libraries=[
         library("cconv_dispatch", "dispatch.c", []),

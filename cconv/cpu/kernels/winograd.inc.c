@@ -224,8 +224,8 @@ static inline __attribute__((always_inline)) void NAME(to_filter_points)(const i
 /* U of a panel of `outputs` filters of `channels` channels each: points[(i * alpha' + j) * pitch + c * width + output].
  * In double, rounded once. A few channels at a time, the taps of LANES filters first become vectors. */
 #define CHANNELS_AT_ONCE 8
-static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int alpha_down, const int m_down,
-                                                                     const int alpha, const int m,
+static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int alpha_down, const int alpha,
+                                                                     const int m,
                                                                      const cconv_winograd *how, long outputs,
                                                                      long width, long channels, const T *weight,
                                                                      T *points, long pitch) {
@@ -295,7 +295,7 @@ static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int a
     }                                                                                                                  \
     static __attribute__((noinline)) void NAME(filter_##AD##_##MD##_##AA##_##MA)(                                      \
         const cconv_winograd *how, long outputs, long width, long channels, const T *weight, T *points, long pitch) {  \
-        NAME(filter_tiles)(AD, MD, AA, MA, how, outputs, width, channels, weight, points, pitch);                      \
+        NAME(filter_tiles)(AD, AA, MA, how, outputs, width, channels, weight, points, pitch);                          \
     }
 EACH_WINOGRAD(WINOGRAD)
 #define IS(AD, MD, AA, MA)                                                                                             \
