@@ -33,6 +33,8 @@ FEW_TILES = 0.9
 L3_BYTES = 12 << 20
 #: Bytes of the smallest block beyond which there is no Winograd: bounds the scratch of layers with very many channels.
 BLOCK_LIMIT = 16 << 20
+#: Into how many shared blocks tiles may be cut: enough for a choice that takes no time.
+BLOCKS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
 #: Most vectors of tiles in a thread's own block.
 BLOCK_VECTORS = 4
 #: Time of a call of a register tile, of adding a chain's vector of sums to those before, and of a vector from the third
@@ -123,13 +125,11 @@ def _winograd(
     near = machine.l2_bytes * PRODUCTS_SHARE
     own = max(1, min(vectors, int(machine.l2_bytes * BLOCK_SHARE) // vector_bytes, BLOCK_VECTORS))
     found = [blocking(ceil_div(vectors, ceil_div(vectors, own)), 0, near / 2)]
-    for blocks in range(1, vectors + 1):
+    for blocks in BLOCKS:
         block = ceil_div(vectors, blocks)
         if block * vector_bytes <= max(HELD_BYTES, vector_bytes) and ceil_div(vectors, block) == blocks:
             held = max(1, min(blocks, HELD_BYTES // (block * vector_bytes)))
             found += [blocking(block, held, near * share) for share in (0.5, 1, 2, 4)]
-        if block == 1 or blocks > 64:
-            break
     return min(found, key=lambda tiling: estimate(spec, machine, tiling, images, packs))
 
 

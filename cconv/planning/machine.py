@@ -4,6 +4,7 @@ In: nothing.  Out: Machine, and the division that every tiling uses.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class Machine:
     threads: int
     l2_bytes: int
 
+    @lru_cache(maxsize=4096)  # noqa: B019 - machines are few
     def panels(self, outputs: int, vectors: int) -> int:
         """The panels into which so many outputs are best cut when there are so many vectors of pixels to fill."""
 

@@ -147,9 +147,10 @@ def amplification(t: Transform) -> tuple[float, float]:
 
     For white data, one dimension; those of two dimensions multiply.
     """
-    filters = [t.filter[i : i + t.r] for i in range(0, len(t.filter), t.r)]
-    energy = [_energy(data) * _energy(taps) / t.r for data, taps in zip(t.data, filters, strict=True)]
-    places = [float(sum(e * a * a for e, a in zip(energy, row, strict=True))) for row in t.result]
+    filters = [float(x) for x in t.filter]
+    taps = [filters[i : i + t.r] for i in range(0, len(filters), t.r)]
+    energy = [_energy(data) * _energy(row) / t.r for data, row in zip(t.data, taps, strict=True)]
+    places = [sum(e * float(a) ** 2 for e, a in zip(energy, row, strict=True)) for row in t.result]
     return sqrt(sum(places) / t.m), sqrt(max(places))
 
 
@@ -182,8 +183,8 @@ def within(rows: Transform, columns: Transform, precision: str, channels: int) -
     return all(MARGIN * e <= factor * bound for e, bound in zip(expected, BOUNDS[precision], strict=True))
 
 
-def _energy(row: tuple[Fraction, ...]) -> Fraction:
-    return sum((x * x for x in row), Fraction(0))
+def _energy(row) -> float:
+    return sum(float(x) ** 2 for x in row)
 
 
 def _with_roots(roots) -> tuple[Fraction, ...]:
