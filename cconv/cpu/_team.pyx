@@ -135,7 +135,7 @@ cdef Board board
 cdef int state = IDLE
 cdef int taken = 0  # whether somebody has the board
 cdef bint leading = False  # whether there is a leader; whoever has the board may ask
-cdef int leader = 0  # the leader's thread id, once it sleeps
+cdef int leader = 0  # the leader's thread id, once it runs
 cdef pthread_mutex_t lock
 cdef pthread_cond_t posted, done
 cdef int wanted = 1

@@ -21,27 +21,29 @@ class Machine:
     threads: int
     l2_bytes: int
 
-    @lru_cache(maxsize=4096)  # noqa: B019 - machines are few
     def panels(self, outputs: int, vectors: int) -> int:
         """The panels into which so many outputs are best cut when there are so many vectors of pixels to fill."""
+        return _panels(self.pixel_vectors, outputs, vectors)
 
-        def tile(n: int, w: int) -> float:
-            """Cycles of n x w products: two a cycle, but not before those of the last step, nor before their operands
-            are loaded, vectors of pixels from the second level; one more for the end of a chain of twenty steps."""
-            return max(n * w / 2, (n + 3 * w) / 2, 4) + 1
 
-        def panel(n: int) -> float:
-            cuts = ceil_div(vectors, self.pixel_vectors[n - 1])
-            wide = vectors % cuts
-            return wide * tile(n, vectors // cuts + 1) + (cuts - wide) * tile(n, vectors // cuts)
+@lru_cache(maxsize=4096)
+def _panels(widest: tuple[int, ...], outputs: int, vectors: int) -> int:
+    def tile(n: int, w: int) -> float:
+        """Cycles of n x w products: two a cycle, but not before those of the last step, nor before their operands are
+        loaded, vectors of pixels from the second level; one more for the end of a chain of twenty steps."""
+        return max(n * w / 2, (n + 3 * w) / 2, 4) + 1
 
-        def time(panels: int) -> float:
-            larger = outputs % panels
-            small = outputs // panels
-            return (panels - larger) * panel(small) + (larger and larger * panel(small + 1))
+    def panel(n: int) -> float:
+        cuts = ceil_div(vectors, widest[n - 1])
+        wide = vectors % cuts
+        return wide * tile(n, vectors // cuts + 1) + (cuts - wide) * tile(n, vectors // cuts)
 
-        most = len(self.pixel_vectors)
-        return min({ceil_div(outputs, n) for n in range(1, min(most, outputs) + 1)}, key=time)
+    def time(panels: int) -> float:
+        larger = outputs % panels
+        small = outputs // panels
+        return (panels - larger) * panel(small) + (larger and larger * panel(small + 1))
+
+    return min({ceil_div(outputs, n) for n in range(1, min(len(widest), outputs) + 1)}, key=time)
 
 
 def ceil_div(a: int, b: int) -> int:
