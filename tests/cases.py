@@ -122,6 +122,9 @@ _WINOGRAD = (
     _case("winograd-many-small-images", (9, 24, 7, 7), (32, 24, 3, 3), padding=1),
     _case("winograd-5x5-padding-asymmetric", (1, 32, 20, 19), (20, 32, 5, 5), padding=(0, 3, 1, 4)),
     _case("winograd-7x7", (1, 16, 15, 22), (33, 16, 7, 7), padding="same"),
+    _case("winograd-3x3-stride-2", (2, 32, 17, 22), (33, 32, 3, 3), padding=1, stride=2),
+    _case("winograd-5x5-stride-2", (3, 24, 19, 16), (20, 24, 5, 5), padding=(2, 1, 0, 3), stride=2),
+    _case("winograd-3x3-dilated", (2, 32, 15, 20), (33, 32, 3, 3), padding=2, dilation=2),
 )
 
 CASES = _KERNELS + _STRIDE_PADDING_DILATION + _GROUPS + _PIXELS + _CHANNELS + _EXTREMES + _WINOGRAD

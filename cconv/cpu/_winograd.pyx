@@ -198,7 +198,10 @@ cdef class WinogradConvolution:
             job.group * outputs if job.fused else last + panel_width(job, job.K - last)) * job.C + line
         job.how.H, job.how.W, job.how.P, job.how.Q = spec.H, spec.W, spec.P, spec.Q
         job.how.top, job.how.left = spec.padding[:2]
-        job.how.tiles_high, job.how.tiles_wide = ceil_div(spec.P, tiling.rows.m), ceil_div(spec.Q, tiling.columns.m)
+        job.how.taps, job.how.stride = tiling.rows.r, tiling.rows.stride
+        job.how.dilation_h, job.how.dilation_w = spec.dilation
+        job.how.tiles_high = ceil_div(ceil_div(spec.P, job.how.dilation_h), tiling.rows.m)
+        job.how.tiles_wide = ceil_div(ceil_div(spec.Q, job.how.dilation_w), tiling.columns.m)
         job.how.map_stride = spec.K * spec.P * spec.Q
         # Every tile may stand alone in its row; gathering reads up to 5 vectors too far.
         job.how.strip_pitch = job.strip * tiling.columns.alpha + 6 * kernels.lanes
@@ -237,7 +240,12 @@ cdef class WinogradConvolution:
         return buffer.data
 
     cdef long _blocks(self, long images):
-        return ceil_div(images * self.job.how.tiles_high * self.job.how.tiles_wide, self.job.tiles)
+        return ceil_div(self._count(images), self.job.tiles)
+
+    cdef long _count(self, long images):
+        """Tiles of so many images."""
+        cdef const cconv_winograd *how = &self.job.how
+        return images * how.dilation_h * how.dilation_w * how.tiles_high * how.tiles_wide
 
     def scratch_bytes(self, long images, int threads):
         """Bytes of scratch that a run needs."""
@@ -272,7 +280,7 @@ cdef class WinogradConvolution:
         cdef size_t own = self._own()
         cdef long blocks
         cdef char *scratches
-        job.count = x.shape[0] * job.how.tiles_high * job.how.tiles_wide
+        job.count = self._count(x.shape[0])
         job.blocks = self._blocks(x.shape[0])
         job.x = data_of(x)
         job.how.image_stride, job.how.channel_stride, job.how.row_stride = x.strides[0], x.strides[1], x.strides[2]

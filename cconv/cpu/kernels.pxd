@@ -25,6 +25,8 @@ cdef extern from "kernels/kernels.h" nogil:
 
     ctypedef struct cconv_winograd:
         cconv_transform down, across
+        int taps, stride
+        long dilation_h, dilation_w
         long H, W, P, Q, top, left, tiles_high, tiles_wide
         long strip_pitch
         Py_ssize_t image_stride, channel_stride, row_stride

@@ -13,7 +13,7 @@ from . import direct, winograd
 from .direct import Depthwise, Direct
 from .machine import Machine, ceil_div
 from .specs import ITEMSIZE, ConvSpec
-from .winograd import Transform
+from .winograd import AnyTransform
 
 ALGORITHMS = ("auto", "direct", "winograd")
 
@@ -44,11 +44,13 @@ CALL, LINK, FAR, MEMORY = 40, 3.5, 0.7, 9
 
 @dataclass(frozen=True, slots=True)
 class Winograd:
-    """A convolution as products of transformed tiles: F(m, r) down and F(m', r) across."""
+    """A convolution as products of transformed tiles: F(m, r) down and F(m', r) across.
+
+    A dilated one is as many convolutions as its dilation has phases, each of the outputs and inputs of one phase."""
 
     #: What is done down the rows of a tile, and what across its columns.
-    rows: Transform
-    columns: Transform
+    rows: AnyTransform
+    columns: AnyTransform
     #: What a vector of products holds: "pixels" (tiles), or "channels" (of the output) where tiles are few.
     lanes: str
     #: Tiles of m x m' outputs in a block.
@@ -85,20 +87,26 @@ class Winograd:
 
     def count(self, spec: ConvSpec) -> int:
         """Tiles of an image."""
-        return ceil_div(spec.P, self.rows.m) * ceil_div(spec.Q, self.columns.m)
+        return _tiles(spec, self.rows, self.columns)
 
 
 Tiling = Direct | Depthwise | Winograd
 
 
+def _tiles(spec: ConvSpec, rows: AnyTransform, columns: AnyTransform) -> int:
+    """Tiles of an image, of all phases."""
+    down, across = spec.dilation
+    return down * across * ceil_div(ceil_div(spec.P, down), rows.m) * ceil_div(ceil_div(spec.Q, across), columns.m)
+
+
 def _winograd(
-    spec: ConvSpec, machine: Machine, rows: Transform, columns: Transform, images: int, packs: bool
+    spec: ConvSpec, machine: Machine, rows: AnyTransform, columns: AnyTransform, images: int, packs: bool
 ) -> Winograd:
     """The blocking of two transforms with the least estimated time."""
     itemsize = ITEMSIZE[spec.dtype]
     vector = machine.vector_bytes // itemsize
     points = rows.alpha * columns.alpha
-    tiles = images * ceil_div(spec.P, rows.m) * ceil_div(spec.Q, columns.m)
+    tiles = images * _tiles(spec, rows, columns)
     vectors = ceil_div(tiles, vector)
     chains = winograd.chains(spec.C, rows, columns) if spec.precision == "highest" else direct.chains(spec.C)
     across, down = vectors * vector * spec.K, tiles * ceil_div(spec.K, vector) * vector
@@ -133,11 +141,14 @@ def _winograd(
     return min(found, key=lambda tiling: estimate(spec, machine, tiling, images, packs))
 
 
-def _transforms(spec: ConvSpec, machine: Machine) -> list[tuple[Transform, Transform]]:
+def _transforms(spec: ConvSpec, machine: Machine) -> list[tuple[AnyTransform, AnyTransform]]:
     """The transforms, down and across, that fit a spec's geometry and precision."""
-    if (spec.stride, spec.dilation, spec.groups) != ((1, 1), (1, 1), 1) or spec.R != spec.S:
+    (stride, other), (down, across) = spec.stride, spec.dilation
+    phases_fit = down <= spec.P and across <= spec.Q and (stride == 1 or down == across == 1)
+    if spec.R != spec.S or stride != other or spec.groups > 1 or not phases_fit:
         return []
-    fit = [tuple(winograd.transform(m, spec.R) for m in tile) for tile in winograd.TILES.get(spec.R, ())]
+    tiles = winograd.TILES.get((spec.R, stride), ())
+    fit = [tuple(winograd.transform(m, spec.R, stride) for m in tile) for tile in tiles]
     most = BLOCK_LIMIT // (spec.C * machine.vector_bytes)
     return [t for t in fit if t[0].alpha * t[1].alpha <= most and winograd.within(*t, spec.precision, spec.C)]
 
@@ -159,9 +170,10 @@ def candidates(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = 
         found += [_winograd(spec, machine, *pair, images, packs) for pair in _transforms(spec, machine)]
     if not found:
         raise ArgumentError(
-            f"algorithm: expected a kernel of 3x3, 5x5 or 7x7 with stride 1, dilation 1, groups 1 and not too many "
-            f"channels for winograd, got {spec.R}x{spec.S} with stride {spec.stride}, dilation {spec.dilation}, groups "
-            f"{spec.groups}, {spec.C} channels and precision {spec.precision}"
+            f"algorithm: expected a kernel of 3x3, 5x5 or 7x7 with stride 1, or of 3x3 or 5x5 with stride 2 and "
+            f"dilation 1, groups 1, a map no smaller than the dilation and not too many channels for winograd, got "
+            f"{spec.R}x{spec.S} with stride {spec.stride}, dilation {spec.dilation}, groups {spec.groups}, {spec.C} "
+            f"channels and precision {spec.precision}"
         )
     return tuple(found)
 

@@ -19,6 +19,10 @@ every p of `pairs`, and at zero where alpha is even, because the rows of a pair 
 
 In two dimensions both are done one after the other, and the two transforms may differ.
 
+At stride 2, even inputs meet even taps only, and odd ones odd taps: y is the sum of two such correlations, F(m, r')
+with r' = ceil(r / 2) and F(m, r - r'), which take 2 m + r - 2 products together. F(m, 1) has no points: its products
+are its inputs times its tap.
+
 Any points are right in exact arithmetic. These amplify rounding errors least (within 1 % of what no choice of points
 can better, symmetric or not) among fractions of so few bits that every coefficient and power is a float32: only data
 are rounded, never constants.
@@ -33,6 +37,8 @@ from ..errors import ArgumentError
 
 #: (m, r) -> the pairs.
 SUPPORTED = {
+    (2, 2): ("1",),
+    (4, 2): ("3/8", "5/4"),
     (2, 3): ("1",),
     (3, 3): ("3/8", "5/4"),
     (4, 3): ("21/32", "3/2"),
@@ -47,12 +53,14 @@ SUPPORTED = {
     (4, 7): ("7/16", "13/16", "5/4", "5/2"),
 }
 
-#: r -> the tiles, m down and m across, that the kernels have. Where the two differ it is 4 across, which sorts columns
-#: into lanes by the fewest shuffles.
+#: (r, stride) -> the tiles, m down and m across, that the kernels have. Where the two differ it is 4 across, which
+#: sorts columns into lanes by the fewest shuffles.
 TILES = {
-    3: ((2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7)),
-    5: ((2, 2), (3, 3), (3, 4), (4, 4), (6, 6)),
-    7: ((2, 2), (4, 4)),
+    (3, 1): ((2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7)),
+    (5, 1): ((2, 2), (3, 3), (3, 4), (4, 4), (6, 6)),
+    (7, 1): ((2, 2), (4, 4)),
+    (3, 2): ((2, 2), (4, 4)),
+    (5, 2): ((2, 2), (4, 4)),
 }
 
 #: precision -> the largest L2 error and the largest single error, both over the RMS of the result.
@@ -82,6 +90,8 @@ class Transform:
     m: int
     r: int
     pairs: tuple[Fraction, ...]
+
+    stride = 1
 
     def __post_init__(self):
         if len(set(self.pairs)) != (self.alpha - 1) // 2 or min(self.pairs, default=1) <= 0:
@@ -121,6 +131,11 @@ class Transform:
         return (*(x for row in rows for x in row), *(Fraction(k == self.r - 1) for k in range(self.r)))
 
     @property
+    def taps(self) -> tuple[tuple[Fraction, ...], ...]:
+        """G: alpha rows of r."""
+        return tuple(self.filter[i : i + self.r] for i in range(0, len(self.filter), self.r))
+
+    @property
     def data(self) -> tuple[tuple[Fraction, ...], ...]:
         """B^T: alpha rows of alpha; what the kernels compute from `coefficients`."""
         rows = [_with_roots([q for q in self.finite if q != p]) for p in self.finite]
@@ -132,36 +147,91 @@ class Transform:
         return tuple((*(p**i for p in self.finite), Fraction(i == self.m - 1)) for i in range(self.m))
 
 
+@dataclass(frozen=True, slots=True)
+class Strided:
+    """m outputs of r taps at stride 2: the sum of two transforms. Their numbers follow each other; see Transform."""
+
+    #: Of the inputs 0, 2, 4 ... and the taps 0, 2 ...
+    even: Transform
+    #: Of the others; None where there is one tap, whose products need no points.
+    odd: Transform | None
+
+    stride = 2
+
+    @property
+    def m(self) -> int:
+        return self.even.m
+
+    @property
+    def r(self) -> int:
+        return self.even.r + (self.odd.r if self.odd else 1)
+
+    @property
+    def alpha(self) -> int:
+        return 2 * self.m + self.r - 2
+
+    @property
+    def coefficients(self) -> tuple[Fraction, ...]:
+        return self.even.coefficients + (self.odd.coefficients if self.odd else ())
+
+    @property
+    def powers(self) -> tuple[Fraction, ...]:
+        return self.even.powers + (self.odd.powers if self.odd else ())
+
+    @property
+    def filter(self) -> tuple[Fraction, ...]:
+        """G of the even taps, then that of the odd ones, none where there is one."""
+        return self.even.filter + (self.odd.filter if self.odd else ())
+
+    @property
+    def taps(self) -> tuple[tuple[Fraction, ...], ...]:
+        odd = self.odd.taps if self.odd else ((Fraction(1),),) * self.m
+        return (*(_spread(row, 0, self.r) for row in self.even.taps), *(_spread(row, 1, self.r) for row in odd))
+
+    @property
+    def data(self) -> tuple[tuple[Fraction, ...], ...]:
+        odd = self.odd.data if self.odd else _identity(self.m)
+        return (*(_spread(row, 0, self.alpha) for row in self.even.data), *(_spread(row, 1, self.alpha) for row in odd))
+
+    @property
+    def result(self) -> tuple[tuple[Fraction, ...], ...]:
+        odd = self.odd.result if self.odd else _identity(self.m)
+        return tuple(a + b for a, b in zip(self.even.result, odd, strict=True))
+
+
+AnyTransform = Transform | Strided
+
+
 @lru_cache(64)
-def transform(m: int, r: int) -> Transform:
+def transform(m: int, r: int, stride: int = 1) -> AnyTransform:
     """The transform of m outputs and r taps."""
-    if (m, r) not in SUPPORTED:
+    if stride == 2:
+        return Strided(transform(m, (r + 1) // 2), transform(m, r // 2) if r > 3 else None)
+    if (m, r) not in SUPPORTED or stride != 1:
         names = ", ".join(f"F{pair}" for pair in SUPPORTED)
-        raise ArgumentError(f"transform: expected one of {names}, got F({m}, {r})")
+        raise ArgumentError(f"transform: expected one of {names}, stride 1 or 2, got F({m}, {r}), stride {stride}")
     return Transform(m, r, tuple(Fraction(p) for p in SUPPORTED[m, r]))
 
 
 @lru_cache(64)
-def amplification(t: Transform) -> tuple[float, float]:
+def amplification(t: AnyTransform) -> tuple[float, float]:
     """How much larger the errors of results are than those of products: root mean square and at the worst place.
 
     For white data, one dimension; those of two dimensions multiply.
     """
-    filters = [float(x) for x in t.filter]
-    taps = [filters[i : i + t.r] for i in range(0, len(filters), t.r)]
-    energy = [_energy(data) * _energy(row) / t.r for data, row in zip(t.data, taps, strict=True)]
+    energy = [_energy(data) * _energy(row) / t.r for data, row in zip(t.data, t.taps, strict=True)]
     places = [sum(e * float(a) ** 2 for e, a in zip(energy, row, strict=True)) for row in t.result]
     return sqrt(sum(places) / t.m), sqrt(max(places))
 
 
-def chains(channels: int, rows: Transform | None = None, columns: Transform | None = None) -> int:
+def chains(channels: int, rows: AnyTransform | None = None, columns: AnyTransform | None = None) -> int:
     """Into how many chains of multiply-adds "highest" cuts a sum: for these transforms, or for any."""
     amplified = amplification(rows)[0] * amplification(columns)[0] if rows and columns else DRIFT
     length = min(max(SHORTEST, int(DRIFT / amplified)), LONGEST)
     return -(-channels // max(length, isqrt(channels)))
 
 
-def error(rows: Transform, columns: Transform, channels: int, count: int) -> tuple[float, float]:
+def error(rows: AnyTransform, columns: AnyTransform, channels: int, count: int) -> tuple[float, float]:
     """The float32 errors to expect on white data, L2 and largest, over the RMS of the result.
 
     Rounding errors are independent, so their variances add: of data, filters, results, and of sums. A sum over channels
@@ -174,7 +244,7 @@ def error(rows: Transform, columns: Transform, channels: int, count: int) -> tup
     return size * down * across, size * down_worst * across_worst * (6 + 64 / channels)
 
 
-def within(rows: Transform, columns: Transform, precision: str, channels: int) -> bool:
+def within(rows: AnyTransform, columns: AnyTransform, precision: str, channels: int) -> bool:
     """Whether the errors of two transforms, of rows and of columns, stay below a precision's bounds, with a margin."""
     if precision not in BOUNDS:
         raise ArgumentError(f"precision: expected one of {', '.join(BOUNDS)}, got {precision!r}")
@@ -185,6 +255,16 @@ def within(rows: Transform, columns: Transform, precision: str, channels: int) -
 
 def _energy(row) -> float:
     return sum(float(x) ** 2 for x in row)
+
+
+def _spread(row, first: int, length: int) -> tuple[Fraction, ...]:
+    """A row with its entries at first, first + 2 ... of as many zeros as it needs."""
+    entries = dict(zip(range(first, length, 2), row, strict=False))
+    return tuple(entries.get(i, Fraction(0)) for i in range(length))
+
+
+def _identity(size: int) -> tuple[tuple[Fraction, ...], ...]:
+    return tuple(tuple(Fraction(i == j) for j in range(size)) for i in range(size))
 
 
 def _with_roots(roots) -> tuple[Fraction, ...]:

@@ -136,14 +136,20 @@ def winograd_layers(seed: int, count: int, kernels=(3, 3, 5, 7), channels=(16, 1
     for _ in range(count):
         size = draw.choice(kernels)
         padding = draw.choice(((size // 2,) * 4, (0, 0, 0, 0), tuple(draw.randint(0, size + 1) for _ in range(4))))
-        least = [max(1, size - padding[i] - padding[i + 2]) for i in (0, 1)]
+        stride, dilation = (1, 1), (1, 1)
+        if size < 7 and draw.random() < 0.35:
+            stride = 2, 2
+        elif draw.random() < 0.3:
+            dilation = draw.choice(((2, 2), (2, 2), (1, 2), (3, 1), (2, 3)))
+        # As many outputs as the dilation has phases, at least.
+        least = [max(1, d * size - padding[i] - padding[i + 2]) for i, d in enumerate(dilation)]
         extra = draw.choice((0, 1, 2, 3, 5, 7, 12, 20)), draw.choice((0, 1, 2, 4, 6, 11, 13, 17, 30, 45))
         depth = draw.choice(channels)
         yield Layer(
             (draw.choice((1, 2, 3, 5)), depth, least[0] + extra[0], least[1] + extra[1]),
-            (draw.choice((1, 5, 16, 17, 28, 29, 33, 48)), depth, size, size),
-            padding=padding, bias=draw.random() < 0.5, residual=draw.random() < 0.5,
-            activation=draw.choice(ACTIVATIONS), layout=draw.choice(LAYOUTS) if draw.random() < 0.3 else "plain",
+            (draw.choice((1, 5, 16, 17, 28, 29, 33, 48)), depth, size, size), stride, padding, dilation,
+            bias=draw.random() < 0.5, residual=draw.random() < 0.5, activation=draw.choice(ACTIVATIONS),
+            layout=draw.choice(LAYOUTS) if draw.random() < 0.3 else "plain",
             l2_bytes=draw.choice((1 << 12, 1 << 20)), threads=draw.choice((1, 2)),
         )  # fmt: skip
 
@@ -234,14 +240,15 @@ def exact(layer: Layer, given: Operands) -> np.ndarray:
 
 
 def precise(layer: Layer, given: Operands) -> np.ndarray:
-    """A layer without stride, dilation, groups and activation, before its rounding to any type: in long double."""
+    """A layer without groups and activation, before its rounding to any type: in long double."""
     top, left, bottom, right = layer.padding
     x, weight = given.x.astype(np.longdouble), given.weight.astype(np.longdouble)
     padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    rows, columns = (padded.shape[i + 2] - weight.shape[i + 2] + 1 for i in (0, 1))
+    (down, across), (rows, columns) = layer.stride, layer.spec("float64").output[1:]
     sums = np.zeros((weight.shape[0], len(x), rows, columns), np.longdouble)
     for r, s in np.ndindex(*weight.shape[2:]):
-        sums += np.tensordot(weight[:, :, r, s], padded[:, :, r : r + rows, s : s + columns], ([1], [1]))
+        window = padded[:, :, r * layer.dilation[0] :: down, s * layer.dilation[1] :: across]
+        sums += np.tensordot(weight[:, :, r, s], window[:, :, :rows, :columns], ([1], [1]))
     sums = sums.transpose(1, 0, 2, 3)
     if given.bias is not None:
         sums = sums + given.bias[:, None, None]

@@ -9,7 +9,13 @@ import pytest
 
 from cconv.planning import Winograd
 
-LAYERS = [((3, 20, 21, 23), (37, 20, 3, 3)), ((2, 33, 6, 7), (33, 33, 3, 3)), ((1, 17, 18, 11), (18, 17, 5, 5))]
+LAYERS = [
+    ((3, 20, 21, 23), (37, 20, 3, 3), {}),
+    ((2, 33, 6, 7), (33, 33, 3, 3), {}),
+    ((1, 17, 18, 11), (18, 17, 5, 5), {}),
+    ((2, 17, 19, 22), (18, 17, 3, 3), {"stride": (2, 2)}),
+    ((2, 16, 19, 22), (17, 16, 3, 3), {"dilation": (2, 3)}),
+]
 
 
 def _blockings(tilings, lanes: int):
@@ -31,10 +37,10 @@ def _blockings(tilings, lanes: int):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_no_blocking_changes_a_bit(grid, isa, dtype, threads):
-    lanes = grid.Layer(*LAYERS[0]).machine(isa).vector_bytes // np.dtype(dtype).itemsize
+    lanes = grid.Layer(*LAYERS[0][:2]).machine(isa).vector_bytes // np.dtype(dtype).itemsize
     rounds = 0
-    for x, weight in LAYERS:
-        layer = grid.Layer(x, weight, padding=(1, 1, 1, 1), activation="relu", bias=True, residual=True)
+    for x, weight, options in LAYERS:
+        layer = grid.Layer(x, weight, padding=(1, 1, 1, 1), activation="relu", bias=True, residual=True, **options)
         given = grid.operands(layer, dtype, np.random.default_rng(2).standard_normal)
         tilings = grid.winograd_tilings(layer, isa, dtype, "high")
         with grid.Threads(threads):

@@ -69,13 +69,13 @@ def test_winograd_confines_what_is_not_finite_to_its_tile(grid, isa, dtype, valu
 def _tile_of(layer, transforms, spot, shape) -> np.ndarray:
     """Outputs of the tiles whose input holds the spot."""
     may = np.zeros(shape, bool)
-    inside = [
-        [first <= place < first + t.alpha for first in range(-before, size * t.m, t.m)]
-        for place, before, size, t in zip(spot[2:], layer.padding[:2], shape[2:], transforms, strict=True)
-    ]
-    for p in range(shape[2]):
-        for q in range(shape[3]):
-            may[spot[0], :, p, q] = all(inside[i][at // transforms[i].m] for i, at in enumerate((p, q)))
+    axes = []
+    for place, before, size, t, d in zip(
+        spot[2:], layer.padding[:2], shape[2:], transforms, layer.dilation, strict=True
+    ):
+        first = [at // d // t.m * t.m * t.stride * d + at % d - before for at in range(size)]
+        axes.append([place in range(begin, begin + t.alpha * d, d) for begin in first])
+    may[spot[0]] = np.logical_and.outer(*axes)
     return may
 
 

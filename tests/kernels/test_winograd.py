@@ -16,7 +16,7 @@ from cconv.reference import activate
 
 #: precision -> L2 error relative to the result's, largest error relative to its RMS.
 BOUNDS = {"highest": (2e-6, 2e-5), "high": (1e-3, np.inf)}
-CHUNKS = 3
+CHUNKS, LAYERS = 3, 14
 
 
 def allowed(layer, dtype: str, precision: str) -> tuple[float, float]:
@@ -56,7 +56,7 @@ class Truth:
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_every_transform_in_every_kind_of_block_stays_within_the_bound(grid, sampled, chunk, precision, dtype):
     rng = np.random.default_rng(chunk)
-    for layer in sampled(grid.winograd_layers(chunk, 10)):
+    for layer in sampled(grid.winograd_layers(chunk, LAYERS)):
         if not winograd_transforms(layer, precision):
             continue
         given = grid.operands(layer, dtype, rng.standard_normal)
@@ -72,22 +72,24 @@ def test_every_transform_in_every_kind_of_block_stays_within_the_bound(grid, sam
 
 
 def winograd_transforms(layer, precision: str) -> set:
-    """The tiles, and their taps, that meet a layer's precision."""
+    """The tiles, with their taps and stride, that meet a layer's precision."""
     channels, size = layer.weight[1:3]
-    tiles = {tile: [winograd.transform(m, size) for m in tile] for tile in winograd.TILES[size]}
-    return {(*tile, size) for tile, pair in tiles.items() if winograd.within(*pair, precision, channels)}
+    kind = size, layer.stride[0]
+    tiles = {tile: [winograd.transform(m, *kind) for m in tile] for tile in winograd.TILES[kind]}
+    return {(*tile, *kind) for tile, pair in tiles.items() if winograd.within(*pair, precision, channels)}
 
 
 def test_the_layers_reach_every_transform_and_both_kinds_of_blocks(grid):
     tried = {
         (precision, tile)
-        for precision in BOUNDS for chunk in range(CHUNKS) for layer in grid.winograd_layers(chunk, 10)
+        for precision in BOUNDS for chunk in range(CHUNKS) for layer in grid.winograd_layers(chunk, LAYERS)
         for tile in winograd_transforms(layer, precision)
     }  # fmt: skip
-    assert {tile for _, tile in tried} == {(*tile, r) for r, tiles in winograd.TILES.items() for tile in tiles}
-    assert {("highest", (3, 4, 5))} <= tried
+    assert {tile for _, tile in tried} == {(*tile, *kind) for kind, tiles in winograd.TILES.items() for tile in tiles}
+    assert {("highest", (3, 4, 5, 1)), ("highest", (4, 4, 3, 2))} <= tried
     assert {precision for precision, _ in tried} == set(BOUNDS)
-    layers = [layer for chunk in range(CHUNKS) for layer in grid.winograd_layers(chunk, 10) if layer.weight[2] == 3]
+    layers = [layer for chunk in range(CHUNKS) for layer in grid.winograd_layers(chunk, LAYERS) if layer.weight[2] == 3]
+    assert {layer.dilation for layer in layers} > {(1, 1), (2, 2)}
     tilings = [t for layer in layers for t in grid.winograd_tilings(layer, grid.ISAS[0], "float32")]
     assert {tiling.lanes for tiling in tilings} == {"pixels", "channels"}
     assert len({tiling.tiles for tiling in tilings}) > 4
@@ -120,10 +122,10 @@ FAMILIES = ("positive", "constant", "repeated channels", "alternating", "rectifi
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("size", [3, 5, 7])
+@pytest.mark.parametrize(("size", "stride"), winograd.TILES)
 @pytest.mark.parametrize("channels", [16, 200])
-def test_any_data_stays_within_the_bound_of_its_magnitudes(grid, dtype, family, size, channels):
-    layer = grid.Layer((1, channels, 11, 13), (17, channels, size, size), padding=(size // 2,) * 4)
+def test_any_data_stays_within_the_bound_of_its_magnitudes(grid, dtype, family, size, stride, channels):
+    layer = grid.Layer((1, channels, 11, 13), (17, channels, size, size), (stride, stride), (size // 2,) * 4)
     rng = np.random.default_rng(channels)
     x, weight = _data(rng, layer, family)
     given = grid.Operands(np.ascontiguousarray(x, dtype), weight.astype(dtype), None, None)
@@ -136,13 +138,17 @@ def test_any_data_stays_within_the_bound_of_its_magnitudes(grid, dtype, family, 
             truth.check(got, precision, f"on {isa} by {tiling}, {family}")
 
 
-@pytest.mark.parametrize(("channels", "outputs", "size", "kernel"), [
-    (16, 16, 30, 3), (64, 64, 28, 3), (256, 32, 14, 3), (512, 32, 7, 3), (100, 20, 20, 5), (140, 16, 12, 5),
-    (24, 40, 16, 7),
+@pytest.mark.parametrize(("channels", "outputs", "size", "kernel", "stride", "dilation"), [
+    (16, 16, 30, 3, 1, 1), (64, 64, 28, 3, 1, 1), (256, 32, 14, 3, 1, 1), (512, 32, 7, 3, 1, 1), (100, 20, 20, 5, 1, 1),
+    (140, 16, 12, 5, 1, 1), (24, 40, 16, 7, 1, 1), (128, 32, 28, 3, 2, 1), (64, 32, 28, 5, 2, 1),
+    (256, 32, 14, 3, 1, 2),
 ])  # fmt: skip
-def test_what_auto_takes_meets_the_precision(grid, dtype, channels, outputs, size, kernel):
+def test_what_auto_takes_meets_the_precision(grid, dtype, channels, outputs, size, kernel, stride, dilation):
     """And whatever it could have taken, white data and the worst kind: one pattern in all channels."""
-    layer = grid.Layer((2, channels, size, size + 1), (outputs, channels, kernel, kernel), padding=(kernel // 2,) * 4)
+    layer = grid.Layer(
+        (2, channels, size, size + 1), (outputs, channels, kernel, kernel), (stride, stride),
+        (kernel // 2 * dilation,) * 4, (dilation, dilation),
+    )  # fmt: skip
     rng = np.random.default_rng(channels)
     white = grid.operands(layer, dtype, rng.standard_normal)
     x, weight = _data(rng, layer, "repeated channels")

@@ -130,6 +130,23 @@ def test_winograd_issues_fewer_multiplications():
         assert tiling.executed_flops < cost.of(spec).flops * 1.3 * fewer
 
 
+@pytest.mark.parametrize(
+    ("image", "weight", "options", "tiles", "products"),
+    [
+        ((64, 56, 56), (64, 64, 3, 3), {"padding": 1, "stride": 2}, 7 * 7, (9 * 9) / (4 * 4 * 9)),
+        ((64, 56, 56), (64, 64, 5, 5), {"padding": 2, "stride": 2}, 7 * 7, (11 * 11) / (4 * 4 * 25)),
+        ((256, 28, 28), (256, 256, 3, 3), {"padding": 2, "dilation": 2}, 4 * 4 * 4, (6 * 6) / (4 * 4 * 9)),
+    ],
+)
+def test_stride_and_dilation_have_transforms_too(image, weight, options, tiles, products):
+    spec = specs.conv(image, weight, **options)
+    for machine in MACHINES[:2]:
+        found = {t.rows.m: t for t in algorithm.candidates(spec, machine) if isinstance(t, Winograd)}
+        assert found[4].count(spec) == tiles
+        assert found[4].points * tiles == pytest.approx(products * spec.depth / spec.C * tiles * 16)
+        assert algorithm.choose(spec, machine).algorithm == "winograd"
+
+
 def test_the_lectures_layer_takes_tiles_that_are_not_square():
     spec = specs.conv((100, 64, 64), (100, 100, 5, 5), padding=2)
     for machine in MACHINES[:2]:
@@ -138,10 +155,10 @@ def test_the_lectures_layer_takes_tiles_that_are_not_square():
 
 
 def test_labels_are_distinct():
-    for size in winograd.TILES:
-        spec = specs.conv((64, 64, 64), (64, 64, size, size), padding=2, precision="high")
+    for size, stride in winograd.TILES:
+        spec = specs.conv((64, 64, 64), (64, 64, size, size), padding=2, stride=stride, precision="high")
         labels = [t.label for t in algorithm.candidates(spec, MACHINES[0]) if isinstance(t, Winograd)]
-        assert len(set(labels)) == len(labels) == len(winograd.TILES[size])
+        assert len(set(labels)) == len(labels) == len(winograd.TILES[size, stride])
         assert f"winograd 2x{size}" in labels
 
 
@@ -150,8 +167,11 @@ def test_labels_are_distinct():
     [
         ((15, 30, 30), (64, 15, 3, 3), {}),
         ((64, 30, 30), (15, 64, 3, 3), {}),
-        ((64, 30, 30), (64, 64, 3, 3), {"stride": 2}),
-        ((64, 30, 30), (64, 64, 3, 3), {"dilation": 2}),
+        ((64, 30, 30), (64, 64, 3, 3), {"stride": 3}),
+        ((64, 30, 30), (64, 64, 3, 3), {"stride": (1, 2)}),
+        ((64, 30, 30), (64, 64, 7, 7), {"stride": 2}),
+        ((64, 30, 30), (64, 64, 3, 3), {"stride": 2, "dilation": 2}),
+        ((64, 30, 30), (64, 64, 3, 3), {"dilation": (1, 12)}),
         ((64, 30, 30), (64, 32, 3, 3), {"groups": 2}),
         ((64, 30, 30), (64, 64, 3, 5), {}),
         ((64, 30, 30), (64, 64, 3, 3), {"algorithm": "direct"}),

@@ -31,6 +31,7 @@ COARSE = [  # that do not
 ]
 
 ALL = [winograd.transform(m, r) for m, r in winograd.SUPPORTED]
+STRIDED = [winograd.transform(m, *kind) for kind, tiles in winograd.TILES.items() if kind[1] == 2 for m, _ in tiles]
 each = pytest.mark.parametrize("t", ALL, ids=lambda t: f"F({t.m},{t.r})")
 numbers = st.fractions(-100, 100, max_denominator=64)
 
@@ -64,10 +65,6 @@ def results(t, products):
     return y
 
 
-def filter_rows(t):
-    return [t.filter[i : i + t.r] for i in range(0, len(t.filter), t.r)]
-
-
 def times(matrix, vector):
     return [sum(a * b for a, b in zip(row, vector, strict=True)) for row in matrix]
 
@@ -77,7 +74,7 @@ def times(matrix, vector):
 def test_the_steps_of_the_kernels_are_an_exact_correlation(t, draw):
     d = draw.draw(st.lists(numbers, min_size=t.alpha, max_size=t.alpha))
     g = draw.draw(st.lists(numbers, min_size=t.r, max_size=t.r))
-    products = [u * v for u, v in zip(times(filter_rows(t), g), data_rows(t, d), strict=True)]
+    products = [u * v for u, v in zip(times(t.taps, g), data_rows(t, d), strict=True)]
     assert results(t, products) == [sum(g[k] * d[i + k] for k in range(t.r)) for i in range(t.m)]
 
 
@@ -89,6 +86,24 @@ def test_the_steps_of_the_kernels_are_the_matrices(t, draw):
     assert results(t, d) == times(t.result, d)
 
 
+@pytest.mark.parametrize("t", STRIDED, ids=lambda t: f"F({t.m},{t.r}) stride 2")
+@given(draw=st.data())
+def test_at_stride_2_even_and_odd_inputs_give_the_correlation_together(t, draw):
+    d = draw.draw(st.lists(numbers, min_size=t.alpha, max_size=t.alpha))
+    g = draw.draw(st.lists(numbers, min_size=t.r, max_size=t.r))
+    products = [u * v for u, v in zip(times(t.taps, g), times(t.data, d), strict=True)]
+    assert times(t.result, products) == [sum(g[k] * d[2 * i + k] for k in range(t.r)) for i in range(t.m)]
+    assert t.alpha == 2 * (t.m - 1) + t.r, "as many products as inputs"
+
+
+def test_the_numbers_of_strided_transforms_follow_each_other():
+    for t in STRIDED:
+        parts = [t.even, t.odd] if t.odd else [t.even]
+        for name in ("coefficients", "powers", "filter"):
+            assert getattr(t, name) == sum((getattr(part, name) for part in parts), ())
+        assert {part.r for part in parts} | {t.r // 2} == {(t.r + 1) // 2, t.r // 2}
+
+
 @pytest.mark.parametrize("pairs", [("1/3", "7/5"), ("1/2", "9/2", "3/7")])
 @pytest.mark.parametrize("r", [2, 3, 4])
 def test_any_points_give_an_exact_correlation(pairs, r):
@@ -96,14 +111,14 @@ def test_any_points_give_an_exact_correlation(pairs, r):
         alpha = 2 * len(pairs) + 1 + zero
         t = winograd.Transform(alpha - r + 1, r, tuple(map(Fraction, pairs)))
         d, g = [Fraction(7 * i * i - 5, i + 1) for i in range(alpha)], [Fraction(3 * k - 2, k + 2) for k in range(r)]
-        products = [u * v for u, v in zip(times(filter_rows(t), g), data_rows(t, d), strict=True)]
+        products = [u * v for u, v in zip(times(t.taps, g), data_rows(t, d), strict=True)]
         assert results(t, products) == [sum(g[k] * d[i + k] for k in range(r)) for i in range(t.m)]
 
 
 @each
 def test_alpha_points_are_zero_pairs_and_infinity(t):
     assert t.alpha == t.m + t.r - 1 == int(t.zero) + 2 * len(t.pairs) + 1
-    assert len(t.data) == len(filter_rows(t)) == t.alpha
+    assert len(t.data) == len(t.taps) == t.alpha
     assert len(t.result) == t.m
 
 
@@ -161,7 +176,7 @@ def rounded_results(t, v):
 def winograd_float32(rows, columns, x, w, count):
     """Tiles x (C, alpha, alpha', tiles) and filters w (K, C, r, r') to (m, m', K, tiles), rounded as the kernels do."""
     v = rounded_rows(columns, rounded_rows(rows, x.transpose(1, 2, 0, 3)).swapaxes(0, 1)).swapaxes(0, 1)
-    down, across = (np.array(filter_rows(t), float) for t in (rows, columns))
+    down, across = (np.array(t.taps, float) for t in (rows, columns))
     u = np.einsum("ar,kcrs,bs->abck", down, w, across).astype(np.float32)
     products = None
     for part in range(count):
@@ -241,16 +256,18 @@ def test_large_transforms_are_for_lower_precisions(down, across, channels):
 
 
 def test_every_transform_has_a_tile_and_every_tile_its_transforms():
-    tiles = {(down, across, r) for r, tiles in winograd.TILES.items() for down, across in tiles}
-    assert {(m, r) for down, across, r in tiles for m in (down, across)} == set(winograd.SUPPORTED)
-    assert {(m, m, r) for m, r in winograd.SUPPORTED} <= tiles
-    for down, across, r in tiles:  # all serve somewhere
-        assert winograd.within(winograd.transform(down, r), winograd.transform(across, r), "high", 64)
+    tiles = {(down, across, *kind) for kind, tiles in winograd.TILES.items() for down, across in tiles}
+    used = [winograd.transform(m, r, stride) for down, across, r, stride in tiles for m in (down, across)]
+    parts = {part for t in used for part in ((t.even, t.odd) if t.stride == 2 else (t,)) if part}
+    assert {(part.m, part.r) for part in parts} == set(winograd.SUPPORTED)
+    assert {(t.m, t.m, t.r, t.stride) for t in used} <= tiles
+    for down, across, *kind in tiles:  # all serve somewhere
+        assert winograd.within(winograd.transform(down, *kind), winograd.transform(across, *kind), "high", 64)
 
 
 @given(channels=st.integers(1, 10**6))
 def test_chains_are_neither_longer_nor_more_than_needed(channels):
-    for t in ALL:
+    for t in ALL + STRIDED:
         count = winograd.chains(channels, t, t)
         length = channels / count
         assert length <= max(winograd.LONGEST, channels**0.5)

@@ -44,18 +44,21 @@ typedef struct {
     long stride_h, stride_w, dilation_h, dilation_w, top, left;
 } cconv_depthwise;
 
-/* F(m, r) in one dimension. Coefficients and powers are elements, in the order that winograd.inc.c says; filter is G,
- * alpha x r. */
+/* Winograd's transform in one dimension, alpha points for m outputs. Coefficients and powers are elements, in the order that
+ * winograd.inc.c says; filter is G, row by row. */
 typedef struct {
     int m, alpha;
     const void *coefficients, *powers;
     const double *filter;
 } cconv_transform;
 
-/* Winograd over images cut into tiles of down.m x across.m outputs, numbered along rows, down an image, over the
- * images. */
+/* Winograd over images cut into tiles of down.m x across.m outputs, numbered along rows, down an image, over the phases
+ * of the dilation (phase a x b: the rows and columns that leave these remainders), over the images. `taps` and `stride`
+ * are those of both dimensions; one of stride and dilation is 1. */
 typedef struct {
     cconv_transform down, across;
+    int taps, stride;
+    long dilation_h, dilation_w;
     long H, W, P, Q, top, left, tiles_high, tiles_wide;
     long strip_pitch; /* elements of a row of the strip between the halves of a transform */
     ptrdiff_t image_stride, channel_stride, row_stride; /* of the source, in bytes */
