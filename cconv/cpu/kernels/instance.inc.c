@@ -74,9 +74,11 @@ static const cconv_kernels NAME(kernels) = {
 #undef WIDEST
 #undef BLOCK
 #undef WIDEST_ROW
-#undef MOST_SETS
-#undef SETS
-#undef SET_AT
+#undef STRIP_ROWS
+#undef STRIP_OUTPUTS
+#undef STRIP_PITCH
+#undef STRIP_ODD
+#undef FILL
 #undef ROWS
 #undef MOST_TAPS
 #undef DEPTHWISE
