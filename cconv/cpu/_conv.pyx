@@ -25,11 +25,12 @@ cdef struct Conv:
     const cconv_kernels *kernels
     cconv_finish finish
     int itemsize, pixel_lanes, across_images, joined
+    int paired  # columns have two phases, side by side in the image: packed in one pass
     int fused  # the multiplication itself finishes whole rows
     # Sizes: of the spec (with a 1x1 kernel the image may be one long row), per group, of a tile.
     long N, C, H, W, K, R, S, P, Q, groups, group_channels, group_outputs, depth
     long stride_h, stride_w, top, left, dilation_h, dilation_w
-    long tile_p, tile_q, tile_rows, pitch, plane, parts, chains
+    long tile_p, tile_q, tile_pixels, tile_rows, pitch, plane, parts, chains, pieces
     long row_blocks, column_blocks
     const int32_t *row_start
     const int32_t *column_start
@@ -61,13 +62,16 @@ cdef void finish_map(const Conv *job, long n, long k, long p, long q, long rows,
     job.kernels.finish(&job.finish, bias_of(job, k), rows, columns, sums, sums_pitch, residual, job.y + at, job.Q)
 
 
-cdef void pack_tile(const Conv *job, long n, long group, long p, long q, long tile_p, char *tile) noexcept nogil:
-    """The input that outputs (p, q) .. need, of every channel of a group, sorted into blocks, zeros outside the image."""
+cdef void pack_tile(const Conv *job, long n, long group, long first, long last, long p, long q, long tile_p,
+                    char *tile) noexcept nogil:
+    """The input that outputs (p, q) .. need, of channels first .. last-1 of a group, sorted into blocks, zeros outside
+    the image."""
     cdef cconv_rows rows
     cdef long a, b
-    rows.channels, rows.plane = job.group_channels, job.plane
+    rows.channels, rows.plane = last - first, job.plane
     rows.height = tile_p + job.tile_rows - job.tile_p
     rows.width = rows.pitch = job.pitch
+    rows.pair = job.tile_rows * job.pitch if job.paired else 0
     rows.row_step = job.stride_h
     rows.column_step = job.stride_w
     rows.source_height = job.H
@@ -75,10 +79,10 @@ cdef void pack_tile(const Conv *job, long n, long group, long p, long q, long ti
     rows.channel_stride, rows.row_stride, rows.column_stride = job.x_c, job.x_h, job.x_w
     for a in range(job.row_blocks):
         rows.top = p * job.stride_h - job.top + job.row_start[a]
-        for b in range(job.column_blocks):
+        for b in range(1 if job.paired else job.column_blocks):
             rows.left = q * job.stride_w - job.left + job.column_start[b]
             job.kernels.pack_rows(
-                &rows, job.x + n * job.x_n + group * job.group_channels * job.x_c,
+                &rows, job.x + n * job.x_n + (group * job.group_channels + first) * job.x_c,
                 tile + (a * job.column_blocks + b) * job.tile_rows * job.pitch * job.itemsize)
 
 
@@ -87,7 +91,7 @@ cdef void pack_images(const Conv *job, long first, long images, long group, char
     cdef cconv_rows rows
     cdef long c, r, h
     cdef char *to
-    rows.channels, rows.plane, rows.channel_stride = 1, 0, 0
+    rows.channels, rows.plane, rows.channel_stride, rows.pair = 1, 0, 0, 0
     rows.height = job.S
     rows.width = images
     rows.pitch = job.pitch
@@ -110,36 +114,64 @@ cdef void pack_images(const Conv *job, long first, long images, long group, char
                     &rows, job.x + (group * job.group_channels + c) * job.x_c + h * job.x_h, to)
 
 
-cdef void channels_panel(
-    const Conv *job, long n, long group, long panel, long p, long q, long tile_p, long tile_q, char *scratch
+cdef void channels_finish(
+    const Conv *job, long n, long k, long outputs, long width, long p, long q, long tile_p, long tile_q,
+    const char *sums, char *flipped
 ) noexcept nogil:
-    """One panel of output channels over a packed tile: multiply, transpose, finish."""
-    cdef const cconv_kernels *kernels = job.kernels
-    cdef long lanes = kernels.lanes, wide = kernels.vectors * lanes
-    cdef long k = panel * wide, outputs = min(wide, job.group_outputs - k)
-    cdef long vectors = (outputs + lanes - 1) // lanes, width = vectors * lanes
-    cdef long padded = (job.group_outputs + lanes - 1) // lanes * lanes
-    cdef const char *weights = job.weights + (group * padded + k) * job.depth * job.itemsize
-    cdef char *sums = scratch + job.sums_at
-    cdef char *flipped = scratch + job.flipped_at
-    cdef long pixels = tile_p * tile_q, flipped_pitch = (pixels + lanes - 1) // lanes * lanes
-    cdef long chain, begin, end, row, o, i
-    for chain in range(job.chains):
-        begin, end = chain * job.depth // job.chains, (chain + 1) * job.depth // job.chains
-        for row in range(tile_p):
-            kernels.multiply_channels(
-                <int>tile_q, <int>vectors, end - begin, end - begin, job.offset + begin,
-                scratch + row * job.pitch * job.itemsize, weights + begin * width * job.itemsize,
-                sums + row * tile_q * width * job.itemsize, width, chain > 0)
-    k += group * job.group_outputs
+    """The sums of a panel, of which `outputs` of `width` are real, to maps k .. of the output."""
+    cdef long lanes = job.kernels.lanes, pixels = tile_p * tile_q, pitch = (pixels + lanes - 1) // lanes * lanes, o, i
     if job.across_images:  # an image's outputs lie side by side already
         for i in range(pixels):
             for o in range(outputs):
                 finish_map(job, n + i, k + o, 0, 0, 1, 1, sums + (i * width + o) * job.itemsize, 0)
         return
-    kernels.transpose(pixels, width, sums, width, flipped, flipped_pitch)
+    job.kernels.transpose(pixels, width, sums, width, flipped, pitch)
     for o in range(outputs):
-        finish_map(job, n, k + o, p, q, tile_p, tile_q, flipped + o * flipped_pitch * job.itemsize, tile_q)
+        finish_map(job, n, k + o, p, q, tile_p, tile_q, flipped + o * pitch * job.itemsize, tile_q)
+
+
+cdef void channels_panels(
+    const Conv *job, long n, long group, long first, long last, long p, long q, long tile_p, long tile_q, char *scratch
+) noexcept nogil:
+    """Panels first .. last-1 of a group's output channels over a tile: pack, multiply, transpose, finish.
+
+    In pieces of the input channels, a few chains each: the tile is then packed piece by piece, and the sums of all
+    panels wait for the last one. A channel that two pieces share is packed twice."""
+    cdef const cconv_kernels *kernels = job.kernels
+    cdef long lanes = kernels.lanes, vectors = (job.group_outputs + lanes - 1) // lanes
+    cdef long window = job.R * job.S, pixels = tile_p * tile_q
+    # Rows without a gap are one run of pixels.
+    cdef long runs = 1 if job.pitch == tile_q else tile_p, run_pixels = pixels // runs
+    cdef long piece, panel, chain, begin, end, run, channel, k, width
+    cdef const char *weights
+    cdef const char *tile
+    cdef char *sums
+    for piece in range(job.pieces):
+        begin = piece * job.chains // job.pieces * job.depth // job.chains
+        end = (piece + 1) * job.chains // job.pieces * job.depth // job.chains
+        channel = begin // window
+        if job.across_images:
+            pack_images(job, n, tile_q, group, scratch)
+        else:
+            pack_tile(job, n, group, channel, (end + window - 1) // window, p, q, tile_p, scratch)
+        tile = scratch - channel * job.plane * job.itemsize  # of channel 0
+        for panel in range(first, last):
+            k = panel * vectors // job.panels * lanes
+            width = (panel + 1) * vectors // job.panels * lanes - k
+            weights = job.weights + (group * vectors * lanes + k) * job.depth * job.itemsize
+            sums = scratch + job.sums_at
+            if job.pieces > 1:
+                sums += k * job.tile_pixels * job.itemsize
+            for chain in range(piece * job.chains // job.pieces, (piece + 1) * job.chains // job.pieces):
+                begin, end = chain * job.depth // job.chains, (chain + 1) * job.depth // job.chains
+                for run in range(runs):
+                    kernels.multiply_channels(
+                        <int>run_pixels, <int>(width // lanes), end - begin, end - begin, job.offset + begin,
+                        tile + run * job.pitch * job.itemsize, weights + begin * width * job.itemsize,
+                        sums + run * run_pixels * width * job.itemsize, width, chain > 0)
+            if piece == job.pieces - 1:
+                channels_finish(job, n, group * job.group_outputs + k, min(width, job.group_outputs - k), width, p, q,
+                                tile_p, tile_q, sums, scratch + job.flipped_at)
 
 
 cdef void pixels_panel(
@@ -191,10 +223,10 @@ cdef void pixels_panel(
 cdef void conv_task(const void *untyped, long index, char *scratch) noexcept nogil:
     """Part `index % parts` of the channels of a tile: (image, tile row, tile column, part), the last one fastest."""
     cdef const Conv *job = <const Conv *>untyped
-    cdef long part = index % job.parts, tile = index // job.parts, lanes = job.kernels.lanes
+    cdef long part = index % job.parts, tile = index // job.parts
     cdef long per_image = job.tiles_p * job.tiles_q
     cdef long units = job.groups * job.panels
-    cdef long unit, group, packed = -1, n, p, q, tile_p, tile_q
+    cdef long unit, group, stop, first, last, panel, n, p, q, tile_p, tile_q
     if job.across_images:
         n, p, q = tile * job.tile_q, 0, 0
         tile_p, tile_q = 1, min(job.tile_q, job.N - n)
@@ -202,18 +234,22 @@ cdef void conv_task(const void *untyped, long index, char *scratch) noexcept nog
         n = tile // per_image
         p, q = tile % per_image // job.tiles_q * job.tile_p, tile % job.tiles_q * job.tile_q
         tile_p, tile_q = min(job.tile_p, job.P - p), min(job.tile_q, job.Q - q)
-    for unit in range(part * units // job.parts, (part + 1) * units // job.parts):
+    cdef long end = (part + 1) * units // job.parts
+    unit = part * units // job.parts
+    while unit < end:
         group = unit // job.panels
-        if group != packed:
+        stop = min(end, (group + 1) * job.panels)
+        first, last = unit - group * job.panels, stop - group * job.panels
+        if job.pixel_lanes:
             if job.across_images:
                 pack_images(job, n, tile_q, group, scratch)
             else:
-                pack_tile(job, n, group, p, q, tile_p, scratch)
-            packed = group
-        if job.pixel_lanes:
-            pixels_panel(job, n, group, unit % job.panels, p, q, tile_p, tile_q, scratch)
+                pack_tile(job, n, group, 0, job.group_channels, p, q, tile_p, scratch)
+            for panel in range(first, last):
+                pixels_panel(job, n, group, panel, p, q, tile_p, tile_q, scratch)
         else:
-            channels_panel(job, n, group, unit % job.panels, p, q, tile_p, tile_q, scratch)
+            channels_panels(job, n, group, first, last, p, q, tile_p, tile_q, scratch)
+        unit = stop
 
 
 cdef struct Panels:
@@ -227,14 +263,16 @@ cdef void pack_task(const void *untyped, long index, char *scratch) noexcept nog
     """A panel of weights."""
     cdef const Panels *panels = <const Panels *>untyped
     cdef const Conv *job = panels.conv
-    cdef long group = index // job.panels, panel = index % job.panels, lanes = job.kernels.lanes, o, end, width
+    cdef long group = index // job.panels, panel = index % job.panels, lanes = job.kernels.lanes
+    cdef long o, end, width, vectors
     if job.pixel_lanes:
         o, end = panel * job.group_outputs // job.panels, (panel + 1) * job.group_outputs // job.panels
         width = end - o
     else:
-        o = panel * job.kernels.vectors * lanes
-        end = min(o + job.kernels.vectors * lanes, job.group_outputs)
-        width = (end - o + lanes - 1) // lanes * lanes
+        vectors = (job.group_outputs + lanes - 1) // lanes
+        o = panel * vectors // job.panels * lanes
+        width = (panel + 1) * vectors // job.panels * lanes - o
+        end = min(o + width, job.group_outputs)
     job.kernels.pack_panel(
         end - o, width, job.depth, panels.weight + (group * job.group_outputs + o) * job.depth * job.itemsize,
         panels.packed + (group * panels.padded + o) * job.depth * job.itemsize)
@@ -266,7 +304,9 @@ cdef class Convolution:
         job.tile_p, job.tile_q, job.tile_rows, job.pitch = (
             tiling.tile_p, tiling.tile_q, tiling.rows.extent, tiling.pitch)
         job.plane, job.parts, job.chains = tiling.plane, tiling.channel_parts, tiling.chains
+        job.pieces, job.tile_pixels = tiling.pieces, tiling.tile_p * tiling.tile_q
         job.row_blocks, job.column_blocks = len(tiling.rows.starts), len(tiling.columns.starts)
+        job.paired = spec.stride[1] == 2 and tuple(tiling.columns.starts) == (0, 1)
         job.row_start = int_table(self.owners, tiling.rows.starts)
         job.column_start = int_table(self.owners, tiling.columns.starts)
         job.offset = int_table(self.owners, self._offsets(spec, tiling))
@@ -276,10 +316,16 @@ cdef class Convolution:
         job.finish = finish_of(spec.activation)
         # Sums of a panel: whole vectors per row of pixels; lanes "channels" need them twice (computed, transposed).
         cdef size_t pixels = job.tile_p * (ceil_div(max(job.pitch, job.tile_q), kernels.lanes) * kernels.lanes) + kernels.lanes
-        cdef size_t panel = ceil_div(job.group_outputs, job.panels) if job.pixel_lanes else kernels.vectors * kernels.lanes
-        cdef size_t tile = job.group_channels * job.plane if not job.across_images else job.depth * job.pitch
+        cdef size_t panel = kernels.wide_vectors * kernels.lanes
+        if job.pixel_lanes:
+            panel = ceil_div(job.group_outputs, job.panels)
+        # In pieces: the channels of one, and the sums of all panels.
+        cdef long products = ceil_div(job.chains, job.pieces) * ceil_div(job.depth, job.chains)
+        cdef size_t channels = min(job.group_channels, ceil_div(products, job.R * job.S) + 1)
+        cdef size_t held = panel if job.pieces == 1 else job.group_outputs + kernels.lanes
+        cdef size_t tile = channels * job.plane if not job.across_images else job.depth * job.pitch
         job.sums_at = lines((tile + (kernels.widest[0] + 1) * kernels.lanes) * job.itemsize)
-        job.flipped_at = job.sums_at + lines(pixels * panel * job.itemsize)
+        job.flipped_at = job.sums_at + lines(pixels * held * job.itemsize)
         self.scratch_size = lines(job.flipped_at + (0 if job.pixel_lanes else lines(pixels * panel * job.itemsize)))
 
     def _offsets(self, spec, tiling):

@@ -17,7 +17,8 @@ _ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS, start=1
 
 
 def instruction_sets():
-    """(name, whether this processor runs it, vector bytes, tile rows, tile vectors, widest) of this build, best first."""
+    """(name, whether this processor runs it, vector bytes, tile rows, tile vectors, wide vectors, widest) of this
+    build, best first."""
     cdef int usable = 0, i = 0
     cdef const cconv_isa *isa
     found = []
@@ -26,7 +27,7 @@ def instruction_sets():
         if isa == NULL:
             return found
         found.append((isa.name.decode(), bool(usable), isa.vector_bytes, isa.f32.rows, isa.f32.vectors,
-                      tuple(isa.f32.widest[o] for o in range(isa.f32.outputs))))
+                      isa.f32.wide_vectors, tuple(isa.f32.widest[o] for o in range(isa.f32.outputs))))
         i += 1
 
 

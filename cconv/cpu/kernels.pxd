@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t
 
 cdef extern from "kernels/kernels.h" nogil:
     ctypedef struct cconv_rows:
-        long channels, plane, height, width, pitch
+        long channels, plane, height, width, pitch, pair
         long top, left, row_step, column_step
         long source_height, source_width
         Py_ssize_t channel_stride, row_stride, column_stride
@@ -44,7 +44,7 @@ cdef extern from "kernels/kernels.h" nogil:
         long row_step, column_step
 
     ctypedef struct cconv_kernels:
-        int lanes, rows, vectors, outputs
+        int lanes, rows, vectors, wide_vectors, outputs
         const unsigned char *widest
         void (*pack_rows)(const cconv_rows *, const void *, void *) noexcept nogil
         void (*pack_panel)(long, long, long, const void *, void *) noexcept nogil

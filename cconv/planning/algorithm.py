@@ -199,8 +199,10 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
     # Rows of the image that two tiles share are packed twice.
     packing = 3 * maps_in * (1 + (spec.R - 1) / tiling.tile_p) + packs * weights / images
     if tiling.lanes == "pixels":
-        return fma * 1.05 + packing + 4 * tiling.chains * maps_out
-    return fma * 1.1 + packing + (2 * tiling.chains + 12) * maps_out
+        return fma * 1.05 + packing + 5 * tiling.chains * maps_out
+    # A vector of outputs alone leaves too few sums in flight.
+    slower = 1.05 if spec.K // spec.groups > vector else 1.3
+    return fma * slower + packing + (2 * tiling.chains + 8) * maps_out
 
 
 def _streamed(vectors: float, machine: Machine) -> float:

@@ -19,7 +19,6 @@ from math import isqrt
 from typing import NamedTuple
 
 from .machine import Machine, ceil_div
-from .shapes import Pair
 from .specs import ITEMSIZE, ConvSpec
 
 #: Products summed in one register chain before they join the total: bounds the rounding error (docs/kernels.md).
@@ -27,6 +26,8 @@ from .specs import ITEMSIZE, ConvSpec
 CHAIN = 96
 #: How much of the second-level cache a tile of input may take.
 TILE_SHARE = 0.4
+#: The same of a piece of its channels where a tile is packed in pieces (lanes "channels"), and of all panels' sums.
+PIECE_SHARE, SUMS_SHARE = 0.25, 0.4
 #: Bytes that a tile of input may take beyond which it shrinks whatever that costs: bounds the scratch of odd layers.
 TILE_LIMIT = 64 << 20
 #: Output pixels of a tile: enough to reuse a weight panel from L1/L2, few enough that the sums stay there.
@@ -73,6 +74,8 @@ class Direct:
     #: Parts into which the panels of all groups are split for the threads.
     channel_parts: int
     chains: int
+    #: Lanes "channels": pieces of whole chains in which a tile is packed and multiplied.
+    pieces: int
     rows: Axis
     columns: Axis
     #: Multiplications and additions that the kernels issue for one image, lanes of padding included.
@@ -135,8 +138,9 @@ def _axes(spec: ConvSpec, tile_p: int, tile_q: int) -> tuple[Axis, Axis]:
     )
 
 
-def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int) -> Pair:
-    """Output rows and columns of a tile: about TILE_PIXELS pixels, whose input fits its share of the cache."""
+def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int) -> tuple[int, int, int]:
+    """Output rows and columns of a tile, about TILE_PIXELS pixels, and the pieces whose input fits its share of the
+    cache. A tile in pieces has to be larger than one in a whole: weights are then read, and rows packed, less often."""
     channel_bytes = spec.C // spec.groups * ITEMSIZE[spec.dtype]
     # A pixel's inputs and sums: where they are few, a larger tile still leaves them in the first-level cache.
     pixel_bytes = channel_bytes + min(spec.K // spec.groups, PANEL_OUTPUTS) * ITEMSIZE[spec.dtype]
@@ -155,13 +159,22 @@ def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int)
         pair = 2 * machine.vector_bytes // ITEMSIZE[spec.dtype]
         tile_q = min(width, ceil_div(tile_q, pair) * pair)
     tile_p = min(height, max(1, pixels // tile_q))
+    pieces, large_p, large_q = 1, tile_p, tile_q
+    if lanes == "channels" and tile_bytes(tile_p, tile_q) > budget:
+        most = int(machine.l2_bytes * SUMS_SHARE) // (spec.K // spec.groups * ITEMSIZE[spec.dtype])
+        large_p = ceil_div(height, ceil_div(height, min(tile_p, max(1, most // tile_q))))
+        pieces = min(chains(spec.depth), ceil_div(tile_bytes(large_p, tile_q), int(machine.l2_bytes * PIECE_SHARE)))
+        fits = large_p * tile_q <= most and tile_bytes(large_p, tile_q) <= budget * pieces
     while tile_p > 1 and tile_bytes(tile_p, tile_q) > budget:
         tile_p -= 1
     while tile_q > 2 * machine.tile_rows and tile_bytes(tile_p, tile_q) > budget:
         tile_q = ceil_div(tile_q, 2)
     while tile_q > 1 and tile_bytes(tile_p, tile_q) > TILE_LIMIT:
         tile_q = ceil_div(tile_q, 2)
-    return ceil_div(height, ceil_div(height, tile_p)), tile_q
+    tile_p = ceil_div(height, ceil_div(height, tile_p))
+    if pieces > 1 and fits and large_p * large_q > tile_p * tile_q:
+        return large_p, large_q, pieces
+    return tile_p, tile_q, 1
 
 
 def _parts(tiles: int, most: int, threads: int, repacking: float) -> int:
@@ -184,11 +197,12 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
     across_images = spec.P * spec.Q == 1
     flat = (spec.R, spec.S, *spec.stride, *spec.padding) == (1, 1, 1, 1, 0, 0, 0, 0) and not across_images
     height, width = (1, spec.P * spec.Q) if flat else (spec.P, spec.Q)
+    pieces = 1
     if across_images:
         tile_p, tile_q = 1, max(1, min(machine.tile_rows, TILE_LIMIT // (spec.depth * itemsize)))
         rows, columns = Axis((0,), ((0, 0),), 1), Axis((0,), ((0, 0),), tile_q)
     else:
-        tile_p, tile_q = _tile(spec, machine, lanes, height, width)
+        tile_p, tile_q, pieces = _tile(spec, machine, lanes, height, width)
         rows, columns = _axes(spec, tile_p, tile_q)
     spatial = ceil_div(height, tile_p) * ceil_div(width, tile_q)
     run, by_row = ceil_div((tile_p - 1) * columns.extent + tile_q, vector), tile_p * ceil_div(tile_q, vector)
@@ -197,14 +211,14 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
         panels = machine.panels(outputs, run if joined else by_row // tile_p)
         products = spatial * spec.K * (run if joined else by_row) * vector
     else:
-        panels = ceil_div(outputs, vector * machine.tile_vectors)
+        panels = ceil_div(ceil_div(outputs, vector), machine.wide_vectors)  # as equal as can be, in vectors
         products = height * width * spec.groups * ceil_div(outputs, vector) * vector
     units = spec.groups * panels
     # Packing a tile costs about as much as multiplying it with this share of a panel's outputs.
     repacking = 4.0 / (spec.R * spec.S * max(1, spec.K // spec.groups))
     parts = _parts(spatial, units if spec.groups == 1 else spec.groups, machine.threads, repacking)
     return Direct(
-        lanes, flat, across_images, joined, tile_p, tile_q, panels, parts, chains(spec.depth), rows, columns,
+        lanes, flat, across_images, joined, tile_p, tile_q, panels, parts, chains(spec.depth), pieces, rows, columns,
         2 * products * spec.depth,
     )  # fmt: skip
 

@@ -20,6 +20,8 @@ class Machine:
     pixel_vectors: tuple[int, ...]
     threads: int
     l2_bytes: int
+    #: Lanes "channels": vectors per row of the register tiles with fewer rows, which direct convolutions take.
+    wide_vectors: int = 2
 
     def panels(self, outputs: int, vectors: int) -> int:
         """The panels into which so many outputs are best cut when there are so many vectors of pixels to fill."""

@@ -12,7 +12,7 @@
 #include "pool.inc.c"
 
 static const cconv_kernels NAME(kernels) = {
-    .lanes = LANES, .rows = TILE_ROWS, .vectors = 2, .outputs = sizeof NAME(widest) - 1,
+    .lanes = LANES, .rows = TILE_ROWS, .vectors = 2, .wide_vectors = WIDE_VECTORS, .outputs = sizeof NAME(widest) - 1,
     .widest = NAME(widest),
 #define CCONV_KERNEL(name, arguments) .name = NAME(name),
 #include "kernels.inc"
@@ -28,6 +28,8 @@ static const cconv_kernels NAME(kernels) = {
 #undef load_lanes
 #undef store_lanes
 #undef AHEAD
+#undef STEPS
+#undef EXPECT
 #undef select
 #undef flip
 #undef load_columns
@@ -40,7 +42,6 @@ static const cconv_kernels NAME(kernels) = {
 #undef UPPER
 #undef EVEN_MIXED
 #undef ODD_MIXED
-#undef unmixed
 #undef LOW_OF_HALVES
 #undef HIGH_OF_HALVES
 #undef activated
@@ -52,6 +53,10 @@ static const cconv_kernels NAME(kernels) = {
 #undef CHANNELS
 #undef CHANNELS_BOTH
 #undef CHANNELS_ENTRY
+#undef CHANNELS_STEP
+#undef CHANNELS_WIDE
+#undef CHANNELS_WIDE_ENTRY
+#undef WIDE_VECTORS
 #undef PIXELS
 #undef EACH_SUM
 #undef PIXELS_1

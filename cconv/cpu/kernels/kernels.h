@@ -12,9 +12,10 @@
 
 /* One phase of the channels of an input tile, which lie `plane` elements apart: `height` x `width` elements each, those
  * outside the image are zeros. Row i comes from source row `top + i * row_step`, column j from `left + j * column_step`;
- * strides are in bytes, because NumPy's are. */
+ * strides are in bytes, because NumPy's are. With `pair`, a second phase that begins one column to the right follows so
+ * many elements behind the first. */
 typedef struct {
-    long channels, plane, height, width, pitch;
+    long channels, plane, height, width, pitch, pair;
     long top, left, row_step, column_step;
     long source_height, source_width;
     ptrdiff_t channel_stride, row_stride, column_stride;
@@ -75,10 +76,10 @@ typedef struct {
 } cconv_pool;
 
 /* One instruction set and element type. `lanes` elements fill a vector; the register tile of multiply_channels is at
- * most `rows` pixels by `vectors` vectors of output channels; that of multiply_pixels `outputs` channels or less by
+ * most `rows` pixels by `vectors` vectors of output channels, or fewer pixels by `wide_vectors`; that of multiply_pixels `outputs` channels or less by
  * widest[channels - 1] vectors of pixels or less. */
 typedef struct {
-    int lanes, rows, vectors, outputs;
+    int lanes, rows, vectors, wide_vectors, outputs;
     const unsigned char *widest;
 #define CCONV_KERNEL(name, arguments) void(*name) arguments;
 #include "kernels.inc"

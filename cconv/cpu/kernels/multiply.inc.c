@@ -16,29 +16,49 @@
 
 /* How far ahead of its use a panel is asked for, in bytes: it comes from the third level where it is large. */
 #define AHEAD 4096
+/* Steps of k in one turn of a loop: what a turn costs besides its products counts where another thread shares the core.
+ * Tiles of many rows have enough products in one step; without FMA the compiler runs out of registers. */
+#ifdef __FMA__
+#define STEPS (TILE_ROWS > 8 ? 1 : 4)
+#else
+#define STEPS 1
+#endif
+/* The bytes of a panel that a turn reads, asked for. */
+#define EXPECT(panel, bytes)                                                                                           \
+    _Pragma("GCC unroll 8") for (size_t line = 0; line < (bytes); line += 64)                                          \
+        __builtin_prefetch((const char *)(panel) + AHEAD + line)
 
-/* R pixels by W vectors of output channels in registers. Per k: R broadcasts, W loads, R*W fused multiply-adds. */
+/* One step: R broadcasts, W loads, R*W fused multiply-adds. */
+#define CHANNELS_STEP(R, W, step)                                                                                      \
+    {                                                                                                                  \
+        const T *a = input + o[step];                                                                                  \
+        V b[W];                                                                                                        \
+        _Pragma("GCC unroll 3") for (int v = 0; v < W; v++) b[v] = load(p + ((step) * W + v) * LANES);                 \
+        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {                                                         \
+            V x = splat(a[i]);                                                                                         \
+            _Pragma("GCC unroll 3") for (int v = 0; v < W; v++) c[i][v] += x * b[v];                                   \
+        }                                                                                                              \
+    }
+/* R pixels by W vectors of output channels in registers. */
 #define CHANNELS(R, W)                                                                                                 \
     static __attribute__((noinline)) void NAME(channels_##R##x##W)(                                                    \
         long depth, long chain, const int32_t *restrict offset, const T *restrict input, const T *restrict panel,      \
-        T *restrict sums, long pitch, int add) {                                                                       \
-        for (long k = 0, end; k < depth; add = 1) {                                                                    \
+        T *restrict sums, long pitch, int add, int ahead) {                                                            \
+        const int32_t *o = offset;                                                                                     \
+        const T *p = panel;                                                                                            \
+        for (const int32_t *const last = o + depth; o < last; add = 1) {                                               \
+            const int32_t *const end = chain < last - o ? o + chain : last;                                            \
             V c[R][W];                                                                                                 \
             _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                       \
-                _Pragma("GCC unroll 2") for (int v = 0; v < W; v++) c[i][v] = (V){0};                                  \
-            for (end = k + chain < depth ? k + chain : depth; k < end; k++, panel += W * LANES) {                      \
-                const T *a = input + offset[k];                                                                        \
-                V b[W];                                                                                                \
-                __builtin_prefetch((const char *)panel + AHEAD);                                                       \
-                if (W * sizeof(V) > 64) __builtin_prefetch((const char *)panel + AHEAD + 64);                          \
-                _Pragma("GCC unroll 2") for (int v = 0; v < W; v++) b[v] = load(panel + v * LANES);                    \
-                _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {                                                 \
-                    V x = splat(a[i]);                                                                                 \
-                    _Pragma("GCC unroll 2") for (int v = 0; v < W; v++) c[i][v] += x * b[v];                           \
-                }                                                                                                      \
+                _Pragma("GCC unroll 3") for (int v = 0; v < W; v++) c[i][v] = (V){0};                                  \
+            for (; o + STEPS <= end; o += STEPS, p += STEPS * W * LANES) {                                             \
+                if (ahead) EXPECT(p, STEPS * W * sizeof(V));                                                           \
+                _Pragma("GCC unroll 4") for (int step = 0; step < STEPS; step++) CHANNELS_STEP(R, W, step)             \
             }                                                                                                          \
+            if (STEPS > 1)                                                                                             \
+                for (; o < end; o++, p += W * LANES) CHANNELS_STEP(R, W, 0)                                            \
             _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                       \
-                _Pragma("GCC unroll 2") for (int v = 0; v < W; v++) {                                                  \
+                _Pragma("GCC unroll 3") for (int v = 0; v < W; v++) {                                                  \
                 T *to = sums + i * pitch + v * LANES;                                                                  \
                 store(to, add ? load(to) + c[i][v] : c[i][v]);                                                         \
             }                                                                                                          \
@@ -47,18 +67,38 @@
 #define CHANNELS_BOTH(R) CHANNELS(R, 1) CHANNELS(R, 2)
 EACH_ROWS(CHANNELS_BOTH)
 
-typedef void (*NAME(channels_kernel))(long, long, const int32_t *, const T *, const T *, T *, long, int);
+typedef void (*NAME(channels_kernel))(long, long, const int32_t *, const T *, const T *, T *, long, int, int);
 #define CHANNELS_ENTRY(R) {NAME(channels_##R##x1), NAME(channels_##R##x2)},
 static const NAME(channels_kernel) NAME(channels_table)[][2] = {EACH_ROWS(CHANNELS_ENTRY)};
+/* Three vectors by fewer pixels: fewer loads per product, where registers are too few for many rows. */
+#ifdef EACH_WIDE_ROWS
+#define WIDE_VECTORS 3
+#define CHANNELS_WIDE(R) CHANNELS(R, 3)
+#define CHANNELS_WIDE_ENTRY(R) NAME(channels_##R##x3),
+EACH_WIDE_ROWS(CHANNELS_WIDE)
+static const NAME(channels_kernel) NAME(channels_wide)[] = {EACH_WIDE_ROWS(CHANNELS_WIDE_ENTRY)};
+#else
+#define WIDE_VECTORS 2
+#define WIDE_ROWS TILE_ROWS
+#endif
 
-/* Pixels lie side by side; rows of the register tile that are left over make the last tiles smaller. */
+/* Pixels lie side by side; rows of the register tile that are left over make the last tiles smaller. The first tile
+ * asks for its panel and the last one for what follows it: those between find theirs in the first level. */
 static void NAME(multiply_channels)(int pixels, int vectors, long depth, long chain, const int32_t *offset,
                                     const void *input, const void *panel, void *sums, long pitch, int add) {
     const T *a = input;
     T *to = sums;
-    for (int cuts = (pixels + TILE_ROWS - 1) / TILE_ROWS, n; cuts > 0; cuts--, pixels -= n, a += n, to += n * pitch) {
+    const int rows = vectors > 2 ? WIDE_ROWS : TILE_ROWS;
+    for (int cuts = (pixels + rows - 1) / rows, n; cuts > 0; cuts--, pixels -= n, a += n, to += n * pitch) {
         n = pixels / cuts;
-        NAME(channels_table)[n - 1][vectors - 1](depth, chain, offset, a, panel, to, pitch, add);
+        const int ahead = cuts == 1 || a == (const T *)input || chain < depth;
+#ifdef EACH_WIDE_ROWS
+        NAME(channels_kernel) tile =
+            vectors > 2 ? NAME(channels_wide)[n - 1] : NAME(channels_table)[n - 1][vectors - 1];
+#else
+        NAME(channels_kernel) tile = NAME(channels_table)[n - 1][vectors - 1];
+#endif
+        tile(depth, chain, offset, a, panel, to, pitch, add, ahead);
     }
 }
 

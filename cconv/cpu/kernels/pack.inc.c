@@ -26,48 +26,95 @@ static inline __attribute__((always_inline)) void NAME(pack_row)(const char *in,
     for (; j < length; j++) out[j] = *(const T *)(in + j * stride);
 }
 
-static void NAME(pack_rows)(const cconv_rows *rows, const void *source, void *target) {
-    /* Columns first .. last-1 lie inside the image. */
-    const long step = rows->column_step, inside = rows->source_width - rows->left;
-    long first = rows->left < 0 ? (-rows->left + step - 1) / step : 0;
-    long last = inside > 0 ? (inside + step - 1) / step : 0;
-    if (first > rows->width) first = rows->width;
-    if (last > rows->width) last = rows->width;
-    if (last < first) last = first;
+/* Every other element from `in` on to `even`, those between to `odd`, so many of each: one pass over a row. */
+static inline __attribute__((always_inline)) void NAME(pack_pairs)(const T *in, T *even, T *odd, long pairs) {
+    long j = 0;
+    for (; j + LANES <= pairs; j += LANES) {
+        const V a = load(in + 2 * j), b = load(in + 2 * j + LANES);
+        store(even + j, EVEN(a, b));
+        store(odd + j, ODD(a, b));
+    }
+    if (j < pairs && pairs >= LANES) {
+        j = pairs - LANES;
+        const V a = load(in + 2 * j), b = load(in + 2 * j + LANES);
+        store(even + j, EVEN(a, b));
+        store(odd + j, ODD(a, b));
+        return;
+    }
+    for (; j < pairs; j++) even[j] = in[2 * j], odd[j] = in[2 * j + 1];
+}
+
+static inline __attribute__((always_inline)) void NAME(pack_phases)(const long phases, const cconv_rows *rows,
+                                                                    const void *source, void *target) {
+    const long step = rows->column_step;
     const ptrdiff_t stride = step * rows->column_stride;
-    const char *channel = source;
-    channel += rows->top * rows->row_stride + (rows->left + first * step) * rows->column_stride;
-    T *plane = target;
-    for (long c = 0; c < rows->channels; c++, channel += rows->channel_stride, plane += rows->plane) {
-        const char *in = channel;
-        T *out = plane;
-        for (long i = 0; i < rows->height; i++, out += rows->pitch, in += rows->row_step * rows->row_stride) {
+    /* Columns first .. last-1 of a phase lie inside the image, from source column `from` on. */
+    long first[2], last[2], from[2];
+    for (long f = 0; f < phases; f++) {
+        const long left = rows->left + f, inside = rows->source_width - left;
+        first[f] = left < 0 ? (-left + step - 1) / step : 0;
+        last[f] = inside > 0 ? (inside + step - 1) / step : 0;
+        if (first[f] > rows->width) first[f] = rows->width;
+        if (last[f] > rows->width) last[f] = rows->width;
+        if (last[f] < first[f]) last[f] = first[f];
+        from[f] = left + first[f] * step;
+    }
+    /* Both phases of rows that lie in one piece: e begins with the even elements, the other one with the odd ones. */
+    const int e = phases == 2 && from[1] < from[0];
+    long pairs = 0;
+    if (phases == 2 && step == 2 && rows->column_stride == sizeof(T) && from[!e] == from[e] + 1) {
+        pairs = last[0] - first[0];
+        if (last[1] - first[1] < pairs) pairs = last[1] - first[1];
+    }
+    for (long c = 0; c < rows->channels; c++) {
+        const char *channel = (const char *)source + c * rows->channel_stride;
+        T *out = (T *)target + c * rows->plane;
+        for (long i = 0; i < rows->height; i++, out += rows->pitch) {
             const long row = rows->top + i * rows->row_step;
-            if (row < 0 || row >= rows->source_height || first == last) {
-                memset(out, 0, rows->pitch * sizeof(T));
-                continue;
+            const int outside = row < 0 || row >= rows->source_height;
+            const char *in = channel + row * rows->row_stride;
+            if (pairs && !outside)
+                NAME(pack_pairs)((const T *)(in + from[e] * rows->column_stride), out + e * rows->pair + first[e],
+                                 out + !e * rows->pair + first[!e], pairs);
+            for (long f = 0; f < phases; f++) {
+                T *to = out + f * rows->pair;
+                if (outside || first[f] == last[f]) {
+                    memset(to, 0, rows->pitch * sizeof(T));
+                    continue;
+                }
+                for (long j = 0; j < first[f]; j++) to[j] = 0;
+                NAME(pack_row)(in + (from[f] + pairs * step) * rows->column_stride, stride, to, first[f] + pairs,
+                               last[f]);
+                for (long j = last[f]; j < rows->pitch; j++) to[j] = 0;
             }
-            for (long j = 0; j < first; j++) out[j] = 0;
-            NAME(pack_row)(in, stride, out, first, last);
-            for (long j = last; j < rows->pitch; j++) out[j] = 0;
         }
     }
 }
 
-/* panel[k][o] = weight[o][k] for o < outputs, 0 for the rest of the width: LANES x LANES at a time. */
+static void NAME(pack_rows)(const cconv_rows *rows, const void *source, void *target) {
+    if (rows->pair)
+        NAME(pack_phases)(2, rows, source, target);
+    else
+        NAME(pack_phases)(1, rows, source, target);
+}
+
+/* panel[k][o] = weight[o][k] for o < outputs, 0 for the rest of the width: LANES x LANES at a time, and a cache line of
+ * every output before the next one, for rows that lie a power of two apart meet in few sets of a cache. */
 static void NAME(pack_panel)(long outputs, long width, long depth, const void *weight, void *panel) {
     const T *in = weight;
     T *out = panel;
-    for (long o = 0; o < width; o += LANES) {
-        const NAME(lanes) across = between(0, width - o);
-        for (long k = 0; k < depth; k += LANES) {
-            const NAME(lanes) down = between(0, depth - k);
-            V v[LANES];
-            _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++)
-                v[i] = o + i < outputs ? load_lanes(in + (o + i) * depth + k, down) : (V){0};
-            flip(v);
-            _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++)
-                if (k + i < depth) store_lanes(out + (k + i) * width + o, v[i], across);
+    const long line = LANES * sizeof(T) < 64 ? 64 / sizeof(T) : LANES;
+    for (long begin = 0; begin < depth; begin += line)
+        for (long o = 0; o < width; o += LANES) {
+            const NAME(lanes) across = between(0, width - o);
+            for (long k = begin; k < begin + line && k < depth; k += LANES) {
+                const NAME(lanes) down = between(0, depth - k);
+                V v[LANES];
+                _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++)
+                    v[i] = o + i < outputs ? load_lanes(in + (o + i) * depth + k, down) : (V){0};
+                flip(v);
+                _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++)
+                    if (k + i < depth) store_lanes(out + (k + i) * width + o, v[i], across);
+            }
         }
-    }
 }

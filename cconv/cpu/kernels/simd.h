@@ -2,7 +2,7 @@
  *
  * In: T (float or double), LANES (elements per vector, a literal), NAME; the ISA's names MASKED(op) and WIDE.
  * Out: V, load, store, splat, between, only, load_lanes, store_lanes, select, LOW, HIGH, EVEN, ODD, NEXT, EVEN_MIXED,
- * ODD_MIXED, unmixed (AVX2 alone), flip, load_columns, store_columns; BY_HALVES, whether these two are the best way.
+ * ODD_MIXED (AVX2 alone), flip, load_columns, store_columns; BY_HALVES, whether these two are the best way.
  * Whole-vector operations only: GCC turns lane subscripts into memory traffic.
  * No include guard: it is included once per element type, and instance.inc.c undefines what it defines.
  */
@@ -175,15 +175,13 @@ static inline __attribute__((always_inline)) V NAME(select)(NAME(comparison) hol
 #error "LANES: expected 2, 4, 8 or 16"
 #endif
 
-/* EVEN_MIXED, ODD_MIXED: EVEN and ODD in the order that is the cheapest; unmixed() puts what came of them in order. */
+/* EVEN_MIXED, ODD_MIXED: EVEN and ODD in the order that is the cheapest. */
 #if BY_HALVES && LANES == 8
 #define EVEN_MIXED(a, b) __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14)
 #define ODD_MIXED(a, b) __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15)
-#define unmixed(v) __builtin_shufflevector(v, v, 0, 1, 4, 5, 2, 3, 6, 7)
 #elif BY_HALVES
 #define EVEN_MIXED(a, b) __builtin_shufflevector(a, b, 0, 4, 2, 6)
 #define ODD_MIXED(a, b) __builtin_shufflevector(a, b, 1, 5, 3, 7)
-#define unmixed(v) __builtin_shufflevector(v, v, 0, 2, 1, 3)
 #endif
 
 /* v as a LANES x LANES matrix, transposed by log2(LANES) rounds of interleaving:
