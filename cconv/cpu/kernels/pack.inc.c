@@ -2,15 +2,22 @@
  *
  * In: T, NAME, LANES.  Out: pack_rows, pack_panel.
  */
+/* Rows of so many channels further on are asked for: a processor expects the next lines, not those of another map. */
+#define CHANNELS_AHEAD 2
+
 /* Elements first .. last-1 of a packed row, from every stride-th element (in bytes) from `in` on. Nothing beyond the last
- * element is read: a vector that would reach further begins earlier instead. */
+ * element is read: a vector that would reach further begins earlier instead. What lies `ahead` bytes further is asked
+ * for. */
 static inline __attribute__((always_inline)) void NAME(pack_row)(const char *in, ptrdiff_t stride, T *out, long first,
-                                                                 long last) {
+                                                                 long last, ptrdiff_t ahead) {
     const T *from = (const T *)in;
     long j = 0, length = last - first;
     out += first;
     if (stride == (ptrdiff_t)sizeof(T)) {
-        for (; j + LANES <= length; j += LANES) store(out + j, load(from + j));
+        for (; j + LANES <= length; j += LANES) {
+            __builtin_prefetch((const char *)(from + j) + ahead);
+            store(out + j, load(from + j));
+        }
         if (j < length && length >= LANES) {
             store(out + length - LANES, load(from + length - LANES));
             return;
@@ -27,10 +34,12 @@ static inline __attribute__((always_inline)) void NAME(pack_row)(const char *in,
 }
 
 /* Every other element from `in` on to `even`, those between to `odd`, so many of each: one pass over a row. */
-static inline __attribute__((always_inline)) void NAME(pack_pairs)(const T *in, T *even, T *odd, long pairs) {
+static inline __attribute__((always_inline)) void NAME(pack_pairs)(const T *in, T *even, T *odd, long pairs,
+                                                                   ptrdiff_t ahead) {
     long j = 0;
     for (; j + LANES <= pairs; j += LANES) {
         const V a = load(in + 2 * j), b = load(in + 2 * j + LANES);
+        __builtin_prefetch((const char *)(in + 2 * j) + ahead);
         store(even + j, EVEN(a, b));
         store(odd + j, ODD(a, b));
     }
@@ -66,6 +75,7 @@ static inline __attribute__((always_inline)) void NAME(pack_phases)(const long p
         pairs = last[0] - first[0];
         if (last[1] - first[1] < pairs) pairs = last[1] - first[1];
     }
+    const ptrdiff_t ahead = CHANNELS_AHEAD * rows->channel_stride;
     for (long c = 0; c < rows->channels; c++) {
         const char *channel = (const char *)source + c * rows->channel_stride;
         T *out = (T *)target + c * rows->plane;
@@ -75,7 +85,7 @@ static inline __attribute__((always_inline)) void NAME(pack_phases)(const long p
             const char *in = channel + row * rows->row_stride;
             if (pairs && !outside)
                 NAME(pack_pairs)((const T *)(in + from[e] * rows->column_stride), out + e * rows->pair + first[e],
-                                 out + !e * rows->pair + first[!e], pairs);
+                                 out + !e * rows->pair + first[!e], pairs, ahead);
             for (long f = 0; f < phases; f++) {
                 T *to = out + f * rows->pair;
                 if (outside || first[f] == last[f]) {
@@ -84,7 +94,7 @@ static inline __attribute__((always_inline)) void NAME(pack_phases)(const long p
                 }
                 for (long j = 0; j < first[f]; j++) to[j] = 0;
                 NAME(pack_row)(in + (from[f] + pairs * step) * rows->column_stride, stride, to, first[f] + pairs,
-                               last[f]);
+                               last[f], ahead);
                 for (long j = last[f]; j < rows->pitch; j++) to[j] = 0;
             }
         }
