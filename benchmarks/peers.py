@@ -46,12 +46,12 @@ def _conv2d(layer: Layer, **more) -> Form:
     """A `Conv2d`, with what its plan says."""
     import cconv
     from cconv import backend
-    from cconv.planning import plan, specs
+    from cconv.planning import batch_class, plan, specs
 
     x, weight, bias = layer.arrays()
     ready = cconv.Conv2d(weight, bias, **layer.options, **more)
     spec = specs.conv(layer.x[1:], layer.weight, bias=True, dtype=layer.dtype, **layer.options, **more)
-    chosen = plan.single(spec, backend.get("cpu").machine())
+    chosen = plan.single(spec, backend.get("cpu").machine(), images=batch_class(len(x)))
     tiling = chosen.steps[0].tiling
     text = getattr(tiling, "label", None) or getattr(tiling, "algorithm", "")
     return Form("cconv", "Conv2d", lambda: ready(x), plan=str(text), executed_flops=layer.x[0] * chosen.executed_flops)
