@@ -72,7 +72,7 @@ setup(
     ext_modules=cythonize(
         [
             extension(name, OPENMP if name == "_team" else [])
-            for name in ("_core", "_pool", "_team", "_conv", "_winograd", "_maps", "_program")
+            for name in ("_core", "_pool", "_team", "_conv", "_winograd", "_maps", "_tensors", "_program")
         ],
         language_level=3,
     ),

@@ -8,7 +8,21 @@ import math
 import numpy as np
 
 from .errors import Cancelled
-from .planning import Activation, ConvSpec, Machine, Plan, PointwiseSpec, PoolSpec
+from .planning import (
+    Activation,
+    ArithmeticSpec,
+    ConvSpec,
+    FunctionSpec,
+    LrnSpec,
+    Machine,
+    MatMulSpec,
+    MoveSpec,
+    Plan,
+    PointwiseSpec,
+    PoolSpec,
+    ResizeSpec,
+    SoftmaxSpec,
+)
 from .weights import Weights
 
 name = "reference"
@@ -94,6 +108,88 @@ def pointwise(x_nchw, other, spec: PointwiseSpec) -> np.ndarray:
     return activate(x + other if spec.add else x, spec.activation)
 
 
+#: One line per kind of arithmetic.
+ARITHMETIC = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "max": np.maximum,
+    "min": np.minimum,
+    "prelu": lambda x, slope: np.where(x < 0, slope * x, x),
+}
+#: One line per function with parameters.
+FUNCTIONS = {
+    "ramp": lambda x, scale, shift, low, high: np.clip(scale * x + shift, low, high),
+    "clip": lambda x, low, high: np.clip(x, low, high),
+    "gelu_tanh": lambda x: x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "swish": lambda x, alpha: x / (1 + np.exp(-alpha * x)),
+}
+
+
+def _places(loops, begin: int, step) -> np.ndarray:
+    """Where each position of nested loops lies: begin + the sum of step(loop, i) over the loops."""
+    at = np.array(begin)
+    for loop in loops:
+        at = at[..., None] + step(loop)
+    return at
+
+
+def move(x, y, spec: MoveSpec) -> np.ndarray:
+    """y[n, places in y] = x[n, places in x]; `y` is what other moves have written, or None."""
+    x = x.reshape(-1, spec.source)
+    if y is None:
+        y = np.full((len(x), spec.target), 0.0 if spec.fill is None else spec.fill)
+    read = _places(spec.axes, spec.begin, lambda a: np.arange(a.count) * a.source if a.table is None else a.table)
+    written = _places(spec.axes, spec.at, lambda a: np.arange(a.count) * a.target)
+    y = y.reshape(len(x), spec.target)
+    y[:, written] = x[:, read]
+    return y
+
+
+def arithmetic(x, other, spec: ArithmeticSpec) -> np.ndarray:
+    x = x.reshape(-1, spec.x_size)[:, _places(spec.loops, 0, lambda loop: np.arange(loop.count) * loop.x)]
+    other = np.asarray(other, np.float64).reshape(-1, spec.other_size)
+    other = other[:, _places(spec.loops, 0, lambda loop: np.arange(loop.count) * loop.other)]
+    with np.errstate(divide="ignore", invalid="ignore"):  # x / 0 is infinite, 0 / 0 no number, and no error
+        return activate(ARITHMETIC[spec.kind](*((other, x) if spec.swapped else (x, other))), spec.activation)
+
+
+def function(x, spec: FunctionSpec) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return FUNCTIONS[spec.kind](x.astype(np.float64), *spec.parameters)
+
+
+def softmax(x, spec: SoftmaxSpec) -> np.ndarray:
+    x = x.astype(np.float64)
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def lrn(x, spec: LrnSpec) -> np.ndarray:
+    """ONNX's window: floor((size - 1) / 2) channels before, ceil((size - 1) / 2) behind."""
+    x = x.astype(np.float64)
+    before, behind = (spec.size - 1) // 2, spec.size // 2
+    sums = np.stack([(x[:, max(0, c - before) : c + behind + 1] ** 2).sum(axis=1) for c in range(spec.C)], axis=1)
+    return x / (spec.bias + spec.alpha / spec.size * sums) ** spec.beta
+
+
+def resize(x, spec: ResizeSpec) -> np.ndarray:
+    x, rows, columns = x.astype(np.float64), spec.rows, spec.columns
+    w = np.array(rows.weight)[:, None]
+    x = x[:, :, rows.low] * (1 - w) + x[:, :, rows.high] * w
+    w = np.array(columns.weight)
+    return x[..., columns.low] * (1 - w) + x[..., columns.high] * w
+
+
+def matmul(x, other, spec: MatMulSpec) -> np.ndarray:
+    x = x.reshape(-1, spec.x_size // (spec.M * spec.K), spec.M, spec.K).astype(np.float64)
+    other = np.asarray(other, np.float64).reshape(-1, spec.other_size // (spec.K * spec.N), spec.K, spec.N)
+    which = [_places(spec.batch, 0, lambda loop, f=field: np.arange(loop.count) * getattr(loop, f)).ravel()
+             for field in ("x", "other")]  # fmt: skip
+    return x[:, which[0]] @ other[:, which[1]]
+
+
 class Program:
     """A plan with its weights, ready to run."""
 
@@ -110,17 +206,34 @@ class Program:
                 raise Cancelled("the run was cancelled before it ended")
             operation = step.operation
             x, *rest = (values[v] for v in operation.inputs)
-            second = rest[0] if rest else None
-            x = x.reshape(len(x), *plan.values[operation.inputs[0]])
+            weight = bias = None
+            if operation.weights is not None:
+                weight, bias = self._weights.derived(operation.weights, name, lambda arrays: arrays)
+            second = rest[0] if rest else weight
+            x = x.reshape(-1, *operation.spec.image)
             match operation.spec:
                 case ConvSpec() as spec:
-                    weight, bias = self._weights.derived(operation.weights, name, lambda arrays: arrays)
-                    result = conv(x, weight, bias, second, spec)
+                    residual = rest[0].reshape(-1, *spec.output) if rest else None
+                    result = conv(x, weight, bias, residual, spec)
                 case PoolSpec() as spec:
                     result = pool(x, spec)
                 case PointwiseSpec() as spec:
-                    result = pointwise(x, second, spec)
-            values[operation.output] = result
+                    result = pointwise(x, second.reshape(x.shape) if rest else None, spec)
+                case MoveSpec() as spec:
+                    result = move(x, values.get(operation.output), spec)
+                case ArithmeticSpec() as spec:
+                    result = arithmetic(x, second, spec)
+                case FunctionSpec() as spec:
+                    result = function(x, spec)
+                case SoftmaxSpec() as spec:
+                    result = softmax(x, spec)
+                case LrnSpec() as spec:
+                    result = lrn(x, spec)
+                case ResizeSpec() as spec:
+                    result = resize(x, spec)
+                case MatMulSpec() as spec:
+                    result = matmul(x, second, spec)
+            values[operation.output] = result.reshape(-1, *operation.spec.output)
         results = [values[v] for v in plan.outputs]
         if outputs is None:
             return results

@@ -15,8 +15,10 @@ class Step:
         reads: Callable[[np.ndarray], bool],
         pack: Callable[[Weights | Once], tuple] | None,
         inputs: tuple[int, ...],
-        output: int,
+        value: int,
         image: tuple[int, int, int],
+        output: tuple[int, int, int],
+        times: int,
         begin: int | None,
     ) -> None: ...
 

@@ -12,6 +12,8 @@ from ._core cimport Buffer
 from ._pool cimport empty, lease, part
 from ._team cimport threads_for
 
+from math import prod
+
 from ..errors import Cancelled
 
 cnp.import_array()
@@ -24,22 +26,30 @@ cdef class Step:
     """An operation on numbered values and the kernel that computes it.
 
     `kernel` has scratch_bytes(images, threads) and run(x, weights, bias, second, y, threads, scratch); `reads(x)` says
-    whether it can read an x whose rows do not follow each other; `pack(weights)` gives its (packed weights, bias)."""
+    whether it can read an x whose rows do not follow each other; `pack(weights)` gives its (packed weights, bias).
+    A run of the plan has `times` images of the kernel, (C, H, W) `image` in and `output` out."""
 
     cdef object kernel, reads, pack
     cdef int x, second, y
+    cdef Py_ssize_t times
+    cdef cnp.npy_intp image[3]
     cdef cnp.npy_intp shape[4]
-    cdef Py_ssize_t begin  # in the arena, in elements for each image; -1 if the value does not lie there
+    cdef Py_ssize_t begin  # in the arena, in elements for each run; -1 if the value does not lie there
 
-    def __init__(self, kernel, reads, pack, tuple inputs, int output, tuple image, begin):
+    def __init__(self, kernel, reads, pack, tuple inputs, int value, tuple image, tuple output, times, begin):
         self.kernel, self.reads, self.pack = kernel, reads, pack
-        self.x, self.second, self.y = inputs[0], inputs[1] if len(inputs) > 1 else -1, output
-        self.shape[1], self.shape[2], self.shape[3] = image
+        self.x, self.second, self.y = inputs[0], inputs[1] if len(inputs) > 1 else -1, value
+        self.image[0], self.image[1], self.image[2] = image
+        self.shape[1], self.shape[2], self.shape[3] = output
+        self.times = times
         self.begin = -1 if begin is None else begin
 
     cdef cnp.ndarray readable(self, cnp.ndarray x):
-        """x, or a copy if the kernel cannot read it. (An axis of one place may have any stride and still count as C order.)"""
+        """x as images of the kernel, or a copy if it cannot read them. (An axis of one place may have any stride and
+        still count as C order.)"""
         cdef Py_ssize_t itemsize = cnp.PyArray_ITEMSIZE(x)
+        if x.ndim != 4 or x.shape[1] != self.image[0] or x.shape[2] != self.image[1] or x.shape[3] != self.image[2]:
+            x = x.reshape((-1, self.image[0], self.image[1], self.image[2]))
         if cnp.PyArray_ISCARRAY_RO(x) and x.strides[3] == itemsize and x.strides[2] == x.shape[3] * itemsize:
             return x
         return x if self.reads(x) else x.copy(order="C")
@@ -54,13 +64,15 @@ cdef class Geometry:
     cdef tuple inputs, outputs
     cdef int values, first, type_number
     cdef Py_ssize_t itemsize
-    cdef double arena, work  # for one image: elements; time, in operations of a convolution
+    cdef double arena, work  # for one run: elements; time, in operations of a convolution
+    cdef Py_ssize_t input_size  # elements of the first input, for one run
 
     def __init__(self, plan, list steps, double work):
         self.plan, self.steps, self.work = plan, steps, work
         self.inputs, self.outputs = plan.inputs, plan.outputs
         self.values = 1 + max(plan.values)
         self.first = plan.inputs[0]
+        self.input_size = prod(plan.values[self.first])
         self.arena = plan.arena.size
         self.type_number, self.itemsize = (cnp.NPY_FLOAT32, 4) if plan.dtype == "float32" else (cnp.NPY_FLOAT64, 8)
 
@@ -77,15 +89,15 @@ cdef class Geometry:
             table[numbers[i]] = arrays[i]
         return table
 
-    cdef cnp.ndarray place(self, Step step, Py_ssize_t images, Buffer arena, given):
+    cdef cnp.ndarray place(self, Step step, Py_ssize_t runs, Buffer arena, given):
         """Where a step writes: its place in the arena, an array that was given, or a new one."""
         cdef cnp.npy_intp shape[4]
         if given is not None and cnp.PyArray_ISCARRAY(given):
             return given
-        shape[0], shape[1], shape[2], shape[3] = images, step.shape[1], step.shape[2], step.shape[3]
+        shape[0], shape[1], shape[2], shape[3] = runs * step.times, step.shape[1], step.shape[2], step.shape[3]
         if step.begin < 0:
             return empty(4, shape, self.type_number)
-        return part(arena, step.begin * images * self.itemsize, 4, shape, self.type_number)
+        return part(arena, step.begin * runs * self.itemsize, 4, shape, self.type_number)
 
 
 @cython.final
@@ -105,7 +117,7 @@ cdef class Program:
         return self.geometry.plan
 
     def run(self, inputs, outputs=None, cancel=None):
-        """Run on N images.
+        """Run on N images, or on as many runs as the first input holds.
 
         Parameters
         ----------
@@ -127,17 +139,17 @@ cdef class Program:
         cdef Geometry geometry = self.geometry
         cdef list values = geometry.table(geometry.inputs, inputs)
         cdef list given = None if outputs is None else geometry.table(geometry.outputs, outputs)
-        cdef Py_ssize_t images = cnp.PyArray_DIM(values[geometry.first], 0), i
-        cdef int threads = threads_for(geometry.work * images)
+        cdef Py_ssize_t runs = cnp.PyArray_SIZE(values[geometry.first]) // geometry.input_size, i
+        cdef int threads = threads_for(geometry.work * runs)
         cdef Buffer scratch = NOTHING, arena = None
         cdef size_t nbytes = 0
         cdef Step step
         for step in geometry.steps:
-            nbytes = max(nbytes, <size_t>step.kernel.scratch_bytes(images, max(threads, 1)))
+            nbytes = max(nbytes, <size_t>step.kernel.scratch_bytes(runs * step.times, max(threads, 1)))
         if nbytes:
             scratch = Buffer(nbytes)
         if geometry.arena:
-            arena = lease(geometry.arena * images * geometry.itemsize)
+            arena = lease(geometry.arena * runs * geometry.itemsize)
         for i in range(len(geometry.steps)):
             if cancel is not None and cancel.is_set():
                 raise Cancelled("the run was cancelled before it ended")
@@ -146,7 +158,9 @@ cdef class Program:
             second = None if step.second < 0 else values[step.second]
             if second is not None and not cnp.PyArray_ISCARRAY_RO(second):
                 second = second.copy(order="C")
-            y = geometry.place(step, images, arena, None if given is None else given[step.y])
+            y = values[step.y]  # there already if it is written in parts
+            if y is None:
+                y = geometry.place(step, runs, arena, None if given is None else given[step.y])
             step.kernel.run(step.readable(values[step.x]), weights, bias, second, y, threads, scratch)
             values[step.y] = y
         if given is not None:

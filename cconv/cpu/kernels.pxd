@@ -43,6 +43,24 @@ cdef extern from "kernels/kernels.h" nogil:
         const int32_t *column_extent
         long row_step, column_step
 
+    enum:
+        CCONV_SUB_FROM
+        CCONV_DIV_INTO
+        CCONV_PRELU_OF
+
+    ctypedef struct cconv_lrn:
+        long channels, inner, size
+        double alpha, beta, bias
+
+    ctypedef struct cconv_resize:
+        long width, outputs_high, outputs_wide
+        const int32_t *row_low
+        const int32_t *row_high
+        const int32_t *column_low
+        const int32_t *column_high
+        const double *row_weight
+        const double *column_weight
+
     ctypedef struct cconv_kernels:
         int lanes, rows, vectors, wide_vectors, outputs
         const unsigned char *widest
@@ -64,6 +82,12 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*winograd_output)(const cconv_winograd *, const cconv_finish *, double, long, long, const void *, long,
                                 void *, const void *, void *) noexcept nogil
         void (*pool)(const cconv_pool *, const void *, void *, void *) noexcept nogil
+        void (*arithmetic)(int, long, const void *, long, const void *, long, void *) noexcept nogil
+        void (*function)(int, const double *, long, const void *, void *) noexcept nogil
+        void (*softmax)(long, long, const void *, void *, void *) noexcept nogil
+        void (*lrn)(const cconv_lrn *, long, const void *, void *) noexcept nogil
+        void (*resize)(const cconv_resize *, const void *, void *, void *) noexcept nogil
+        void (*matmul_row)(long, long, const void *, const void *, void *) noexcept nogil
 
     ctypedef struct cconv_isa:
         const char *name

@@ -3,15 +3,33 @@
 In: a Plan and Weights.  Out: a Geometry, the plan compiled, and with weights a Program, ready to run (_program.pyx).
 """
 
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
 
-from ..planning import ConvSpec, Depthwise, Direct, Plan, PointwiseSpec, PoolSpec, Winograd, cost
+from ..planning import (
+    ArithmeticSpec,
+    ConvSpec,
+    Depthwise,
+    Direct,
+    FunctionSpec,
+    LrnSpec,
+    MatMulSpec,
+    MoveSpec,
+    Plan,
+    PointwiseSpec,
+    PoolSpec,
+    ResizeSpec,
+    SoftmaxSpec,
+    Winograd,
+    cost,
+)
 from . import threads
 from ._conv import Convolution, DepthwiseConvolution
 from ._maps import Pointwise, Pooling
 from ._program import Geometry, Program, Step
+from ._tensors import Arithmetic, Function, Lrn, MatMul, Moving, Resizing, Softmax
 from ._winograd import WinogradConvolution
 
 __all__ = ["Program", "prepare"]
@@ -72,7 +90,34 @@ def _pointwise(step, isa: str) -> tuple:
     return Pointwise(spec, isa), _never, None, ELEMENT * prod(spec.output) + ALONE * cost.of(spec).flops_other
 
 
-_KINDS = {ConvSpec: _conv, PoolSpec: _pool, PointwiseSpec: _pointwise}
+def _tensors(kernel: type) -> Callable:
+    """A step of planning.tensors, whose kernel may read a constant as it is."""
+
+    def make(step, isa: str) -> tuple:
+        spec, name = step.operation.spec, step.operation.weights
+        billed = cost.of(spec)
+        work = billed.flops + ELEMENT * (prod(spec.image) + prod(spec.output)) + ALONE * billed.flops_other
+        return kernel(spec, isa), _never, name and (lambda weights: weights.derived(name, "cpu", _plain)), work
+
+    return make
+
+
+def _plain(arrays: tuple) -> tuple:
+    return np.require(arrays[0], requirements="CA"), None
+
+
+_KINDS = {
+    ConvSpec: _conv,
+    PoolSpec: _pool,
+    PointwiseSpec: _pointwise,
+    MoveSpec: _tensors(Moving),
+    ArithmeticSpec: _tensors(Arithmetic),
+    FunctionSpec: _tensors(Function),
+    SoftmaxSpec: _tensors(Softmax),
+    LrnSpec: _tensors(Lrn),
+    ResizeSpec: _tensors(Resizing),
+    MatMulSpec: _tensors(MatMul),
+}
 
 
 def prepare(plan: Plan) -> Geometry:
@@ -81,9 +126,11 @@ def prepare(plan: Plan) -> Geometry:
     steps, work = [], 0
     for step in plan.steps:
         operation = step.operation
-        kernel, reads, pack, own = _KINDS[type(operation.spec)](step, plan.machine.isa)
+        spec = operation.spec
+        kernel, reads, pack, own = _KINDS[type(spec)](step, plan.machine.isa)
         place = plan.arena.offsets.get(operation.output)
-        image = plan.values[operation.output]
-        steps.append(Step(kernel, reads, pack, operation.inputs, operation.output, image, place))
-        work += own
+        steps.append(
+            Step(kernel, reads, pack, operation.inputs, operation.output, spec.image, spec.output, operation.times, place)
+        )
+        work += own * operation.times
     return Geometry(plan, steps, work)

@@ -1,10 +1,10 @@
 """Builtin: the registry of models that need no file.
 
-In: a name and a seed.  Out: a Graph and a function Node -> its arrays.
+In: a name and a seed.  Out: a Graph.
 
 Filter banks and the texture model carry their weights. The published architectures carry none: theirs are drawn by He's
 rule on the first run, so they cost and run like the trained networks, and recognise nothing. Their layers are named as
-torchvision.models.feature_extraction.get_graph_node_names names them.
+torchvision.models.feature_extraction.get_graph_node_names names them, and their constants as a state dict does.
 """
 
 import hashlib
@@ -15,85 +15,95 @@ import numpy as np
 
 from .. import filters, init
 from . import texture
-from .graph import INPUT, Graph, Node
+from .graph import INPUT, Constant, Graph, Node
 
 IMAGE = (3, 224, 224)
 CLASSES = 1000
-Parameters = Callable[[Node], tuple]
+#: A constant's name and shape -> its array.
+Source = Callable[[str, tuple[int, ...]], np.ndarray]
 
 
 class _Chain:
-    """Nodes being collected, each reading the one before unless told otherwise."""
+    """Nodes being collected, each reading the one before unless told otherwise, and their constants."""
 
-    def __init__(self, channels: int = IMAGE[0]):
+    def __init__(self, source: Source, channels: int = IMAGE[0]):
         self.nodes: list[Node] = []
+        self.constants: dict[str, Constant] = {}
+        self.source = source
         self.last = INPUT
         self.channels = channels
 
-    def add(self, name: str, operator: str, *inputs: str, weight=None, bias=False, **options) -> str:
-        self.nodes.append(Node(name, operator, inputs or (self.last,), weight, bias, options))
+    def add(self, name: str, operator: str, *inputs: str, **options) -> str:
+        self.nodes.append(Node(name, operator, inputs or (self.last,), options))
         self.last = name
         return name
 
+    def constant(self, name: str, *shape: int) -> str:
+        self.constants[name] = Constant(name, shape, partial(self.source, name, shape))
+        return name
+
     def conv(self, name: str, outputs: int, kernel: int, *inputs: str, bias=False, **options) -> str:
-        weight = (outputs, self.channels, kernel, kernel)
+        own = [self.constant(f"{name}.weight", outputs, self.channels, kernel, kernel)]
+        own += [self.constant(f"{name}.bias", outputs)] * bias
         self.channels = outputs
-        return self.add(name, "Conv", *inputs, weight=weight, bias=bias, **options)
+        return self.add(name, "Conv", *(inputs or (self.last,)), *own, **options)
 
     def norm(self, name: str) -> str:
-        return self.add(name, "BatchNormalization", weight=(self.channels,))
+        words = ("weight", "bias", "running_mean", "running_var")
+        return self.add(
+            name, "BatchNormalization", self.last, *(self.constant(f"{name}.{word}", self.channels) for word in words)
+        )
 
     def dense(self, name: str, outputs: int, features: int) -> str:
-        return self.add(name, "Gemm", weight=(outputs, features), bias=True)
+        weight, bias = self.constant(f"{name}.weight", outputs, features), self.constant(f"{name}.bias", outputs)
+        return self.add(name, "Gemm", self.last, weight, bias, transB=1)
 
     def graph(self, name: str, description: str, outputs: tuple[str, ...] | None = None) -> Graph:
-        return Graph(name, description, IMAGE, tuple(self.nodes), outputs or (self.last,))
+        return Graph(name, description, IMAGE, tuple(self.nodes), outputs or (self.last,), self.constants)
 
 
-def he_parameters(node: Node, *, seed: int) -> tuple:
-    """A node's arrays, drawn from the seed and the node's name, so that the order of drawing does not matter."""
-    if node.operator == "BatchNormalization":
-        one, zero = np.ones(node.weight, np.float32), np.zeros(node.weight, np.float32)
-        return one, zero, zero, one
-    own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{node.name}".encode()).digest()[:16])
-    bias = np.zeros(node.weight[0], np.float32) if node.bias else None
-    return init.he_normal(node.weight, own_seed), bias
+def he_parameters(name: str, shape: tuple[int, ...], *, seed: int) -> np.ndarray:
+    """A constant drawn from the seed and its layer's name, so that the order of drawing does not matter."""
+    layer, _, word = name.rpartition(".")
+    if len(shape) == 1:
+        return np.full(shape, word in ("weight", "running_var"), np.float32)
+    own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{layer}".encode()).digest()[:16])
+    return init.he_normal(shape, own_seed)
 
 
 # Filter banks and the texture model ---------------------------------------------------------------------------------
 # None of them pads: a frame of zeros around a picture would be its strongest edge.
 
 
-def _given(weights: dict[str, np.ndarray]) -> Parameters:
-    return lambda node: (weights[node.name].astype(np.float32), None)
+def _given(weights: dict[str, np.ndarray]) -> Source:
+    return lambda name, shape: weights[name].astype(np.float32)
 
 
-def _bank(name: str, seed: int) -> tuple[Graph, Parameters]:
+def _bank(name: str, source: Source) -> Graph:
     weight = filters.bank(name)
-    chain = _Chain()
+    chain = _Chain(_given({"conv.weight": weight}))
     chain.conv("conv", len(weight), weight.shape[-1])
-    return chain.graph(name, f"A bank of {len(weight)} filters: {filters.BANKS[name][0]}."), _given({"conv": weight})
+    return chain.graph(name, f"A bank of {len(weight)} filters: {filters.BANKS[name][0]}.")
 
 
-def _texture(seed: int) -> tuple[Graph, Parameters]:
+def _texture(source: Source) -> Graph:
     edges = filters.bank("edges")
     combinations = np.stack(list(texture.combinations().values()))
-    chain = _Chain()
+    chain = _Chain(_given({"level1.conv.weight": edges, "level2.conv.weight": combinations}))
     chain.conv("level1.conv", len(edges), edges.shape[-1])
     rectified = chain.add("level1.relu", "Relu")
     chain.add("level1.pool", "MaxPool", kernel_size=2)
     chain.conv("level2.conv", len(combinations), texture.SIZE)
     top = chain.add("level2.relu", "Relu")
-    graph = chain.graph("texture", "Two levels: edges, then stripes, corners and discs.", (rectified, top))
-    return graph, _given({"level1.conv": edges, "level2.conv": combinations})
+    return chain.graph("texture", "Two levels: edges, then stripes, corners and discs.", (rectified, top))
 
 
 # Published architectures --------------------------------------------------------------------------------------------
 
 
-def _alexnet() -> Graph:
+def _alexnet(source: Source) -> Graph:
     """Krizhevsky 2014 (arXiv:1404.5997), as torchvision has it: one tower, adaptive average pooling to 6x6."""
-    chain = _Chain()
+    chain = _Chain(source)
     kernels = {0: (64, 11, 4, 2), 3: (192, 5, 1, 2), 6: (384, 3, 1, 1), 8: (256, 3, 1, 1), 10: (256, 3, 1, 1)}
     for index in range(13):
         name = f"features.{index}"
@@ -116,9 +126,9 @@ def _alexnet() -> Graph:
     return chain.graph("alexnet", "AlexNet, one tower (Krizhevsky 2014); weights drawn at random.")
 
 
-def _vgg(depth: int, convs_per_block: tuple[int, ...]) -> Graph:
+def _vgg(depth: int, convs_per_block: tuple[int, ...], source: Source) -> Graph:
     """Simonyan & Zisserman 2014 (arXiv:1409.1556), configurations D and E."""
-    chain = _Chain()
+    chain = _Chain(source)
     names = (f"features.{index}" for index in range(100))
     for outputs, convs in zip((64, 128, 256, 512, 512), convs_per_block, strict=True):
         for _ in range(convs):
@@ -159,9 +169,9 @@ def _bottleneck(chain: _Chain, name: str, width: int, stride: int, stride_on_1x1
     return chain.norm(f"{name}.bn3")
 
 
-def _resnet(name: str, description: str, blocks: tuple[int, ...], block, expansion: int) -> Graph:
+def _resnet(name: str, description: str, blocks: tuple[int, ...], block, expansion: int, source: Source) -> Graph:
     """He et al. 2015 (arXiv:1512.03385); `block` adds the residual branch of one block."""
-    chain = _Chain()
+    chain = _Chain(source)
     chain.conv("conv1", 64, 7, stride=2, padding=3)
     chain.norm("bn1")
     chain.add("relu", "Relu")
@@ -185,34 +195,30 @@ def _resnet(name: str, description: str, blocks: tuple[int, ...], block, expansi
     return chain.graph(name, description)
 
 
-def _resnet18() -> Graph:
+def _resnet18(source: Source) -> Graph:
     return _resnet(
-        "resnet18", "ResNet-18 (He et al. 2015); weights drawn at random.", (2, 2, 2, 2), _basic_block, 1
+        "resnet18", "ResNet-18 (He et al. 2015); weights drawn at random.", (2, 2, 2, 2), _basic_block, 1, source
     )  # fmt: skip
 
 
-def _resnet50(stride_on_1x1: bool) -> Graph:
+def _resnet50(stride_on_1x1: bool, source: Source) -> Graph:
     name, where = ("resnet50_v1", "first 1x1") if stride_on_1x1 else ("resnet50", "3x3")
     return _resnet(
         name, f"ResNet-50 (He et al. 2015), strides on the {where} convolution; weights drawn at random.",
-        (3, 4, 6, 3), partial(_bottleneck, stride_on_1x1=stride_on_1x1), 4,
+        (3, 4, 6, 3), partial(_bottleneck, stride_on_1x1=stride_on_1x1), 4, source,
     )  # fmt: skip
 
 
-def _drawn(graph: Callable[[], Graph], seed: int) -> tuple[Graph, Parameters]:
-    return graph(), partial(he_parameters, seed=seed)
-
-
-#: THE REGISTRY: name -> seed -> (graph, parameters).
-MODELS: dict[str, Callable[[int], tuple[Graph, Parameters]]] = {
+#: THE REGISTRY: name -> source of the constants -> graph. What carries its own constants asks the source for none.
+MODELS: dict[str, Callable[[Source], Graph]] = {
     **{name: partial(_bank, name) for name in filters.names()},
     "texture": _texture,
-    "alexnet": partial(_drawn, _alexnet),
-    "vgg16": partial(_drawn, partial(_vgg, 16, (2, 2, 3, 3, 3))),
-    "vgg19": partial(_drawn, partial(_vgg, 19, (2, 2, 4, 4, 4))),
-    "resnet18": partial(_drawn, _resnet18),
-    "resnet50": partial(_drawn, partial(_resnet50, False)),
-    "resnet50_v1": partial(_drawn, partial(_resnet50, True)),
+    "alexnet": _alexnet,
+    "vgg16": partial(_vgg, 16, (2, 2, 3, 3, 3)),
+    "vgg19": partial(_vgg, 19, (2, 2, 4, 4, 4)),
+    "resnet18": _resnet18,
+    "resnet50": partial(_resnet50, False),
+    "resnet50_v1": partial(_resnet50, True),
 }
 
 
@@ -227,6 +233,6 @@ def model_names() -> tuple[str, ...]:
     return tuple(MODELS)
 
 
-def make(name: str, seed: int) -> tuple[Graph, Parameters]:
-    """A built-in's graph and the source of its arrays; KeyError for an unknown name."""
-    return MODELS[name](seed)
+def make(name: str, seed: int) -> Graph:
+    """A built-in's graph; KeyError for an unknown name."""
+    return MODELS[name](partial(he_parameters, seed=seed))

@@ -1,24 +1,56 @@
-"""Graph: a network as data. Named layers in an order in which every one comes after its inputs; no arrays.
+"""Graph: a network as data. Named layers in an order in which every one comes after its inputs, and named constants.
 
-In: nodes from builtin.py (later from a file).  Out: Graph, and the values in which run.py describes one.
+In: nodes from builtin.py or a file.  Out: Graph, and the values in which run.py describes one.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..errors import ModelError
-from ..planning import Cost, specs
+import numpy as np
 
-#: The name under which a graph's nodes refer to the image.
+from ..errors import ModelError
+from ..planning import Cost
+
+#: The name under which a graph's nodes refer to the image, unless a file has another.
 INPUT = "input"
 #: Characters of an unknown name that are compared and shown: it may come from anywhere and have any length.
 SHOWN = 100
 
 
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """An array that no image changes: weights, or numbers that shapes are made of.
+
+    Attributes
+    ----------
+    key : str
+        What tells it from others of its graph: its name.
+    shape : tuple of int
+    read : function without arguments
+        Gives the array; called when a program is built, not before.
+    dtype : str
+    """
+
+    key: str
+    shape: Shape
+    read: Callable[[], np.ndarray]
+    dtype: str = "float32"
+
+    @classmethod
+    def of(cls, array: np.ndarray, key: str | None = None) -> "Constant":
+        """An array that is there already; without a key it is known by its contents."""
+        if key is None:
+            key = f"{array.dtype}{array.shape}{array.tobytes().hex()}"
+        return cls(key, array.shape, lambda: array, array.dtype.name)
+
+
 @dataclass(frozen=True)
 class Node:
-    """One operator of a graph.
+    """One operator of a graph, and the tensor that it gives: they share a name.
 
     Attributes
     ----------
@@ -26,39 +58,53 @@ class Node:
     operator : str
         A name in layers.OPERATORS: ONNX's.
     inputs : tuple of str
-        Names of earlier nodes, or INPUT.
-    weight : tuple of int, optional
-        Shape of what is learned: Conv (K, C/groups, R, S), Gemm (K, features), BatchNormalization (C,).
-    bias : bool
+        Names of earlier nodes, of constants, or the graph's input; "" for an operand that is left out.
     options : mapping
-        Keyword arguments of the operator's spec (cconv.planning.specs): stride, padding, ...
+        ONNX's attributes; of convolutions and pools in the words of cconv.planning.specs: stride, padding, ...
     """
 
     name: str
     operator: str
     inputs: tuple[str, ...]
-    weight: tuple[int, ...] | None = None
-    bias: bool = False
     options: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in order, the size of image they are made for, and the layers that are asked for by default."""
+    """Nodes in order, their constants, what the graph is made for, and the layers that are asked for by default.
+
+    Attributes
+    ----------
+    input_shape : tuple of int
+        Of one image, without the batch axis: (C, H, W) mostly.
+    constants : mapping of str to Constant
+    input : str
+        The image's name.
+    batch : int
+        Images that one run of the graph takes: 1, unless a file is made for more.
+    """
 
     name: str
     description: str
-    input_shape: specs.CHW
+    input_shape: Shape
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
+    constants: Mapping[str, Constant] = field(default_factory=dict)
+    input: str = INPUT
+    batch: int = 1
 
     def __post_init__(self):
-        known = {INPUT}
+        known = {"", self.input, *self.constants}
         for node in self.nodes:
             if missing := [name for name in node.inputs if name not in known]:
-                raise ModelError(f"layer {node.name!r}: expected inputs that come before it, got {', '.join(missing)}")
+                raise ModelError(
+                    f"layer {node.name[:SHOWN]!r}: expected inputs that come before it, "
+                    f"got {', '.join(missing)[:SHOWN]}"
+                )
             if node.name in known:
-                raise ModelError(f"layer {node.name!r}: expected a name of its own, got one that is taken")
+                raise ModelError(
+                    f"layer {node.name[:SHOWN]!r}: expected a name of its own, got one that is empty or taken"
+                )
             known.add(node.name)
         self.checked(self.outputs)
 
@@ -94,7 +140,7 @@ class Layer:
     ----------
     name, operator : str
     inputs : tuple of str
-        Names of the layers it reads; "input" is the image.
+        Names of the layers it reads, and of the image; constants are not among them.
     output_shape : tuple of int
         As `Model.run` returns it: with N where the image shape has one.
     parameters : int

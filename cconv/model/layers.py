@@ -1,126 +1,66 @@
 """Layers: THE OPERATOR TABLE. What each operator is to planning; shape, cost and execution all follow from that.
 
-In: a Node and the maps it reads.  Out: its spec (what runs), its value (what is reported) and its Cost.
-One entry per operator, named as in ONNX. An operator without a spec only gives its input another shape or name.
+In: nodes and the size of an image.  Out: what each is on such an image: its value, operations, cost.
+One entry per operator, named as in ONNX. Its rule is in rules.py or moves.py; on operands that no image changes, every
+operator that folding.py knows is folded instead, and costs nothing.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
 from ..errors import ArgumentError, CconvError, ModelError, ShapeError
-from ..planning import ConvSpec, Cost, PointwiseSpec, PoolSpec, Spec, cost, specs
-from .graph import INPUT, Graph, Node
+from ..planning import Cost
+from . import folding, moves, rules
+from .graph import SHOWN, Constant, Graph, Node, Shape
+from .operators import Result, Rule, Value
 
-CHW = specs.CHW
-Shape = tuple[int, ...]
-
-
-class Value(NamedTuple):
-    """A layer's result for one image: the shape that is reported, and the (C, H, W) map as which it is stored."""
-
-    shape: Shape
-    stored: CHW
-
-
-def _conv(node: Node, maps: list[CHW]) -> ConvSpec:
-    return specs.conv(maps[0], node.weight, bias=node.bias, **node.options)
-
-
-def _gemm(node: Node, maps: list[CHW]) -> ConvSpec:
-    """A dense layer is a convolution whose kernel covers the whole map: (K, features) seen as (K, C, H, W)."""
-    outputs, features = node.weight
-    if features != prod(maps[0]):
-        raise ShapeError(f"x: expected {features} features, got {prod(maps[0])} in maps of {maps[0]}")
-    return specs.conv(maps[0], (outputs, *maps[0]), bias=node.bias)
-
-
-def _batch_norm(node: Node, maps: list[CHW]) -> ConvSpec:
-    """y = x * a[c] + b[c]: a depthwise 1x1 convolution with bias, where it cannot be folded into the one before."""
-    channels = maps[0][0]
-    if node.weight != (channels,):
-        raise ShapeError(f"x: expected {node.weight[0]} channels, got {channels}")
-    return specs.conv(maps[0], (channels, 1, 1, 1), groups=channels, bias=True)
-
-
-def _add(node: Node, maps: list[CHW]) -> PointwiseSpec:
-    if maps[0] != maps[1]:
-        raise ShapeError(f"x: expected two maps of one shape, got {maps[0]} and {maps[1]}")
-    return specs.pointwise(maps[0], add=True)
-
-
-def _pool(kind: str) -> Callable[[Node, list[CHW]], PoolSpec]:
-    return lambda node, maps: specs.pool(kind, maps[0], **node.options)
-
-
-def _global_pool(kind: str) -> Callable[[Node, list[CHW]], PoolSpec]:
-    return lambda node, maps: specs.adaptive_pool(kind, maps[0], (1, 1))
-
-
-def _adaptive_pool(node: Node, maps: list[CHW]) -> PoolSpec:
-    return specs.adaptive_pool("average", maps[0], node.options["output_size"])
-
-
-def _activation(name: str) -> Callable[[Node, list[CHW]], PointwiseSpec]:
-    return lambda node, maps: specs.pointwise(maps[0], activation=(name, node.options.get("alpha")))
-
-
-def _cost_of_spec(value: Value, spec: Spec | None, n: int) -> Cost:
-    return cost.of(spec, n) if spec else Cost()
-
-
-def _cost_of_batch_norm(value: Value, spec: ConvSpec, n: int) -> Cost:
-    """Counted as what it is in the graph, not as the convolution that may carry it out."""
-    return cost.batch_norm(n * prod(value.stored), spec.C, spec.dtype)
-
-
-def _weight_and_bias(node: Node) -> int:
-    return prod(node.weight) + (node.weight[0] if node.bias else 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """One row of the table; the defaults are an operator with one input, no weights and a spec that says everything."""
-
-    spec: Callable[[Node, list[CHW]], Spec] | None
-    inputs: int = 1
-    #: The reported shape, from that of the first input and the stored map.
-    shape: Callable[[Shape, CHW], Shape] = lambda given, stored: stored
-    cost: Callable[[Value, Spec | None, int], Cost] = _cost_of_spec
-    parameters: Callable[[Node], int] = lambda node: 0
-
-
-def _as_given(given: Shape, stored: CHW) -> Shape:
-    return given
-
-
-def _flat(given: Shape, stored: CHW) -> Shape:
-    return (prod(stored),)
-
-
-OPERATORS: dict[str, Operator] = {
-    "Conv": Operator(_conv, parameters=_weight_and_bias),
-    "Gemm": Operator(_gemm, shape=_flat, parameters=_weight_and_bias),
-    "BatchNormalization": Operator(
-        _batch_norm, shape=_as_given, cost=_cost_of_batch_norm, parameters=lambda node: 2 * node.weight[0]
-    ),
-    "MaxPool": Operator(_pool("max")),
-    "AveragePool": Operator(_pool("average")),
-    "GlobalMaxPool": Operator(_global_pool("max")),
-    "GlobalAveragePool": Operator(_global_pool("average")),
+#: operator -> (rule, fewest operands, most operands).
+OPERATORS: dict[str, tuple[Rule, int, int]] = {
+    "Conv": (rules.conv, 2, 3),
+    "ConvTranspose": (rules.conv_transpose, 2, 3),
+    "Gemm": (rules.gemm, 2, 3),
+    "MatMul": (rules.matmul, 2, 2),
+    "BatchNormalization": (rules.batch_norm, 5, 5),
+    "LRN": (rules.lrn, 1, 1),
+    "Softmax": (rules.softmax, 1, 1),
+    "MaxPool": (rules.pool("max"), 1, 1),
+    "AveragePool": (rules.pool("average"), 1, 1),
+    "GlobalMaxPool": (rules.global_pool("max"), 1, 1),
+    "GlobalAveragePool": (rules.global_pool("average"), 1, 1),
     # Not ONNX's: torch's AdaptiveAvgPool2d, for which ONNX has no operator.
-    "AdaptiveAveragePool": Operator(_adaptive_pool),
-    "Add": Operator(_add, inputs=2, shape=_as_given),
-    "Relu": Operator(_activation("relu"), shape=_as_given),
-    "LeakyRelu": Operator(_activation("leaky_relu"), shape=_as_given),
-    "Sigmoid": Operator(_activation("sigmoid"), shape=_as_given),
-    "Tanh": Operator(_activation("tanh"), shape=_as_given),
-    "HardSwish": Operator(_activation("hardswish"), shape=_as_given),
-    "Gelu": Operator(_activation("gelu"), shape=_as_given),
-    "Flatten": Operator(None, shape=_flat),
-    "Dropout": Operator(None, shape=_as_given),
-    "Identity": Operator(None, shape=_as_given),
+    "AdaptiveAveragePool": (rules.adaptive_pool, 1, 1),
+    "ReduceMean": (rules.reduce_mean, 1, 2),
+    "Add": (rules.arithmetic("add"), 2, 2),
+    "Sub": (rules.arithmetic("sub"), 2, 2),
+    "Mul": (rules.arithmetic("mul"), 2, 2),
+    "Div": (rules.arithmetic("div"), 2, 2),
+    "PRelu": (rules.prelu, 2, 2),
+    "Sum": (rules.summed, 1, 1 << 16),
+    "Relu": (rules.activation("relu"), 1, 1),
+    "LeakyRelu": (rules.activation("leaky_relu"), 1, 1),
+    "Sigmoid": (rules.activation("sigmoid"), 1, 1),
+    "Tanh": (rules.activation("tanh"), 1, 1),
+    "HardSwish": (rules.activation("hardswish"), 1, 1),
+    "HardSigmoid": (rules.hard_sigmoid, 1, 1),
+    "Swish": (rules.swish, 1, 1),
+    "Gelu": (rules.gelu, 1, 1),
+    "Clip": (rules.clip, 1, 3),
+    "Concat": (moves.concat, 1, 1 << 16),
+    "Split": (moves.split, 1, 2),
+    "Slice": (moves.sliced, 1, 5),
+    "Pad": (moves.pad, 1, 4),
+    "Gather": (moves.gather, 2, 2),
+    "Transpose": (moves.transpose, 1, 1),
+    "DepthToSpace": (moves.depth_to_space, 1, 1),
+    "Resize": (moves.resize, 1, 4),
+    "Upsample": (moves.resize, 1, 3),
+    "Reshape": (moves.reshape, 1, 2),
+    "Flatten": (moves.flatten, 1, 1),
+    "Squeeze": (moves.squeeze, 1, 2),
+    "Unsqueeze": (moves.unsqueeze, 1, 2),
+    "Dropout": (moves.same, 1, 3),
+    "Identity": (moves.same, 1, 1),
 }
 
 
@@ -128,43 +68,61 @@ class Inferred(NamedTuple):
     """A node on an image of known size."""
 
     node: Node
-    spec: Spec | None
     value: Value
+    result: Result
 
     def cost(self, n: int) -> Cost:
-        return OPERATORS[self.node.operator].cost(self.value, self.spec, n)
+        """Of n runs."""
+        return self.result.cost(n)
 
 
 def check(graph: Graph) -> None:
-    """A ModelError unless every operator is in the table and has as many inputs as it needs."""
+    """A ModelError unless every operator is known and has as many operands as it needs."""
     for node in graph.nodes:
-        if node.operator not in OPERATORS:
+        known = (*OPERATORS, *(name for name in folding.FOLD if name not in OPERATORS), *folding.OF_SHAPES)
+        if node.operator not in known:
             raise ModelError(
-                f"layer {node.name!r}: expected an operator of {', '.join(OPERATORS)}, got {node.operator!r}"
+                f"layer {node.name[:SHOWN]!r}: expected an operator of {', '.join(known)}, got {node.operator[:SHOWN]!r}"
             )
-        if len(node.inputs) != OPERATORS[node.operator].inputs:
-            raise ModelError(
-                f"layer {node.name!r}: expected {OPERATORS[node.operator].inputs} inputs for {node.operator}, "
-                f"got {len(node.inputs)}"
-            )
+        if node.operator in OPERATORS:
+            _, fewest, most = OPERATORS[node.operator]
+            if not fewest <= len(node.inputs) <= most or "" in node.inputs[:1]:
+                wanted = fewest if fewest == most else f"{fewest} to {most}"
+                raise ModelError(
+                    f"layer {node.name[:SHOWN]!r}: expected {wanted} inputs for {node.operator}, got {len(node.inputs)}"
+                )
 
 
-def infer(nodes: tuple[Node, ...], image: CHW) -> dict[str, Inferred]:
-    """Every node's spec and value for a (C, H, W) image; errors name the layer at which it does not fit."""
-    values = {INPUT: Value(image, image)}
+def infer(graph: Graph, nodes: Sequence[Node], image: Shape) -> dict[str, Inferred]:
+    """Every node's value and operations for images of that shape; errors name the layer at which one does not fit."""
+    values: dict[str, Value | None] = {"": None, graph.input: Value((graph.batch, *image))}
+    values.update({name: Value(constant.shape, constant) for name, constant in graph.constants.items()})
     inferred = {}
     for node in nodes:
-        operator = OPERATORS[node.operator]
-        given = [values[name] for name in node.inputs]
+        operands = [values[name] for name in node.inputs]
         try:
-            spec = operator.spec(node, [value.stored for value in given]) if operator.spec else None
-        except (ShapeError, ArgumentError) as error:
+            value, result = _inferred(node, operands)
+        except (ShapeError, ArgumentError, ModelError) as error:
             raise _at_layer(error, node, image) from None
-        stored = spec.output if spec else given[0].stored
-        values[node.name] = Value(operator.shape(given[0].shape, stored), stored)
-        inferred[node.name] = Inferred(node, spec, values[node.name])
+        values[node.name] = value
+        inferred[node.name] = Inferred(node, value, result)
     return inferred
 
 
-def _at_layer(error: CconvError, node: Node, image: CHW) -> CconvError:
-    return type(error)(f"layer {node.name!r} on an image of {image}: {error}")
+def _inferred(node: Node, operands: list[Value | None]) -> tuple[Value, Result]:
+    given = [value for value in operands if value is not None]
+    if node.operator in folding.OF_SHAPES:
+        array = folding.of_shape(node.operator, node.options, given[0].shape)
+    elif all(value.constant is not None for value in given):
+        arrays = [None if value is None else value.constant.read() for value in operands]
+        array = folding.fold(node.operator, node.options, arrays)
+    elif node.operator in OPERATORS:
+        result = OPERATORS[node.operator][0](node, *operands)
+        return Value(result.shape), result
+    else:
+        raise ModelError(f"expected operands of {node.operator} that do not depend on the image")
+    return Value(array.shape, Constant.of(array, None if prod(array.shape) < 1 << 12 else node.name)), Result(array.shape)
+
+
+def _at_layer(error: CconvError, node: Node, image: Shape) -> CconvError:
+    return type(error)(f"layer {node.name[:SHOWN]!r} ({node.operator}) on an image of {image}: {error}")

@@ -3,7 +3,7 @@
 In: inferred nodes and the layers whose maps are kept.  Out: planning's Operations and what their weights are made of.
 
 prune    only what the asked layers depend on
-fold     BatchNormalization into the convolution before it
+fold     BatchNormalization, and arithmetic with a number per channel, into the convolution before it
 fuse     Add and activations into the convolution before them, as its residual and activation
 
 A convolution takes in what follows it only if nobody else reads its map and nobody asked for it. Costs are counted
@@ -11,7 +11,7 @@ elsewhere, on the graph as given: nothing in here changes a bill.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
@@ -19,28 +19,20 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import ModelError
-from ..planning import ConvSpec, Operation, PointwiseSpec, Spec, specs
-from .graph import INPUT, Node
+from ..planning import ArithmeticSpec, ConvSpec, Operation, PointwiseSpec, Spec, specs, tensors
+from .graph import Constant, Node, Shape
 from .layers import Inferred
+from .operators import Affine, Key, Part, Recipe
 
-
-class Recipe(NamedTuple):
-    """What a convolution's arrays are made of: a layer's own, seen in a shape, and a batch norm folded into them."""
-
-    layer: Node | None
-    shape: tuple[int, ...]
-    batch_norm: Node | None = None
-
-    @property
-    def key(self) -> str:
-        return repr((self.layer and self.layer.name, self.shape, self.batch_norm and self.batch_norm.name))
+#: Arithmetic that is linear in its first operand.
+_LINEAR = ("add", "sub", "mul", "div")
 
 
 class Lowered(NamedTuple):
     """What planning.plan.make takes, and where everything is found."""
 
     operations: tuple[Operation, ...]
-    inputs: dict[int, specs.CHW]
+    inputs: dict[int, Shape]
     #: layer -> value that holds its map.
     values: dict[str, int]
     #: Operation.weights -> its recipe.
@@ -52,11 +44,13 @@ class _Draft:
     """An operation that may still take in what follows it."""
 
     spec: Spec
-    inputs: list[str]
+    inputs: list[Key]
+    output: Key
     recipe: Recipe | None = None
+    times: int = 1
 
 
-def prune(nodes: tuple[Node, ...], layers: tuple[str, ...]) -> tuple[Node, ...]:
+def prune(nodes: Sequence[Node], layers: tuple[str, ...]) -> tuple[Node, ...]:
     """The nodes that the layers depend on, themselves included, in order."""
     needed = set(layers)
     for node in reversed(nodes):
@@ -66,108 +60,183 @@ def prune(nodes: tuple[Node, ...], layers: tuple[str, ...]) -> tuple[Node, ...]:
 
 
 class _Lowering:
-    """The drafts so far, keyed by the layer whose map they give, in the order in which they run."""
+    """The drafts so far, in the order in which they run; one that gives a whole value has that value's key."""
 
-    def __init__(self, inferred: dict[str, Inferred], layers: tuple[str, ...]):
-        self.drafts: dict[str, _Draft] = {}
+    def __init__(self, inferred: dict[str, Inferred], image: str, layers: tuple[str, ...]):
+        self.drafts: dict[Key, _Draft] = {}
         #: layer without an operation of its own -> where its map is.
-        self.source = {INPUT: INPUT}
-        for name, (node, spec, _) in inferred.items():
-            self.source[name] = name if spec else self.source[node.inputs[0]]
-        self._readers = Counter(
-            self.source[read] for node, spec, _ in inferred.values() if spec for read in node.inputs
-        )
+        self.source: dict[Key, Key] = {image: image}
+        self._readers: Counter[Key] = Counter()
+        for name, (node, value, result) in inferred.items():
+            if value.constant is None:
+                self.source[name] = name if result.parts else self.source[node.inputs[0]]
+                self._readers.update(self._at(read) for part in result.parts for read in part.reads)
         self._kept = {self.source[name] for name in layers}
 
-    def _open_conv(self, name: str) -> _Draft | None:
+    def _at(self, key: Key) -> Key:
+        return self.source.get(key, key)
+
+    def _open_conv(self, key: Key) -> _Draft | None:
         """The convolution that gives this map, if it may take in the map's only reader."""
-        draft = self.drafts.get(name)
-        if draft is None or draft.recipe is None or name in self._kept or self._readers[name] > 1:
+        draft = self.drafts.get(key)
+        if draft is None or not isinstance(draft.spec, ConvSpec) or key in self._kept or self._readers[key] > 1:
             return None
         return draft
 
-    def _take_in(self, before: str, name: str, **changes) -> None:
+    def _take_in(self, before: Key, name: Key, **changes) -> None:
         """The draft that gave `before` now gives `name`, at the end of the order, where all its inputs exist."""
-        self.drafts[name] = replace(self.drafts.pop(before), **changes)
+        self.drafts[name] = replace(self.drafts.pop(before), output=name, **changes)
 
     def add(self, item: Inferred) -> None:
-        node, spec, _ = item
-        reads = [self.source[name] for name in node.inputs]
-        if node.operator == "BatchNormalization":
-            self._batch_norm(node, spec, reads[0])
-        elif isinstance(spec, ConvSpec):
-            recipe = Recipe(node, (spec.K, spec.C // spec.groups, spec.R, spec.S))
-            self.drafts[node.name] = _Draft(spec, reads, recipe)
-        elif isinstance(spec, PointwiseSpec):
-            self._pointwise(node, spec, reads)
-        elif spec:
-            self.drafts[node.name] = _Draft(spec, reads)
+        parts = item.result.parts
+        for i, part in enumerate(parts):
+            reads = [self._at(read) for read in part.reads]
+            whole = sum(other.output == part.output for other in parts) == 1
+            if not (whole and (self._fold(part, reads[0]) or self._fuse(part, reads))):
+                key = part.output if whole else (part.output, i)
+                self.drafts[key] = _Draft(part.spec, reads, part.output, part.recipe, part.times)
 
-    def _batch_norm(self, node: Node, spec: ConvSpec, before: str) -> None:
+    def _fold(self, part: Part, before: Key) -> bool:
+        """Into the convolution before, if the part is linear per channel and nothing else has been taken in since."""
         conv = self._open_conv(before)
-        if conv and conv.recipe.batch_norm is None and not conv.spec.residual and conv.spec.activation is None:
-            recipe = conv.recipe._replace(batch_norm=node)
-            self._take_in(before, node.name, spec=replace(conv.spec, bias=True), recipe=recipe)
-        else:
-            self.drafts[node.name] = _Draft(spec, [before], Recipe(None, (spec.C, 1, 1, 1), node))
+        if conv is None or conv.spec.residual or conv.spec.activation is not None:
+            return False
+        affine = _affine(part, conv)
+        if affine is None:
+            return False
+        recipe = conv.recipe._replace(affines=(*conv.recipe.affines, affine))
+        self._take_in(before, part.output, spec=replace(conv.spec, bias=True), recipe=recipe)
+        return True
 
-    def _pointwise(self, node: Node, spec: PointwiseSpec, reads: list[str]) -> None:
-        if spec.add:
+    def _fuse(self, part: Part, reads: list[Key]) -> bool:
+        if not isinstance(part.spec, PointwiseSpec):
+            return False
+        if part.spec.add:
             for before, other in (reads, reads[::-1]):
                 conv = self._open_conv(before)
                 if conv and not conv.spec.residual and conv.spec.activation is None:
-                    fused = replace(conv.spec, residual=True)
-                    return self._take_in(before, node.name, spec=fused, inputs=[*conv.inputs, other])
-        else:
-            before = self._open_conv(reads[0]) or self._open_sum(reads[0])
-            if before and before.spec.activation is None:
-                return self._take_in(reads[0], node.name, spec=replace(before.spec, activation=spec.activation))
-        self.drafts[node.name] = _Draft(spec, reads)
-        return None
+                    spec = replace(conv.spec, residual=True)
+                    self._take_in(before, part.output, spec=spec, inputs=[*conv.inputs, other])
+                    return True
+            return False
+        before = self._open_conv(reads[0]) or self._open_sum(reads[0])
+        if before is None or before.spec.activation is not None:
+            return False
+        self._take_in(reads[0], part.output, spec=replace(before.spec, activation=part.spec.activation))
+        return True
 
-    def _open_sum(self, name: str) -> _Draft | None:
-        draft = self.drafts.get(name)
+    def _open_sum(self, key: Key) -> _Draft | None:
+        draft = self.drafts.get(key)
         is_sum = draft is not None and isinstance(draft.spec, PointwiseSpec)
-        return draft if is_sum and name not in self._kept and self._readers[name] == 1 else None
+        return draft if is_sum and key not in self._kept and self._readers[key] == 1 else None
 
 
-def lower(inferred: dict[str, Inferred], image: specs.CHW, layers: tuple[str, ...]) -> Lowered:
+def _affine(part: Part, conv: _Draft) -> Affine | None:
+    """A part as what a convolution can fold: a batch norm, or arithmetic with one number per channel of its maps."""
+    spec = part.spec
+    if part.recipe is not None and part.recipe.form == "ones":
+        same = (spec.K, spec.P * spec.Q, part.times) == (conv.spec.K, conv.spec.P * conv.spec.Q, conv.times)
+        return part.recipe.affines[0] if same else None
+    if not isinstance(spec, ArithmeticSpec) or not spec.constant or spec.kind not in _LINEAR:
+        return None
+    if spec.swapped and spec.kind == "div":
+        return None
+    maps = conv.times, conv.spec.K, conv.spec.P * conv.spec.Q
+    per_channel = tensors.arithmetic(spec.kind, maps, (spec.other_size, 1))
+    if spec.other_size not in (1, conv.spec.K) or spec.loops != per_channel.loops:
+        return None
+    return Affine(spec.kind, part.recipe.constants[:1], swapped=spec.swapped)
+
+
+def lower(inferred: dict[str, Inferred], image: str, shape: Shape, layers: tuple[str, ...]) -> Lowered:
     """The operations that give the maps of `layers`; `inferred` holds just the nodes that these need."""
-    lowering = _Lowering(inferred, layers)
+    lowering = _Lowering(inferred, image, layers)
     for item in inferred.values():
-        lowering.add(item)
+        if item.value.constant is None:
+            lowering.add(item)
     for name in layers:
         # A layer that only renames the image: a copy, so that a result is never the caller's own array.
-        if lowering.source[name] == INPUT:
-            lowering.drafts[name] = _Draft(specs.pointwise(image), [INPUT])
+        if lowering.source[name] == image:
+            lowering.drafts[name] = _Draft(specs.pointwise(tensors.row(prod(shape))), [image], name)
             lowering.source[name] = name
-    number = {name: value for value, name in enumerate((INPUT, *lowering.drafts))}
+    number: dict[Key, int] = {image: 0}
     operations, recipes = [], {}
-    for name, draft in lowering.drafts.items():
+    for draft in lowering.drafts.values():
         key = draft.recipe.key if draft.recipe else None
         if key:
             recipes[key] = draft.recipe
-        operations.append(Operation(draft.spec, tuple(number[i] for i in draft.inputs), number[name], key))
+        output = number.setdefault(draft.output, len(number))
+        operations.append(Operation(draft.spec, tuple(number[i] for i in draft.inputs), output, key, draft.times))
     values = {name: number[lowering.source[name]] for name in layers}
-    return Lowered(tuple(operations), {number[INPUT]: image}, values, recipes)
+    return Lowered(tuple(operations), {0: shape}, values, recipes)
 
 
-def arrays(recipe: Recipe, parameters: Callable[[Node], tuple]) -> tuple:
-    """A convolution's (weight, bias) from its recipe and the layers' own arrays, in float32.
+def _floats(constant: Constant) -> np.ndarray:
+    return np.asarray(constant.read(), np.float32)
 
-    y = (conv(x) + bias - mean) * scale / sqrt(variance + epsilon) + shift is one convolution, because it is linear.
-    """
-    if recipe.layer is None:
-        weight, bias = np.ones(recipe.shape, np.float32), None
-    else:
-        weight, bias = parameters(recipe.layer)
-        if weight.size != prod(recipe.shape):
-            raise ModelError(f"layer {recipe.layer.name!r}: expected weights of {recipe.shape}, got {weight.shape}")
-        weight = weight.reshape(recipe.shape)
-    if recipe.batch_norm is None:
+
+def _as_given(recipe: Recipe) -> tuple:
+    weight, bias = recipe.constants
+    return _floats(weight).reshape(recipe.shape), None if bias is None else _floats(bias)
+
+
+def _gemm(recipe: Recipe) -> tuple:
+    """alpha * weight as (K, features), and beta * bias."""
+    (weight, bias), (turned, alpha, beta) = recipe.constants, recipe.options
+    weight = _floats(weight) if turned else _floats(weight).T
+    if alpha != 1:
+        weight = weight * np.float32(alpha)
+    if bias is not None:
+        bias = np.broadcast_to(_floats(bias).ravel() * np.float32(beta), (recipe.shape[0],))
+    return weight.reshape(recipe.shape), bias
+
+
+def _transposed(recipe: Recipe) -> tuple:
+    """(C, K/G, R, S), turned round, as (K, C/G, R, S)."""
+    (weight, bias), (groups,) = recipe.constants, recipe.options
+    outputs, depth, *kernel = recipe.shape
+    weight = _floats(weight).reshape(groups, depth, outputs // groups, *kernel)
+    weight = weight.swapaxes(1, 2)[..., ::-1, ::-1].reshape(recipe.shape)
+    return weight, None if bias is None else _floats(bias)
+
+
+_FORMS = {
+    "as given": _as_given,
+    "gemm": _gemm,
+    "transposed": _transposed,
+    "ones": lambda recipe: (np.ones(recipe.shape, np.float32), None),
+}
+
+
+def _scale_and_shift(affine: Affine) -> tuple[np.ndarray, np.ndarray]:
+    """a and b, so that what is folded is a * y + b per channel, in float64."""
+    arrays = [np.asarray(constant.read(), np.float64).ravel() for constant in affine.constants]
+    one, zero = np.ones(1), np.zeros(1)
+    match affine.kind:
+        case "BatchNormalization":
+            scale, shift, mean, variance = arrays
+            factor = scale / np.sqrt(variance + affine.epsilon)
+            return factor, shift - mean * factor
+        case "add":
+            return one, arrays[0]
+        case "sub":
+            return (-one, arrays[0]) if affine.swapped else (one, -arrays[0])
+        case "mul":
+            return arrays[0], zero
+        case "div":
+            return one / arrays[0], zero
+    raise ModelError(f"expected something linear to fold, got {affine.kind}")
+
+
+def arrays(recipe: Recipe) -> tuple:
+    """An operation's (weight, bias) in float32: folding is exact algebra, because a convolution is linear."""
+    weight, bias = _FORMS[recipe.form](recipe)
+    if not recipe.affines:
         return weight, bias
-    scale, shift, mean, variance = (a.astype(np.float64) for a in parameters(recipe.batch_norm))
-    factor = scale / np.sqrt(variance + recipe.batch_norm.options.get("epsilon", 1e-5))
-    shift = shift + ((0 if bias is None else bias) - mean) * factor
-    weight = (weight * factor[:, None, None, None]).astype(np.float32)
-    return weight, shift.astype(np.float32)
+    factor, total = np.ones(1), np.zeros(1) if bias is None else bias.astype(np.float64)
+    with np.errstate(all="ignore"):  # a file may hold any numbers: what they give is what it asks for
+        for affine in recipe.affines:
+            a, b = _scale_and_shift(affine)
+            factor, total = factor * a, total * a + b
+        weight = (weight * factor[:, None, None, None]).astype(np.float32)
+        return weight, np.broadcast_to(total.astype(np.float32), (recipe.shape[0],))

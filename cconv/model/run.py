@@ -1,6 +1,6 @@
 """Run: Model, a graph with its weights, ready to describe itself, to be counted and to run.
 
-In: a built-in's name, or a graph and a source of parameters; images.  Out: maps by layer, shapes, exact costs.
+In: a built-in's name, a file, or a graph; images.  Out: maps by layer, shapes, exact costs.
 """
 
 import os
@@ -12,11 +12,11 @@ from math import prod
 
 from .. import backend
 from ..errors import ArgumentError, DTypeError, ModelError, ShapeError
-from ..planning import ConvSpec, Machine, Plan, PoolSpec, plan, shapes, specs
+from ..planning import ConvSpec, Machine, MoveSpec, Plan, PoolSpec, ResizeSpec, plan, shapes
 from ..weights import ProcessLock, Weights
-from . import builtin, passes
-from .graph import SHOWN, Graph, Layer, ModelCost, Node
-from .layers import OPERATORS, Inferred, check, infer
+from . import builtin, onnx_format, passes
+from .graph import SHOWN, Graph, Layer, ModelCost, Shape
+from .layers import Inferred, check, infer
 
 DTYPE = "float32"
 #: Bytes of programs that a model keeps, least recently used dropped first; `Model.program_limit` sets it.
@@ -25,9 +25,12 @@ PROGRAM_LIMIT = 64 << 20
 STEP_BYTES = 4096
 #: What a pooling window's place takes, per row and column of windows.
 WINDOW_BYTES = 96
+#: What an entry of another table takes, as a number of Python and as one of C.
+TABLE_BYTES = 40
 #: Image sizes and choices of layers whose shapes and plans a model remembers.
 PLANS_KEPT = 32
-_AXES = "(N, C, H, W) or (C, H, W)"
+#: What the axes of an image are called, by their number.
+_AXES = {3: "(N, C, H, W) or (C, H, W)", 2: "(N, C, L) or (C, L)", 1: "(N, F) or (F,)"}
 
 
 class Programs:
@@ -83,20 +86,27 @@ def program_bytes(planned: Plan) -> int:
             tables += 4 * spec.depth
         elif isinstance(spec, PoolSpec):
             tables += WINDOW_BYTES * (len(spec.rows.start) + len(spec.columns.start))
+        elif isinstance(spec, MoveSpec):
+            tables += TABLE_BYTES * sum(len(axis.table) for axis in spec.axes if axis.table)
+        elif isinstance(spec, ResizeSpec):
+            tables += 3 * TABLE_BYTES * (len(spec.rows.low) + len(spec.columns.low))
     return tables + STEP_BYTES * len(planned.steps)
 
 
 class Model:
     """A network of named layers: any of them can be asked for, and only what it needs is run and counted.
 
-    Made by :func:`load`. Weights are drawn or read on the first run; layers, shapes and costs need none. A model may
+    Made by :func:`load`. Weights are drawn or packed on the first run; layers, shapes and costs need none. A model may
     be run by several threads at once.
+
+    Images do not see each other: N of them are N runs of the graph, or N / B where a file is made for batches of B.
 
     Attributes
     ----------
     name, description : str
     input_shape : tuple of int
-        (C, H, W) that the model is made for; other heights and widths run too, if large enough.
+        (C, H, W) that the model is made for; other heights and widths run too, if large enough. A file may be made for
+        images of other ranks.
     outputs : tuple of str
         The layers that are returned unless others are asked for.
     weights : Weights
@@ -111,11 +121,11 @@ class Model:
     {'features.4': (8, 64, 112, 112)}
     """
 
-    def __init__(self, graph: Graph, parameters: Callable[[Node], tuple], *, program_limit: int = PROGRAM_LIMIT):
+    def __init__(self, graph: Graph, *, program_limit: int = PROGRAM_LIMIT):
         check(graph)
         self._graph = graph
         self._recipes: dict[str, passes.Recipe] = {}
-        self.weights = Weights(lambda key: passes.arrays(self._recipes[key], parameters))
+        self.weights = Weights(lambda key: passes.arrays(self._recipes[key]))
         self._programs = Programs(_whole(program_limit, "program_limit"))
         #: What makes this model again where it is unpickled; known to `load`.
         self._again: partial | None = None
@@ -141,7 +151,7 @@ class Model:
         return self._graph.description
 
     @property
-    def input_shape(self) -> specs.CHW:
+    def input_shape(self) -> Shape:
         return self._graph.input_shape
 
     @property
@@ -159,19 +169,21 @@ class Model:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """Every layer, in order, for one image of `input_shape`."""
-        return self.layers_at(self.input_shape)
+        """Every layer, in order, for one image of `input_shape`, or for the batch that a file is made for."""
+        batch = (self._graph.batch,) if self._graph.batch > 1 else ()
+        return self.layers_at((*batch, *self.input_shape))
 
     def layers_at(self, x_shape) -> tuple[Layer, ...]:
         """Every layer, in order, for images of shape (N, C, H, W) or (C, H, W); ShapeError where one does not fit."""
-        batch, n, image = self._images(x_shape)
+        single, runs, image = self._images(x_shape)
         everything = tuple(node.name for node in self._graph.nodes)
+        constants = self._graph.constants
         return tuple(
             Layer(
-                name, node.operator, node.inputs, (*batch, *item.value.shape),
-                OPERATORS[node.operator].parameters(node), item.cost(n),
+                name, item.node.operator, tuple(i for i in item.node.inputs if i and i not in constants),
+                _visible(item, runs, single), item.result.parameters, item.cost(runs),
             )
-            for name, item in self._infer(image, everything).items() for node in (item.node,)
+            for name, item in self._infer(image, everything).items()
         )  # fmt: skip
 
     def shapes(self, x_shape, layers: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
@@ -180,25 +192,25 @@ class Model:
         `x_shape` is (N, C, H, W) or (C, H, W), and in the second case the results have no N either. `layers` are the
         default outputs unless given. ShapeError where an image does not fit, ModelError for an unknown layer.
         """
-        batch, _, image = self._images(x_shape)
+        single, runs, image = self._images(x_shape)
         asked = self._asked(layers)
         inferred = self._infer(image, asked)
-        return {name: (*batch, *inferred[name].value.shape) for name in asked}
+        return {name: _visible(inferred[name], runs, single) for name in asked}
 
     def cost(self, x_shape, layers: Iterable[str] | None = None) -> ModelCost:
         """The exact cost of `run` on such images: every layer that must run for the asked ones, and the total.
 
         Counted on the graph as given: folding and fusion change nothing, and layers that need not run are not in it.
         """
-        _, n, image = self._images(x_shape)
+        _, runs, image = self._images(x_shape)
         inferred = self._infer(image, self._asked(layers))
-        return ModelCost({name: item.cost(n) for name, item in inferred.items()})
+        return ModelCost({name: item.cost(runs) for name, item in inferred.items()})
 
     def executed_flops(self, x_shape, layers: Iterable[str] | None = None) -> int:
         """Floating-point operations that this machine's convolution kernels issue for it; never what is billed."""
-        _, n, image = self._images(x_shape)
-        machine = backend.get("cpu").machine()
-        return n * self._plan(machine, image, self._asked(layers))[0].executed_flops
+        _, runs, image = self._images(x_shape)
+        planned = self._plan(backend.get("cpu").machine(), image, self._asked(layers))[0]
+        return runs * planned.executed_flops if planned else 0
 
     def __call__(self, x):
         """The default output's maps; a dict of layer -> maps where the model has several default outputs."""
@@ -220,7 +232,8 @@ class Model:
         Returns
         -------
         dict of layer name to array (N, K, P, Q), or (N, K) once flattened; without N for one (C, H, W) image.
-            A Flatten or Dropout is a view of the maps that it was made from.
+            A Flatten or Dropout is a view of the maps that it was made from. What does not depend on the image, such
+            as a Shape, is given as it is, once, in its own type.
 
         Raises
         ------
@@ -239,47 +252,70 @@ class Model:
         twin, x = backend.of(x)
         if x.dtype != DTYPE:
             raise DTypeError(f"x: expected {DTYPE}, got {x.dtype}; use x.astype(numpy.{DTYPE})")
-        batch, n, image = self._images(x.shape)
+        single, runs, image = self._images(x.shape)
         asked = self._asked(layers)
         machine = twin.machine()
         planned, values = self._plan(machine, image, asked)
-        program = self._programs.get(
-            (machine, image, asked), lambda: twin.build(planned, self.weights), program_bytes(planned)
-        )
-        results = program.run([x.reshape(n, *image)], cancel=cancel)
-        maps = dict(zip(planned.outputs, results, strict=True))
-        visible = self._infer(image, asked)
-        return {name: maps[values[name]].reshape(*batch, *visible[name].value.shape) for name in asked}
+        maps = {}
+        if planned:
+            program = self._programs.get(
+                (machine, image, asked), lambda: twin.build(planned, self.weights), program_bytes(planned)
+            )
+            results = program.run([x.reshape(runs * self._graph.batch, *image)], cancel=cancel)
+            maps = dict(zip(planned.outputs, results, strict=True))
+        inferred = self._infer(image, asked)
+        return {
+            name: maps[values[name]].reshape(_visible(inferred[name], runs, single))
+            if name in values else inferred[name].value.constant.read().copy()
+            for name in asked
+        }  # fmt: skip
 
     def _asked(self, names: Iterable[str] | None) -> tuple[str, ...]:
         return self.outputs if names is None else self._graph.checked(names)
 
-    def _images(self, x_shape) -> tuple[tuple[int, ...], int, specs.CHW]:
-        """() or (N,), N, and (C, H, W)."""
-        sizes = shapes.shape(x_shape, "x", (3, 4), _AXES)
-        batch, image = sizes[:-3], sizes[-3:]
-        if image[0] != self.input_shape[0]:
-            raise ShapeError(f"x: expected {self.input_shape[0]} channels for {self.name}, got {image[0]} in {sizes}")
-        return batch, prod(batch), image
+    def _images(self, x_shape) -> tuple[bool, int, Shape]:
+        """Whether it is one image without N, how many runs of the graph it takes, and the image's shape."""
+        own, batch = self.input_shape, self._graph.batch
+        axes = _AXES.get(len(own), f"of {len(own)} axes, N before them or not")
+        sizes = shapes.shape(x_shape, "x", (len(own), len(own) + 1), axes)
+        images, image = sizes[: len(sizes) - len(own)], sizes[len(sizes) - len(own) :]
+        if image[:1] != own[:1]:
+            raise ShapeError(f"x: expected {own[0]} channels for {self.name}, got {image[0]} in {sizes}")
+        if prod(images) % batch:
+            raise ShapeError(f"x: expected a multiple of {batch} images for {self.name}, got {prod(images)}")
+        return not images, prod(images) // batch, image
 
-    def _infer(self, image: specs.CHW, asked: tuple[str, ...]) -> dict[str, Inferred]:
-        return infer(passes.prune(self._graph.nodes, asked), image)
+    def _infer(self, image: Shape, asked: tuple[str, ...]) -> dict[str, Inferred]:
+        return infer(self._graph, passes.prune(self._graph.nodes, asked), image)
 
-    def _plan(self, machine: Machine, image: specs.CHW, asked: tuple[str, ...]) -> tuple[Plan, dict[str, int]]:
-        """How the asked layers run on one machine, and the value that holds each one's maps."""
-        lowered = passes.lower(self._infer(image, asked), image, asked)
+    def _plan(self, machine: Machine, image: Shape, asked: tuple[str, ...]) -> tuple[Plan | None, dict[str, int]]:
+        """How the asked layers run on one machine, and the value that holds each one's maps; None if nothing must run."""
+        inferred = self._infer(image, asked)
+        moving = tuple(name for name in asked if inferred[name].value.constant is None)
+        if not moving:
+            return None, {}
+        lowered = passes.lower(inferred, self._graph.input, (self._graph.batch, *image), moving)
         self._recipes.update(lowered.recipes)
         outputs = tuple(dict.fromkeys(lowered.values.values()))
         return plan.make(lowered.operations, lowered.inputs, outputs, machine), lowered.values
 
 
+def _visible(item: Inferred, runs: int, single: bool) -> Shape:
+    """The shape of a layer's result: of all runs, one behind the other; without N if the image came without."""
+    shape = item.value.shape
+    if item.value.constant is not None or (single and shape[:1] == (1,)):
+        return shape if item.value.constant is not None else shape[1:]
+    return (runs * shape[0], *shape[1:]) if shape else (runs,)
+
+
 def load(name: str | os.PathLike, *, seed: int = 0, program_limit: int = PROGRAM_LIMIT) -> Model:
-    """A built-in model by name.
+    """A built-in model by name, or a network from a file.
 
     Parameters
     ----------
-    name : str
-        One of :func:`model_names`.
+    name : str or path
+        One of :func:`model_names`, or an ONNX file, ``*.onnx``, which needs the `model` extra. Of a file, the layers
+        are its tensors by their names; its first input is the image.
     seed : int
         Of the weights of the models that have no weights of their own: the same seed gives the same weights.
     program_limit : int
@@ -288,7 +324,10 @@ def load(name: str | os.PathLike, *, seed: int = 0, program_limit: int = PROGRAM
     Raises
     ------
     ModelError
-        For an unknown name; the text lists the known ones.
+        For an unknown name; the text lists the known ones. For a file that is damaged, or holds what is not supported:
+        the text names the node and its operator.
+    BackendUnavailable
+        For a file, where the library that reads it is not installed.
     ArgumentError
         For a seed or a limit that is no integer >= 0.
 
@@ -297,10 +336,14 @@ def load(name: str | os.PathLike, *, seed: int = 0, program_limit: int = PROGRAM
     >>> load("edges").input_shape
     (3, 224, 224)
     """
-    name = str(name)
-    if name not in builtin.model_names():
-        raise ModelError(f"model: expected one of {', '.join(builtin.model_names())}, got {name[:SHOWN]!r}")
-    seed = _whole(seed, "seed")
-    model = Model(*builtin.make(name, seed), program_limit=program_limit)
+    name, seed = str(name), _whole(seed, "seed")
+    if name in builtin.model_names():
+        graph = builtin.make(name, seed)
+    elif name.endswith(".onnx"):
+        graph = onnx_format.read(name)
+    else:
+        names = ", ".join(builtin.model_names())
+        raise ModelError(f"model: expected a file *.onnx or one of {names}, got {name[:SHOWN]!r}")
+    model = Model(graph, program_limit=program_limit)
     model._again = partial(load, name, seed=seed)
     return model

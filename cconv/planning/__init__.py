@@ -1,20 +1,22 @@
 """Planning: from what is asked to how it is done. Pure functions of shapes, standard library only, no arrays.
 
 specs.py  ->  algorithm.py  ->  plan.py  ->  a twin's build()
-  |             (the choice)      (buffers.py: the arena)
+tensors.py      (the choice)      (buffers.py: the arena)
   |           direct.py, winograd.py: tilings and transforms, for a machine.py
 cost.py  (the only FLOP rules)        shapes.py  (the one output-size formula)
 """
 
-from . import algorithm, buffers, cost, direct, plan, shapes, specs, winograd
+from . import algorithm, buffers, cost, direct, plan, shapes, specs, tensors, winograd
 from .algorithm import ALGORITHMS, Depthwise, Direct, Tiling, Winograd, batch_class
 from .cost import Cost, estimate
 from .machine import Machine
 from .plan import Operation, Plan, Step
-from .specs import ACTIVATIONS, Activation, ConvSpec, PointwiseSpec, PoolSpec, Spec
+from .specs import ACTIVATIONS, Activation, ConvSpec, PointwiseSpec, PoolSpec
+from .tensors import ArithmeticSpec, FunctionSpec, LrnSpec, MatMulSpec, MoveSpec, ResizeSpec, SoftmaxSpec, Spec
 
 __all__ = [
-    "ACTIVATIONS", "ALGORITHMS", "Activation", "ConvSpec", "Cost", "Depthwise", "Direct", "Machine", "Operation",
-    "Plan", "PointwiseSpec", "PoolSpec", "Spec", "Step", "Tiling", "Winograd", "algorithm", "batch_class", "buffers",
-    "cost", "direct", "estimate", "plan", "shapes", "specs", "winograd",
+    "ACTIVATIONS", "ALGORITHMS", "Activation", "ArithmeticSpec", "ConvSpec", "Cost", "Depthwise", "Direct",
+    "FunctionSpec", "LrnSpec", "Machine", "MatMulSpec", "MoveSpec", "Operation", "Plan", "PointwiseSpec", "PoolSpec",
+    "ResizeSpec", "SoftmaxSpec", "Spec", "Step", "Tiling", "Winograd", "algorithm", "batch_class", "buffers", "cost",
+    "direct", "estimate", "plan", "shapes", "specs", "tensors", "winograd",
 ]  # fmt: skip

@@ -11,7 +11,19 @@ from numbers import Real
 
 from ..errors import ArgumentError
 from .shapes import integer
-from .specs import ITEMSIZE, Activation, ConvSpec, PointwiseSpec, PoolSpec, Spec
+from .specs import CHW, ITEMSIZE, Activation, ConvSpec, PointwiseSpec, PoolSpec
+from .tensors import (
+    ARITHMETIC,
+    FUNCTIONS,
+    ArithmeticSpec,
+    FunctionSpec,
+    LrnSpec,
+    MatMulSpec,
+    MoveSpec,
+    ResizeSpec,
+    SoftmaxSpec,
+    Spec,
+)
 
 #: Operations per element: + - * / exp erf tanh count 1 each; comparisons, max, min, abs and negation count 0.
 ACTIVATION_FLOPS = {
@@ -100,7 +112,74 @@ def batch_norm(elements: int, channels: int, dtype: str) -> Cost:
     return Cost(0, 2 * elements, (2 * elements + 2 * channels) * ITEMSIZE[dtype])
 
 
-_RULES = {ConvSpec: conv, PoolSpec: pool, PointwiseSpec: pointwise}
+def conv_transpose(image: CHW, weight: tuple[int, ...], output: CHW, n: int, *, groups: int, bias: bool) -> Cost:
+    """macs = N*C*H*W*(K/G)*R*S, as of the convolution whose gradient it is: the input's H and W; 1 per bias."""
+    inputs, outputs, products = n * prod(image), n * prod(output), prod(weight[1:])
+    moved = inputs + prod(weight) + (output[0] if bias else 0) + outputs
+    return Cost(inputs * products, outputs * int(bias), moved * ITEMSIZE["float32"])
+
+
+def moved(read: int, written: int, dtype: str = "float32") -> Cost:
+    """Nothing is computed: so many elements are read and written."""
+    return Cost(0, 0, (read + written) * ITEMSIZE[dtype])
+
+
+def move(spec: MoveSpec, n: int) -> Cost:
+    return moved(n * spec.source, n * spec.target, spec.dtype)
+
+
+def arithmetic(spec: ArithmeticSpec, n: int) -> Cost:
+    """+ - * / and PRelu's slope: 1 per element; max and min: 0. A constant operand is read once."""
+    outputs = n * prod(spec.output)
+    moved = n * spec.x_size + (1 if spec.constant else n) * spec.other_size + outputs
+    other = outputs * ARITHMETIC[spec.kind] + _activation(outputs, spec.activation)
+    return Cost(0, other, moved * ITEMSIZE[spec.dtype])
+
+
+def function(spec: FunctionSpec, n: int) -> Cost:
+    """clip: 0; ramp: 2 (scale and shift); swish: 5; GELU by tanh: 9; per element."""
+    return Cost(0, n * spec.size * FUNCTIONS[spec.kind], 2 * n * spec.size * ITEMSIZE[spec.dtype])
+
+
+def softmax(spec: SoftmaxSpec, n: int) -> Cost:
+    """4 per element: less the maximum, exp, sum, division."""
+    elements = n * spec.C * spec.inner
+    return Cost(0, 4 * elements, 2 * elements * ITEMSIZE[spec.dtype])
+
+
+def lrn(spec: LrnSpec, n: int) -> Cost:
+    """size + 4 per element: a square, size - 1 sums, scale, bias, power, division."""
+    elements = n * spec.C * spec.inner
+    return Cost(0, (spec.size + 4) * elements, 2 * elements * ITEMSIZE[spec.dtype])
+
+
+def resize(spec: ResizeSpec, n: int) -> Cost:
+    """A weighted sum of the neighbours, 2 along each axis that changes: 7 per output in two dimensions, 3 in one."""
+    neighbours = 2 ** sum(len(axis.low) != size for axis, size in ((spec.rows, spec.H), (spec.columns, spec.W)))
+    outputs = n * prod(spec.output)
+    moved = n * spec.C * spec.H * spec.W + outputs
+    return Cost(0, (2 * neighbours - 1) * outputs, moved * ITEMSIZE[spec.dtype])
+
+
+def matmul(spec: MatMulSpec, n: int) -> Cost:
+    """macs = products of matrices * M*K*N."""
+    outputs = n * prod(spec.output)
+    moved = n * spec.x_size + (1 if spec.constant else n) * spec.other_size + outputs
+    return Cost(outputs * spec.K, 0, moved * ITEMSIZE[spec.dtype])
+
+
+_RULES = {
+    ConvSpec: conv,
+    PoolSpec: pool,
+    PointwiseSpec: pointwise,
+    MoveSpec: move,
+    ArithmeticSpec: arithmetic,
+    FunctionSpec: function,
+    SoftmaxSpec: softmax,
+    LrnSpec: lrn,
+    ResizeSpec: resize,
+    MatMulSpec: matmul,
+}
 
 
 def of(spec: Spec, n: int = 1) -> Cost:

@@ -12,18 +12,29 @@ from . import algorithm, buffers
 from .algorithm import Tiling
 from .buffers import Arena, Lifetime
 from .machine import Machine
-from .specs import CHW, ConvSpec, Spec
+from .specs import ConvSpec
+from .tensors import Shape, Spec
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operator on numbered values: `inputs` is the image, then the residual or second summand if there is one."""
+    """One operator on numbered values: `inputs` is the image, then the residual or second operand if there is one.
+
+    Several operations may write the same value, each its part of it; they follow each other.
+    """
 
     spec: Spec
     inputs: tuple[int, ...]
     output: int
-    #: Key of a convolution's (weight, bias) in Weights.
+    #: Key of the (weight, bias) in Weights.
     weights: str | None = None
+    #: Images of the spec in one run of the plan.
+    times: int = 1
+
+    @property
+    def shape(self) -> Shape:
+        """Of the value that it writes, for one run."""
+        return self.spec.output if self.times == 1 else (self.times, *self.spec.output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +51,7 @@ class Plan:
 
     machine: Machine
     dtype: str
-    values: dict[int, CHW]
+    values: dict[int, Shape]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     steps: tuple[Step, ...]
@@ -49,12 +60,12 @@ class Plan:
     @property
     def executed_flops(self) -> int:
         """Multiplications and additions issued by the convolution kernels for one image."""
-        return sum(step.tiling.executed_flops for step in self.steps if step.tiling)
+        return sum(step.operation.times * step.tiling.executed_flops for step in self.steps if step.tiling)
 
 
 def make(
     operations: tuple[Operation, ...],
-    inputs: dict[int, CHW],
+    inputs: dict[int, Shape],
     outputs: tuple[int, ...],
     machine: Machine,
     tiling: Tiling | None = None,
@@ -64,15 +75,16 @@ def make(
     """The plan of operations given in an order in which every value is written before it is read.
 
     It runs on any number of images; `images` is how many it should be fast on, `packs` whether its weights are packed
-    for one run alone. `tiling` is for the only operation of a
-    plan; without it the estimated best is taken."""
+    for one run alone. `tiling` is for the only operation of a plan; without it the estimated best is taken."""
     values, first, last, steps = dict(inputs), {}, {}, []
     for index, operation in enumerate(operations):
         for value in operation.inputs:
             last[value] = index
-        values[operation.output] = operation.spec.output
-        first[operation.output] = last[operation.output] = index
-        steps.append(Step(operation, tiling or _tiling(operation.spec, machine, images, packs)))
+        values[operation.output] = operation.shape
+        first.setdefault(operation.output, index)
+        last[operation.output] = index
+        together = algorithm.batch_class(images * operation.times)
+        steps.append(Step(operation, tiling or _tiling(operation.spec, machine, together, packs)))
     kept = set(outputs) | set(inputs)
     lifetimes = {
         value: Lifetime(prod(values[value]), first[value], last[value]) for value in first if value not in kept
@@ -90,10 +102,9 @@ def _tiling(spec: Spec, machine: Machine, images: int, packs: bool) -> Tiling | 
 @lru_cache(maxsize=1024)
 def single(spec: Spec, machine: Machine, tiling: Tiling | None = None, images: int = 1, packs: bool = False) -> Plan:
     """The plan of one operator: value 0 is the image, 1 the residual or second summand, the last one the output."""
-    second = getattr(spec, "residual", False) or getattr(spec, "add", False)
-    inputs = {0: (spec.C, spec.H, spec.W)}
-    if second:
-        inputs[1] = spec.output
+    inputs = {0: spec.image}
+    if second := getattr(spec, "second", None):
+        inputs[1] = second
     output = len(inputs)
-    weights = "weight" if isinstance(spec, ConvSpec) else None
+    weights = "weight" if isinstance(spec, ConvSpec) or getattr(spec, "constant", False) else None
     return make((Operation(spec, tuple(inputs), output, weights),), inputs, (output,), machine, tiling, images, packs)

@@ -93,6 +93,14 @@ class ConvSpec:
         return self.C // self.groups * self.R * self.S
 
     @property
+    def image(self) -> CHW:
+        return self.C, self.H, self.W
+
+    @property
+    def second(self) -> CHW | None:
+        return self.output if self.residual else None
+
+    @property
     def output(self) -> CHW:
         return self.K, self.P, self.Q
 
@@ -108,6 +116,10 @@ class PoolSpec:
     rows: Window
     columns: Window
     dtype: str
+
+    @property
+    def image(self) -> CHW:
+        return self.C, self.H, self.W
 
     @property
     def output(self) -> CHW:
@@ -126,8 +138,16 @@ class PointwiseSpec:
     dtype: str
 
     @property
-    def output(self) -> CHW:
+    def image(self) -> CHW:
         return self.C, self.H, self.W
+
+    @property
+    def second(self) -> CHW | None:
+        return self.image if self.add else None
+
+    @property
+    def output(self) -> CHW:
+        return self.image
 
 
 def conv(
@@ -225,6 +245,3 @@ def pointwise(image: CHW, *, add=False, activation=None, dtype="float32") -> Poi
     """The spec of an activation, or of a sum of two images and an activation."""
     sizes = shapes.shape(image, "x (channels, height, width)", 3, "(C, H, W)")
     return PointwiseSpec(*sizes, bool(add), as_activation(activation), checked_dtype(dtype))
-
-
-Spec = ConvSpec | PoolSpec | PointwiseSpec

@@ -4,13 +4,14 @@ In: tests/conftest.py's oracle.  Out: a photograph, random graphs with their par
 layer in float64, which knows nothing of pruning, folding and fusing.
 """
 
+from dataclasses import replace
 from importlib.resources import files
 
 import numpy as np
 import pytest
 
 from cconv import images, reference
-from cconv.model import Graph, Model, Node
+from cconv.model import Constant, Graph, Model, Node
 from cconv.planning import specs
 
 IMAGE = (3, 13, 11)
@@ -24,32 +25,47 @@ def photograph():
     return x
 
 
-def _random_nodes(rng) -> list[Node]:
+def _random_nodes(rng) -> tuple[list[Node], dict[str, np.ndarray]]:
     """A graph of every kind of branch: sums of equals, several readers of a map, activations before and after sums."""
     nodes: list[Node] = []
+    arrays: dict[str, np.ndarray] = {}
     shapes = {"input": IMAGE}
 
-    def add(operator, inputs, output, **rest):
+    def add(operator, inputs, output, *own, **options):
         name = f"{len(nodes)}.{operator.lower()}"
-        nodes.append(Node(name, operator, tuple(inputs), **rest))
+        for i, array in enumerate(own):
+            arrays[f"{name}.{i}"] = array.astype(np.float32)
+        names = (f"{name}.{i}" for i in range(len(own)))
+        nodes.append(Node(name, operator, (*inputs, *names), options))
         shapes[name] = output
         return name
+
+    def drawn(*shape):
+        return rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
 
     def conv(before):
         c, h, w = shapes[before]
         groups = int(rng.choice([g for g in (1, 2, c) if c % g == 0]))
         k = groups * int(rng.integers(1, 5))
         kernel = int(rng.choice([1, 3]))
-        options = {"padding": kernel // 2, "groups": groups}
-        weight = (k, c // groups, kernel, kernel)
-        return add("Conv", [before], (k, h, w), weight=weight, bias=bool(rng.integers(2)), options=options)
+        own = [drawn(k, c // groups, kernel, kernel), drawn(k)][: 1 + rng.integers(2)]
+        return add("Conv", [before], (k, h, w), *own, padding=kernel // 2, groups=groups)
 
     def norm(before):
-        return add("BatchNormalization", [before], shapes[before], weight=shapes[before][:1], options={"epsilon": 1e-3})
+        c = shapes[before][0]
+        own = *rng.standard_normal((3, c)), rng.uniform(0.5, 2, c)
+        return add("BatchNormalization", [before], shapes[before], *own, epsilon=1e-3)
+
+    def affine(before):
+        operator, shape = str(rng.choice(["Add", "Sub", "Mul", "Div"])), [(shapes[before][0], 1, 1), ()][rng.integers(2)]
+        name = add(operator, [before], shapes[before], rng.uniform(0.5, 2, shape))
+        if rng.integers(2) and operator != "Div":  # what divides may come close to 0
+            nodes[-1] = replace(nodes[-1], inputs=nodes[-1].inputs[::-1])
+        return name
 
     def activation(before):
         operator = str(rng.choice(["Relu", "LeakyRelu", "Tanh", "Sigmoid", "HardSwish", "Gelu"]))
-        return add(operator, [before], shapes[before], options={"alpha": 0.2} if operator == "LeakyRelu" else {})
+        return add(operator, [before], shapes[before], **({"alpha": 0.2} if operator == "LeakyRelu" else {}))
 
     def total(before):
         others = [name for name in shapes if shapes[name] == shapes[before]]
@@ -58,49 +74,36 @@ def _random_nodes(rng) -> list[Node]:
     def alias(before):
         return add("Dropout", [before], shapes[before])
 
-    makers = [conv, conv, norm, activation, total, total, alias]
+    makers = [conv, conv, norm, activation, total, total, alias, affine]
     last = conv("input")
     for _ in range(14):
         # Mostly a chain, now and then a branch from further back.
         before = last if rng.random() < 0.75 else str(rng.choice([name for name in shapes if name != "input"]))
         last = makers[rng.integers(len(makers))](before)
     c, h, w = shapes[last]
-    pooled = add("MaxPool", [last], (c, h // 2, w // 2), options={"kernel_size": 2})
+    pooled = add("MaxPool", [last], (c, h // 2, w // 2), kernel_size=2)
     flat = add("Flatten", [pooled], (c * (h // 2) * (w // 2),))
-    add("Gemm", [flat], (5,), weight=(5, c * (h // 2) * (w // 2)), bias=True)
-    return nodes
+    add("Gemm", [flat], (5,), drawn(5, c * (h // 2) * (w // 2)), drawn(5), transB=1)
+    return nodes, arrays
 
 
-def _parameters(rng, nodes) -> dict[str, tuple]:
-    made = {}
-    for node in nodes:
-        if node.operator == "BatchNormalization":
-            scale, shift, mean = rng.standard_normal((3, *node.weight)).astype(np.float32)
-            made[node.name] = scale, shift, mean, rng.uniform(0.5, 2, node.weight).astype(np.float32)
-        elif node.weight:
-            weight = rng.standard_normal(node.weight).astype(np.float32) / np.sqrt(np.prod(node.weight[1:]))
-            bias = rng.standard_normal(node.weight[0]).astype(np.float32) if node.bias else None
-            made[node.name] = weight.astype(np.float32), bias
-    return made
-
-
-def _layer_by_layer(nodes, parameters, x, oracle) -> dict[str, np.ndarray]:
+def _layer_by_layer(nodes, arrays, x, oracle) -> dict[str, np.ndarray]:
     """Every layer's result in float64, each by its own formula from the results before it."""
     results = {"input": x.astype(np.float64)}
+    arithmetic = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
     for node in nodes:
-        first, *rest = (results[name] for name in node.inputs)
+        first, *rest = (results[name] if name in results else arrays[name].astype(np.float64) for name in node.inputs)
         match node.operator:
             case "Conv":
-                weight, bias = parameters[node.name]
-                y = oracle(first, weight.astype(np.float64), bias, **node.options)
+                y = oracle(first, *rest, **node.options)
             case "Gemm":
-                weight, bias = parameters[node.name]
-                y = first @ weight.astype(np.float64).T + bias
+                weight, bias = rest
+                y = first @ weight.T + bias
             case "BatchNormalization":
-                scale, shift, mean, variance = (a.astype(np.float64)[:, None, None] for a in parameters[node.name])
+                scale, shift, mean, variance = (a[:, None, None] for a in rest)
                 y = (first - mean) / np.sqrt(variance + node.options["epsilon"]) * scale + shift
-            case "Add":
-                y = first + rest[0]
+            case "Add" | "Sub" | "Mul" | "Div":
+                y = arithmetic[node.operator](first, rest[0])
             case "MaxPool":
                 y = reference.pool(first, specs.pool("max", first.shape[1:], **node.options))
             case "Flatten":
@@ -120,10 +123,9 @@ def random_model():
 
     def make(seed, oracle):
         rng = np.random.default_rng(seed)
-        nodes = _random_nodes(rng)
-        parameters = _parameters(rng, nodes)
-        graph = Graph(f"random{seed}", "A random graph.", IMAGE, tuple(nodes), (nodes[-1].name,))
-        model = Model(graph, lambda node: parameters[node.name])
-        return model, [node.name for node in nodes], lambda x: _layer_by_layer(nodes, parameters, x, oracle)
+        nodes, arrays = _random_nodes(rng)
+        constants = {name: Constant.of(array, name) for name, array in arrays.items()}
+        graph = Graph(f"random{seed}", "A random graph.", IMAGE, tuple(nodes), (nodes[-1].name,), constants)
+        return Model(graph), [node.name for node in nodes], lambda x: _layer_by_layer(nodes, arrays, x, oracle)
 
     return make

@@ -152,7 +152,7 @@ def test_random_weights_keep_the_signal_finite_and_alive(name, size, normal):
 
 
 def test_an_image_that_is_too_small_is_refused_by_the_layer_where_it_ends():
-    with pytest.raises(ShapeError, match=r"layer 'features.\d+' on an image of \(3, 20, 20\)"):
+    with pytest.raises(ShapeError, match=r"layer 'features.\d+' \(MaxPool\) on an image of \(3, 20, 20\)"):
         load("alexnet").cost((3, 20, 20))
 
 

@@ -10,6 +10,7 @@
 #include "depthwise.inc.c"
 #include "winograd.inc.c"
 #include "pool.inc.c"
+#include "tensors.inc.c"
 
 static const cconv_kernels NAME(kernels) = {
     .lanes = LANES, .rows = TILE_ROWS, .vectors = 2, .wide_vectors = WIDE_VECTORS, .outputs = sizeof NAME(widest) - 1,

@@ -75,6 +75,35 @@ typedef struct {
     long row_step, column_step;
 } cconv_pool;
 
+/* Order of planning.tensors.ARITHMETIC; behind it the operators whose operands do not commute, swapped. */
+enum cconv_arithmetic {
+    CCONV_ADD,
+    CCONV_SUB,
+    CCONV_MUL,
+    CCONV_DIV,
+    CCONV_MAX,
+    CCONV_MIN,
+    CCONV_PRELU,
+    CCONV_SUB_FROM,
+    CCONV_DIV_INTO,
+    CCONV_PRELU_OF
+};
+
+/* Order of planning.tensors.FUNCTIONS. */
+enum cconv_function { CCONV_RAMP, CCONV_CLIP, CCONV_GELU_TANH, CCONV_SWISH };
+
+typedef struct {
+    long channels, inner, size;
+    double alpha, beta, bias;
+} cconv_lrn;
+
+/* Output (p, q) lies between rows row_low[p] and row_high[p], at row_weight[p] of the way; same for columns. */
+typedef struct {
+    long width, outputs_high, outputs_wide;
+    const int32_t *row_low, *row_high, *column_low, *column_high;
+    const double *row_weight, *column_weight;
+} cconv_resize;
+
 /* One instruction set and element type. `lanes` elements fill a vector; the register tile of multiply_channels is at
  * most `rows` pixels by `vectors` vectors of output channels, or fewer pixels by `wide_vectors`; that of multiply_pixels `outputs` channels or less by
  * widest[channels - 1] vectors of pixels or less. */

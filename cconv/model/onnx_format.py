@@ -1,0 +1,311 @@
+"""ONNX: a file as a Graph. The onnx package parses and checks it; nothing in it is executed and no other folder read.
+
+In: a path.  Out: Graph, whose constants are the file's initializers and what is made of them alone; or a ModelError.
+
+What older opsets say in other words is put into those of the newest: rules.py and moves.py know no versions. Constants
+stay views of the file's bytes, external ones of the mapped file, until a program packs them.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import BackendUnavailable, CconvError, ModelError
+from . import folding
+from .graph import SHOWN, Constant, Graph, Node, Shape
+from .layers import OPERATORS, check, infer
+
+#: The oldest opset: 6 has what 7 has, but for legacy broadcasting, which is refused.
+OLDEST_OPSET = 6
+#: Sizes of an image that a file leaves open: channels where there are two more axes, then every other axis.
+OPEN_CHANNELS, OPEN_SIZE = 3, 224
+#: The largest file that is read whole: protobuf's own limit.
+LARGEST_FILE = 1 << 31
+#: Attributes of one word that change nothing here.
+_WINDOWED = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
+#: Operators of which outputs behind the first may be left out, and are.
+_MORE_OUTPUTS = ("Dropout", "BatchNormalization", "MaxPool")
+_PADDINGS = {b"VALID": "valid", b"SAME_UPPER": "same", b"SAME_LOWER": "same_lower"}
+
+
+def read(path: str | os.PathLike) -> Graph:
+    """The graph of an ONNX file.
+
+    Raises
+    ------
+    ModelError
+        For a file that is missing, damaged, of an opset that is too old or too new, or that holds what is not
+        supported; a node is named with its operator.
+    BackendUnavailable
+        If the onnx package is not installed.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise BackendUnavailable("onnx: expected the onnx package, as `pip install cconv[model]` installs it") from error
+    path = Path(path)
+    model = _parsed(onnx, path)
+    opset = _opset(onnx, model)
+    graph = _Reader(onnx, model.graph, opset, path).graph(path.stem)
+    try:
+        check(graph)
+        infer(graph, graph.nodes, graph.input_shape)
+    except ModelError:
+        raise
+    except CconvError as error:
+        raise ModelError(f"{path.name}: {error}") from None
+    return graph
+
+
+def _parsed(onnx, path: Path):
+    from google.protobuf.message import DecodeError
+
+    try:
+        if path.stat().st_size >= LARGEST_FILE:
+            raise ModelError(f"{path.name}: expected less than {LARGEST_FILE} bytes, got {path.stat().st_size}")
+        model = onnx.load_model_from_string(path.read_bytes())
+        outside = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+        for tensor in outside:
+            _external(tensor, path.parent)
+        # The checker looks for external files beside the model, which it only knows by its path.
+        onnx.checker.check_model(str(path) if outside else model)
+    except OSError as error:
+        raise ModelError(f"{path.name[:SHOWN]}: expected a file that can be read: {error.strerror}") from None
+    except (DecodeError, onnx.checker.ValidationError, ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, CconvError):
+            raise
+        text = " ".join(str(error).split())
+        raise ModelError(f"{path.name[:SHOWN]}: expected a valid ONNX model: {text[:400]}") from None
+    return model
+
+
+def _opset(onnx, model) -> int:
+    newest = onnx.defs.onnx_opset_version()
+    versions = [one.version for one in model.opset_import if one.domain in ("", "ai.onnx")]
+    if len(versions) != 1 or not OLDEST_OPSET <= versions[0] <= newest:
+        raise ModelError(f"opset: expected one from {OLDEST_OPSET} to {newest}, got {versions}")
+    return versions[0]
+
+
+def _external(tensor, folder: Path) -> tuple[Path, int, int | None]:
+    """Where a tensor's bytes lie: a file in the model's own folder or below, an offset and a length."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    base = Path(os.path.realpath(folder))
+    target = Path(os.path.realpath(base / location))
+    if not location or Path(location).is_absolute() or base not in target.parents or not target.is_file():
+        raise ModelError(
+            f"tensor {tensor.name[:SHOWN]!r}: expected external data in a file of the model's folder, "
+            f"got {location[:SHOWN]!r}"
+        )
+    try:
+        offset, length = int(entries.get("offset", 0)), entries.get("length")
+        length = None if length is None else int(length)
+    except ValueError:
+        raise ModelError(f"tensor {tensor.name[:SHOWN]!r}: expected an offset and a length that are integers") from None
+    return target, offset, length
+
+
+class _Reader:
+    """A GraphProto on its way to a Graph."""
+
+    def __init__(self, onnx, proto, opset: int, path: Path):
+        self.onnx, self.proto, self.opset, self.path = onnx, proto, opset, path
+        self.nodes: list[Node] = []
+        if len(proto.sparse_initializer):
+            raise ModelError(f"{path.name}: expected initializers that are dense, got sparse ones")
+        self.constants = {tensor.name: self.constant(tensor) for tensor in proto.initializer}
+
+    def graph(self, name: str) -> Graph:
+        given, batch, shape = self.image()
+        self.outputs = tuple(output.name for output in self.proto.output)
+        for node in self.proto.node:
+            try:
+                self.node(node)
+            except (TypeError, ValueError, KeyError, IndexError, OverflowError, AttributeError) as error:
+                text = str(error) if isinstance(error, CconvError) else f"expected attributes that fit: {error!s:.200}"
+                raise ModelError(f"{_named(node)}: {text}") from None
+        used = {name for node in self.nodes for name in node.inputs}
+        constants = {name: constant for name, constant in self.constants.items() if name in used}
+        producer = f" by {self.proto.name[:SHOWN]}" if self.proto.name else ""
+        return Graph(
+            name, f"ONNX, opset {self.opset}{producer}.", shape, tuple(self.nodes), self.outputs, constants, given, batch
+        )
+
+    def image(self) -> tuple[str, int, Shape]:
+        """The only input that is no initializer: its name, images a run, and one image's shape."""
+        free = [value for value in self.proto.input if value.name not in self.constants]
+        if len(free) != 1:
+            names = ", ".join(value.name for value in free)[:SHOWN]
+            raise ModelError(f"{self.path.name}: expected one input beside the initializers, got {names or 'none'}")
+        (value,) = free
+        kind = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or kind.elem_type != self.onnx.TensorProto.FLOAT:
+            raise ModelError(f"input {value.name[:SHOWN]!r}: expected a tensor of float32, got another type")
+        if not kind.HasField("shape") or not len(kind.shape.dim):
+            raise ModelError(f"input {value.name[:SHOWN]!r}: expected a shape of one axis or more, got none")
+        batch, *sizes = (dim.dim_value for dim in kind.shape.dim)
+        if len(sizes) == 3 and sizes[0] == 0:
+            sizes[0] = OPEN_CHANNELS
+        if sizes and sizes[0] < 1:
+            raise ModelError(f"input {value.name[:SHOWN]!r}: expected a number of channels, got {sizes[0] or 'none'}")
+        shape = tuple(size or OPEN_SIZE for size in sizes)
+        if batch < 0 or min(shape, default=1) < 1 or prod(shape) * max(batch, 1) >= 2**31:
+            raise ModelError(f"input {value.name[:SHOWN]!r}: expected 1 to 2^31 elements, got {(batch, *sizes)!s:.200}")
+        return value.name, max(batch, 1), shape
+
+    def constant(self, tensor) -> Constant:
+        """An initializer; its bytes must be as many as its shape promises."""
+        named = f"tensor {tensor.name[:SHOWN]!r}"
+        shape, onnx = tuple(tensor.dims), self.onnx
+        try:
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        except KeyError:
+            raise ModelError(f"{named}: expected numbers, got element type {tensor.data_type}") from None
+        if dtype.kind not in "fiub" or min(shape, default=0) < 0 or tensor.HasField("segment"):
+            raise ModelError(f"{named}: expected a dense tensor of numbers, got {dtype} of shape {shape!s:.200}")
+        nbytes = prod(shape) * dtype.itemsize
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            array = self.mapped(tensor, nbytes, dtype, named)
+        elif tensor.HasField("raw_data"):
+            if len(tensor.raw_data) != nbytes:
+                raise ModelError(f"{named}: expected {nbytes} bytes for {shape}, got {len(tensor.raw_data)}")
+            array = np.frombuffer(tensor.raw_data, dtype.newbyteorder("<"))
+        else:
+            if nbytes > 16 * tensor.ByteSize():
+                raise ModelError(f"{named}: expected {prod(shape)} numbers, got a tensor of {tensor.ByteSize()} bytes")
+            try:
+                array = onnx.numpy_helper.to_array(tensor)
+            except (ValueError, TypeError) as error:
+                raise ModelError(f"{named}: expected {prod(shape)} numbers: {error!s:.200}") from None
+        return Constant.of(array.reshape(shape), tensor.name)
+
+    def mapped(self, tensor, nbytes: int, dtype: np.dtype, named: str) -> np.ndarray:
+        target, offset, length = _external(tensor, self.path.parent)
+        there = target.stat().st_size
+        if length not in (None, nbytes) or offset < 0 or offset + nbytes > there:
+            raise ModelError(
+                f"{named}: expected {nbytes} bytes in {target.name}, got {length} at {offset} of {there}"
+            )
+        if not nbytes:
+            return np.empty(0, dtype)
+        return np.memmap(target, dtype.newbyteorder("<"), "r", offset, (nbytes // dtype.itemsize,))
+
+    def node(self, proto) -> None:
+        operator = proto.op_type
+        known = operator in OPERATORS or operator in folding.FOLD or operator in (*folding.OF_SHAPES, "Constant")
+        if proto.domain not in ("", "ai.onnx") or not known:
+            domain = f"{proto.domain[:SHOWN]}." if proto.domain else ""
+            raise ModelError(f"expected an operator of {', '.join(OPERATORS)}, got {domain}{operator[:SHOWN]}")
+        options = dict(self.attributes(proto))
+        inputs, outputs = tuple(proto.input), tuple(proto.output)
+        while inputs and not inputs[-1]:
+            inputs = inputs[:-1]
+        options, inputs = self.in_new_words(operator, options, inputs)
+        if operator == "Constant":
+            self.constants[outputs[0]] = Constant.of(_value_of(options), outputs[0])
+        elif operator == "Split":
+            for index, output in enumerate(outputs):
+                self.add(output, operator, inputs, {**options, "index": index, "count": len(outputs)})
+        else:
+            if len([name for name in outputs if name]) > 1 and operator not in _MORE_OUTPUTS:
+                raise ModelError(f"expected one output, got {len(outputs)}")
+            self.add(outputs[0], operator, inputs, options)
+
+    def add(self, name: str, operator: str, inputs: tuple[str, ...], options: dict) -> None:
+        """A node; one that no image changes becomes a constant, unless it is asked for."""
+        fixed = inputs and all(one in self.constants or not one for one in inputs)
+        if fixed and operator in folding.FOLD and name not in self.outputs:
+            arrays = [self.constants[one].read() if one else None for one in inputs]
+            self.constants[name] = Constant.of(folding.fold(operator, options, arrays), name)
+        else:
+            self.nodes.append(Node(name, operator, inputs, options))
+
+    def attributes(self, proto) -> Iterator[tuple[str, object]]:
+        onnx = self.onnx
+        for attribute in proto.attribute:
+            if attribute.ref_attr_name or attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+                raise ModelError(f"expected attributes that are values, got {attribute.name[:SHOWN]!r}")
+            value = onnx.helper.get_attribute_value(attribute)
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                value = self.constant(value).read()
+            if isinstance(value, float) and not math.isfinite(value) and attribute.name not in ("min", "max", "value"):
+                raise ModelError(f"expected a finite number as {attribute.name[:SHOWN]}, got {value}")
+            yield attribute.name, list(value) if attribute.type in (6, 7) else value
+
+    def in_new_words(self, operator: str, options: dict, inputs: tuple) -> tuple[dict, tuple]:
+        """Options and inputs as the newest opset and planning's specs have them."""
+        if operator in _WINDOWED:
+            return _windows(operator, options), inputs
+        if operator == "BatchNormalization":
+            training = options.get("training_mode") or (self.opset < 7 and not options.get("is_test"))
+            if training or not options.get("spatial", 1):
+                raise ModelError("expected running statistics per channel, not those of a batch")
+        if operator == "Dropout" and len(inputs) == 3 and self.training(inputs[2]):
+            raise ModelError("expected inference, got training_mode")
+        if operator in ("Add", "Sub", "Mul", "Div") and self.opset < 7 and "axis" in options:
+            raise ModelError("expected operands that spread as NumPy's, got the axis of an old opset")
+        if operator == "PRelu" and self.opset < 7:
+            options["per_channel"] = True
+        if operator == "Softmax" and self.opset < 13:
+            options["flat"] = True
+        if operator == "Upsample" or (operator == "Resize" and self.opset < 11):
+            words = {"coordinate_transformation_mode": b"asymmetric", "nearest_mode": b"floor"}
+            return {**options, **words}, inputs if len(inputs) < 2 else (inputs[0], "", inputs[1])
+        return options, inputs
+
+    def training(self, name: str) -> bool:
+        return name not in self.constants or bool(self.constants[name].read().any())
+
+
+def _named(node) -> str:
+    name = node.name or next(iter(node.output), "")
+    return f"node {name[:SHOWN]!r} ({node.op_type[:SHOWN]})"
+
+
+def _value_of(options: dict) -> np.ndarray:
+    """What a Constant holds."""
+    if "value" in options:
+        return options["value"]
+    for word, dtype in (("float", np.float32), ("floats", np.float32), ("int", np.int64), ("ints", np.int64)):
+        if f"value_{word}" in options:
+            return np.array(options[f"value_{word}"], dtype)
+    raise ModelError(f"expected a value of numbers, got {', '.join(options)[:SHOWN] or 'none'}")
+
+
+def _windows(operator: str, options: dict) -> dict:
+    """Of a convolution or pool, along one axis or two: planning's words, with one row where there is one axis."""
+    words = {"strides": "stride", "dilations": "dilation", "group": "groups", "kernel_shape": "kernel_shape"}
+    given = {words.get(word, word): value for word, value in options.items() if word not in ("auto_pad", "pads")}
+    lists = [given[word] for word in ("stride", "dilation", "kernel_shape", "output_padding", "output_shape")
+             if word in given]  # fmt: skip
+    pads = options.get("pads")
+    ranks = {len(one) for one in lists} | ({len(pads) / 2} if pads is not None else set())
+    if len(ranks) > 1 or not ranks <= {1, 2}:
+        raise ModelError(f"expected sizes for one or two axes, the same for all, got {sorted(ranks)}")
+    narrow, pool = ranks == {1}, operator.endswith("Pool")
+    for word, neutral in (("stride", 1), ("dilation", 1), ("output_padding", 0), ("output_shape", 1)):
+        if word in given:
+            given[word] = (neutral, *given[word]) if narrow else tuple(given[word])
+    kernel = given.get("kernel_shape")
+    if pool:
+        if kernel is None:
+            raise ModelError("expected a kernel_shape, got none")
+        del given["kernel_shape"]
+        given["kernel_size"] = (1, *kernel) if narrow else tuple(kernel)
+        given.setdefault("stride", 1)
+        given["ceil_mode"] = bool(given.get("ceil_mode", 0))
+        if operator == "AveragePool":
+            given["count_include_pad"] = bool(given.get("count_include_pad", 0))
+    mode = options.get("auto_pad", b"NOTSET")
+    if mode in _PADDINGS:
+        given["padding"] = _PADDINGS[mode]
+    elif mode not in (b"NOTSET", b""):
+        raise ModelError(f"expected an auto_pad of NOTSET, VALID, SAME_UPPER or SAME_LOWER, got {mode!r:.40}")
+    elif pads is not None:
+        given["padding"] = (0, pads[0], 0, pads[1]) if narrow else tuple(pads)
+    return given
