@@ -61,6 +61,7 @@ OPERATORS: dict[str, tuple[Rule, int, int]] = {
     "Unsqueeze": (moves.unsqueeze, 1, 2),
     "Dropout": (moves.same, 1, 3),
     "Identity": (moves.same, 1, 1),
+    "Cast": (moves.cast, 1, 1),
 }
 
 

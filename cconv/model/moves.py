@@ -13,6 +13,8 @@ from .graph import Node, Shape
 from .operators import Part, Result, Rule, Value, axis_of, size
 
 Axis = tensors.Axis
+#: ONNX's number of float32.
+FLOAT = 1
 
 
 def _axes(node: Node, given: Value | None, rank: int, word: str = "axes") -> list[int] | None:
@@ -30,6 +32,12 @@ def _numbers(node: Node, given: Value | None, word: str) -> list | None:
 
 def same(node: Node, x: Value, *others: Value | None) -> Result:
     """Identity and Dropout: the operand under another name."""
+    return Result(x.shape)
+
+
+def cast(node: Node, x: Value) -> Result:
+    if node.options.get("to") != FLOAT:
+        raise ModelError(f"expected a cast of maps to float32, got one to ONNX's type {node.options.get('to')}")
     return Result(x.shape)
 
 
@@ -249,11 +257,15 @@ def _position(mode: bytes) -> Rule:
             return lambda i, n, out, scale: n / 2 * (1 - out / (scale * n)) + (i + 0.5) / scale - 0.5
         case b"pytorch_half_pixel":
             return lambda i, n, out, scale: (i + 0.5) / scale - 0.5 if out > 1 else 0.0
-        case b"align_corners":
-            return lambda i, n, out, scale: i * (n - 1) / (out - 1) if out > 1 else 0.0
+        case b"align_corners":  # the length before it is rounded down
+            return lambda i, n, out, scale: i * (n - 1) / (_length(n, out, scale) - 1) if out > 1 else 0.0
         case b"asymmetric":
             return lambda i, n, out, scale: i / scale
     raise ModelError(f"expected a coordinate_transformation_mode that is supported, got {mode!r:.40}")
+
+
+def _length(n: int, out: int, scale: float) -> float:
+    return out if abs(scale * n - out) < 1e-9 * out else scale * n
 
 
 _ROUNDING = {

@@ -142,8 +142,9 @@ def _affine(part: Part, conv: _Draft) -> Affine | None:
     if spec.swapped and spec.kind == "div":
         return None
     maps = conv.times, conv.spec.K, conv.spec.P * conv.spec.Q
-    per_channel = tensors.arithmetic(spec.kind, maps, (spec.other_size, 1))
-    if spec.other_size not in (1, conv.spec.K) or spec.loops != per_channel.loops:
+    if spec.other_size not in (1, conv.spec.K) or spec.x_size != prod(maps):
+        return None
+    if spec.loops != tensors.arithmetic(spec.kind, maps, (spec.other_size, 1)).loops:
         return None
     return Affine(spec.kind, part.recipe.constants[:1], swapped=spec.swapped)
 
