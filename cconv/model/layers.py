@@ -65,6 +65,10 @@ OPERATORS: dict[str, tuple[Rule, int, int]] = {
 }
 
 
+#: What Python says of options of other types than a rule expects: a file may hold anything.
+_MISFITS = (TypeError, ValueError, KeyError, IndexError, OverflowError, AttributeError, ZeroDivisionError)
+
+
 class Inferred(NamedTuple):
     """A node on an image of known size."""
 
@@ -104,6 +108,9 @@ def infer(graph: Graph, nodes: Sequence[Node], image: Shape) -> dict[str, Inferr
         try:
             value, result = _inferred(node, operands)
         except (ShapeError, ArgumentError, ModelError) as error:
+            raise _at_layer(error, node, image) from None
+        except _MISFITS as error:
+            error = ModelError(f"expected options that fit the operator, got {dict(node.options)!s:.200}: {error!s:.200}")
             raise _at_layer(error, node, image) from None
         values[node.name] = value
         inferred[node.name] = Inferred(node, value, result)

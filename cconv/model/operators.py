@@ -34,8 +34,9 @@ class Value(NamedTuple):
         return self.constant.read().ravel().tolist()
 
     def number(self) -> float:
-        (number,) = self.numbers()
-        return number
+        if prod(self.shape) != 1:
+            raise ShapeError(f"expected one number, got shape {self.shape}")
+        return self.numbers()[0]
 
 
 class Affine(NamedTuple):

@@ -10,6 +10,7 @@ import pytest
 
 import cconv
 from cconv import CconvError, ModelError
+from cconv.model import folding, layers
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -88,6 +89,42 @@ def _mutated(data: bytes, rng: random.Random) -> bytes:
     return bytes(mutated)
 
 
+def _rewritten(model, rng: random.Random) -> bytes:
+    """A file that parses, with numbers at their extremes, operands exchanged, and operators that are others."""
+    model = onnx.ModelProto.FromString(model)
+    nodes, names = model.graph.node, [tensor.name for tensor in model.graph.initializer] + ["x", "", "r", "k", "f"]
+    extremes = (-(2**63), -(2**31), -1, 0, 1, 2, 3, 7, 2**20, 2**31 - 1, 2**31, 2**40, 2**63 - 1)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        node = rng.choice(nodes)
+        match rng.randrange(6):
+            case 0 if node.attribute:
+                attribute = rng.choice(node.attribute)
+                if attribute.ints:
+                    attribute.ints[rng.randrange(len(attribute.ints))] = rng.choice(extremes)
+                else:
+                    attribute.i, attribute.f = rng.choice(extremes), rng.choice((0.0, -1.0, 1e38, float("nan")))
+            case 1:
+                node.input[rng.randrange(len(node.input))] = rng.choice(names)
+            case 2:
+                node.op_type = rng.choice([*layers.OPERATORS, *folding.FOLD, "Loop"])
+            case 3:
+                word = rng.choice(("axis", "group", "alpha", "size", "blocksize", "keepdims", "to", "num_outputs", "beta"))
+                node.attribute.append(helper.make_attribute(word, rng.choice(extremes)))
+            case 4:
+                word = rng.choice(("pads", "strides", "dilations", "kernel_shape", "perm", "axes", "output_shape"))
+                sizes = [rng.choice(extremes) for _ in range(rng.choice((0, 1, 2, 4)))]
+                node.attribute.append(helper.make_attribute(word, sizes, attr_type=onnx.AttributeProto.INTS))
+            case 5:
+                tensor = rng.choice(model.graph.initializer)
+                array = numpy_helper.to_array(tensor)
+                if array.size < 8:
+                    array = np.full_like(array, np.clip(rng.choice(extremes), -(2**62), 2**62))
+                else:
+                    array = array.reshape(rng.choice([array.shape[::-1], (-1,), (1, *array.shape), array.shape]))
+                tensor.CopyFrom(_tensor(tensor.name, array))
+    return model.SerializeToString()
+
+
 def _survives(data: bytes, folder: Path) -> bool:
     """Loads, describes, and runs what is small; True if it was a model after all."""
     begin = time.perf_counter()
@@ -110,8 +147,13 @@ def _mutations(seed: int, count: int):
         (LIGHT / f"light_{name}.onnx").read_bytes() for name in ("bvlc_alexnet", "squeezenet", "shufflenet")
     ]
     for i in range(count):
-        # The small one mostly: a byte of it matters more.
-        yield _mutated(sources[0] if i % 4 else rng.choice(sources), rng)
+        match i % 4:
+            case 0:
+                yield _mutated(rng.choice(sources), rng)
+            case 1:
+                yield _mutated(sources[0], rng)
+            case _:
+                yield _rewritten(sources[0], rng)
 
 
 def _assert_survived(seed: int, count: int, folder: Path) -> None:
