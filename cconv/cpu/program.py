@@ -130,7 +130,9 @@ def prepare(plan: Plan) -> Geometry:
         kernel, reads, pack, own = _KINDS[type(spec)](step, plan.machine.isa)
         place = plan.arena.offsets.get(operation.output)
         steps.append(
-            Step(kernel, reads, pack, operation.inputs, operation.output, spec.image, spec.output, operation.times, place)
+            Step(
+                kernel, reads, pack, operation.inputs, operation.output, spec.image, spec.output, operation.times, place
+            )
         )
         work += own * operation.times
     return Geometry(plan, steps, work)

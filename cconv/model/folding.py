@@ -179,7 +179,18 @@ def fold(operator: str, options, arrays: list) -> np.ndarray:
 
 #: What takes no memory of its own, or bounds itself.
 _VIEWS = frozenset(
-    ("Identity", "Dropout", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "ConstantOfShape", "Expand", "Range")
+    (
+        "Identity",
+        "Dropout",
+        "Reshape",
+        "Unsqueeze",
+        "Squeeze",
+        "Flatten",
+        "Transpose",
+        "ConstantOfShape",
+        "Expand",
+        "Range",
+    )
 )
 
 

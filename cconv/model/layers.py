@@ -83,11 +83,12 @@ class Inferred(NamedTuple):
 
 def check(graph: Graph) -> None:
     """A ModelError unless every operator is known and has as many operands as it needs."""
+    known = tuple(dict.fromkeys((*OPERATORS, *folding.FOLD, *folding.OF_SHAPES)))
     for node in graph.nodes:
-        known = (*OPERATORS, *(name for name in folding.FOLD if name not in OPERATORS), *folding.OF_SHAPES)
         if node.operator not in known:
             raise ModelError(
-                f"layer {node.name[:SHOWN]!r}: expected an operator of {', '.join(known)}, got {node.operator[:SHOWN]!r}"
+                f"layer {node.name[:SHOWN]!r}: expected an operator of {', '.join(known)}, "
+                f"got {node.operator[:SHOWN]!r}"
             )
         if node.operator in OPERATORS:
             _, fewest, most = OPERATORS[node.operator]
@@ -110,7 +111,9 @@ def infer(graph: Graph, nodes: Sequence[Node], image: Shape) -> dict[str, Inferr
         except (ShapeError, ArgumentError, ModelError) as error:
             raise _at_layer(error, node, image) from None
         except _MISFITS as error:
-            error = ModelError(f"expected options that fit the operator, got {dict(node.options)!s:.200}: {error!s:.200}")
+            error = ModelError(
+                f"expected options that fit the operator, got {dict(node.options)!s:.200}: {error!s:.200}"
+            )
             raise _at_layer(error, node, image) from None
         values[node.name] = value
         inferred[node.name] = Inferred(node, value, result)
@@ -129,7 +132,9 @@ def _inferred(node: Node, operands: list[Value | None]) -> tuple[Value, Result]:
         return Value(result.shape), result
     else:
         raise ModelError(f"expected operands of {node.operator} that do not depend on the image")
-    return Value(array.shape, Constant.of(array, None if prod(array.shape) < 1 << 12 else node.name)), Result(array.shape)
+    return Value(array.shape, Constant.of(array, None if prod(array.shape) < 1 << 12 else node.name)), Result(
+        array.shape
+    )
 
 
 def _at_layer(error: CconvError, node: Node, image: Shape) -> CconvError:

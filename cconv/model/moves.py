@@ -167,7 +167,9 @@ def concat(node: Node, *values: Value) -> Result:
     return Result(shape, tuple(parts), lambda n: cost.moved(n * prod(shape), n * prod(shape)))
 
 
-def pad(node: Node, x: Value, pads: Value | None = None, value: Value | None = None, axes: Value | None = None) -> Result:
+def pad(
+    node: Node, x: Value, pads: Value | None = None, value: Value | None = None, axes: Value | None = None
+) -> Result:
     rank = len(x.shape)
     given = _numbers(node, pads, "pads")
     over = _axes(node, axes, rank)

@@ -46,7 +46,9 @@ def read(path: str | os.PathLike) -> Graph:
     try:
         import onnx
     except ImportError as error:
-        raise BackendUnavailable("onnx: expected the onnx package, as `pip install cconv[model]` installs it") from error
+        raise BackendUnavailable(
+            "onnx: expected the onnx package, as `pip install cconv[model]` installs it"
+        ) from error
     path = Path(path)
     model = _parsed(onnx, path)
     opset = _opset(onnx, model)
@@ -133,7 +135,14 @@ class _Reader:
         constants = {name: constant for name, constant in self.constants.items() if name in used}
         producer = f" by {self.proto.name[:SHOWN]}" if self.proto.name else ""
         return Graph(
-            name, f"ONNX, opset {self.opset}{producer}.", shape, tuple(self.nodes), self.outputs, constants, given, batch
+            name,
+            f"ONNX, opset {self.opset}{producer}.",
+            shape,
+            tuple(self.nodes),
+            self.outputs,
+            constants,
+            given,
+            batch,
         )
 
     def image(self) -> tuple[str, int, Shape]:
@@ -188,9 +197,7 @@ class _Reader:
         target, offset, length = _external(tensor, self.path.parent)
         there = target.stat().st_size
         if length not in (None, nbytes) or offset < 0 or offset + nbytes > there:
-            raise ModelError(
-                f"{named}: expected {nbytes} bytes in {target.name}, got {length} at {offset} of {there}"
-            )
+            raise ModelError(f"{named}: expected {nbytes} bytes in {target.name}, got {length} at {offset} of {there}")
         if not nbytes:
             return np.empty(0, dtype)
         return np.memmap(target, dtype.newbyteorder("<"), "r", offset, (nbytes // dtype.itemsize,))

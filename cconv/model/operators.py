@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ..errors import ModelError, ShapeError
 from ..planning import Cost, Spec
-from .graph import Constant, Node, Shape
+from .graph import Constant, Shape
 
 #: The name of a value: a node's, or that of something in between.
 Key = str | tuple[str, int]

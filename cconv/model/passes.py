@@ -4,7 +4,7 @@ In: inferred nodes and the layers whose maps are kept.  Out: planning's Operatio
 
 prune    only what the asked layers depend on
 fold     BatchNormalization, and arithmetic with a number per channel, into the convolution before it
-fuse     Add and activations into the convolution before them, as its residual and activation
+fuse     Add and activations into the convolution before them, as its residual and activation; x * sigmoid(x) is SiLU
 
 A convolution takes in what follows it only if nobody else reads its map and nobody asked for it. Costs are counted
 elsewhere, on the graph as given: nothing in here changes a bill.
@@ -76,10 +76,10 @@ class _Lowering:
     def _at(self, key: Key) -> Key:
         return self.source.get(key, key)
 
-    def _open_conv(self, key: Key) -> _Draft | None:
-        """The convolution that gives this map, if it may take in the map's only reader."""
+    def _open_conv(self, key: Key, readers: int = 1) -> _Draft | None:
+        """The convolution that gives this map, if it may take in all its readers."""
         draft = self.drafts.get(key)
-        if draft is None or not isinstance(draft.spec, ConvSpec) or key in self._kept or self._readers[key] > 1:
+        if draft is None or not isinstance(draft.spec, ConvSpec) or key in self._kept or self._readers[key] > readers:
             return None
         return draft
 
@@ -92,7 +92,7 @@ class _Lowering:
         for i, part in enumerate(parts):
             reads = [self._at(read) for read in part.reads]
             whole = sum(other.output == part.output for other in parts) == 1
-            if not (whole and (self._fold(part, reads[0]) or self._fuse(part, reads))):
+            if not (whole and (self._fold(part, reads[0]) or self._silu(part, reads) or self._fuse(part, reads))):
                 key = part.output if whole else (part.output, i)
                 self.drafts[key] = _Draft(part.spec, reads, part.output, part.recipe, part.times)
 
@@ -107,6 +107,26 @@ class _Lowering:
         recipe = conv.recipe._replace(affines=(*conv.recipe.affines, affine))
         self._take_in(before, part.output, spec=replace(conv.spec, bias=True), recipe=recipe)
         return True
+
+    def _silu(self, part: Part, reads: list[Key]) -> bool:
+        """x * sigmoid(x), as files write it before they have a word for it."""
+        if not isinstance(part.spec, ArithmeticSpec) or part.spec.kind != "mul" or len(reads) != 2:
+            return False
+        for x, gate in (reads, reads[::-1]):
+            before = self.drafts.get(gate)
+            alone = gate not in self._kept and self._readers[gate] == 1
+            if alone and before and isinstance(before.spec, PointwiseSpec) and before.inputs == [x]:
+                if before.spec.activation != specs.Activation("sigmoid"):
+                    continue
+                del self.drafts[gate]
+                conv = self._open_conv(x, readers=2)
+                if conv and conv.spec.activation is None:
+                    self._take_in(x, part.output, spec=replace(conv.spec, activation=specs.Activation("silu")))
+                else:
+                    silu = replace(before.spec, activation=specs.Activation("silu"))
+                    self.drafts[part.output] = _Draft(silu, [x], part.output)
+                return True
+        return False
 
     def _fuse(self, part: Part, reads: list[Key]) -> bool:
         if not isinstance(part.spec, PointwiseSpec):

@@ -8,7 +8,7 @@ from math import prod
 from ..errors import ArgumentError, ModelError, ShapeError
 from ..planning import Cost, cost, shapes, specs, tensors
 from .graph import Constant, Node, Shape
-from .operators import Affine, Part, Recipe, Result, Rule, Value, axis_of, weights, size
+from .operators import Affine, Part, Recipe, Result, Rule, Value, axis_of, size, weights
 
 
 def maps_of(x: Value) -> tuple[int, specs.CHW]:
@@ -126,9 +126,7 @@ def matmul(node: Node, a: Value, b: Value) -> Result:
         return one(node, whole, shape, recipe=recipe, parameters=size(b))
     features, outputs = right
     recipe = Recipe("gemm", (weights(b), None), (outputs, features, 1, 1), (False, 1.0, 1.0))
-    return one(
-        node, _dense(outputs, features, False), shape, times=prod(left[:-1]), recipe=recipe, parameters=size(b)
-    )
+    return one(node, _dense(outputs, features, False), shape, times=prod(left[:-1]), recipe=recipe, parameters=size(b))
 
 
 def batch_norm(node: Node, x: Value, *four: Value) -> Result:
@@ -145,9 +143,7 @@ def batch_norm(node: Node, x: Value, *four: Value) -> Result:
     recipe = Recipe("ones", (), (channels, 1, 1, 1), affines=(affine,))
     part = Part(spec, (node.inputs[0],), node.name, recipe, x.shape[0])
     # Counted as what it is in the graph, not as the convolution that may carry it out.
-    return Result(
-        x.shape, (part,), lambda n: cost.batch_norm(n * size(x), channels, spec.dtype), 2 * channels
-    )
+    return Result(x.shape, (part,), lambda n: cost.batch_norm(n * size(x), channels, spec.dtype), 2 * channels)
 
 
 def conv_transpose(node: Node, x: Value, weight: Value, bias: Value | None = None) -> Result:
@@ -186,9 +182,7 @@ def conv_transpose(node: Node, x: Value, weight: Value, bias: Value | None = Non
     )
 
     def billed(n: int) -> Cost:
-        return cost.conv_transpose(
-            image, weight.shape, spec.output, n * times, groups=groups, bias=bias is not None
-        )
+        return cost.conv_transpose(image, weight.shape, spec.output, n * times, groups=groups, bias=bias is not None)
 
     return Result(as_given(x, times, spec.output), parts, billed, size(weight) + size(bias))
 
@@ -306,7 +300,7 @@ def clip(node: Node, x: Value, low: Value | None = None, high: Value | None = No
     bottom = float(node.options.get("min", "-inf")) if low is None else float(low.number())
     top = float(node.options.get("max", "inf")) if high is None else float(high.number())
     named = {(0.0, float("inf")): "relu", (0.0, 6.0): "relu6"}.get((bottom, top))
-    if named or top > 3e38 and bottom == 0:
+    if named or (top > 3e38 and bottom == 0):
         return activation(named or "relu")(node, x)
     return _function(node, x, "clip", bottom, top)
 

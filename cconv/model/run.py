@@ -289,7 +289,7 @@ class Model:
         return infer(self._graph, passes.prune(self._graph.nodes, asked), image)
 
     def _plan(self, machine: Machine, image: Shape, asked: tuple[str, ...]) -> tuple[Plan | None, dict[str, int]]:
-        """How the asked layers run on one machine, and the value that holds each one's maps; None if nothing must run."""
+        """How the asked layers run on one machine, if anything must, and the value that holds each one's maps."""
         inferred = self._infer(image, asked)
         moving = tuple(name for name in asked if inferred[name].value.constant is None)
         if not moving:

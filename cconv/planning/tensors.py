@@ -8,6 +8,7 @@ Operands lie in C order. Where a tensor's axes do not matter it is seen as one l
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ MOST_LOOPS = 8
 
 
 class Axis(NamedTuple):
-    """One loop of a move: position i is read `i * source` (or `table[i]`) and written `i * target` elements further on."""
+    """One loop of a move: position i is read `i * source` (or `table[i]`) elements further on, written `i * target`."""
 
     count: int
     source: int
@@ -93,7 +94,7 @@ def move(
     """The spec of a move between two tensors; loops that are one long loop are made one."""
     joined: list[Axis] = []
     for axis in axes:
-        if axis.table is not None and all(b - a == axis.table[1] - axis.table[0] for a, b in _pairs(axis.table)):
+        if axis.table is not None and _is_even(axis.table):
             begin += axis.table[0]
             axis = Axis(axis.count, axis.table[1] - axis.table[0] if axis.count > 1 else 0, axis.target)
         if axis.count == 1:
@@ -107,8 +108,9 @@ def move(
     return MoveSpec(prod(source), prod(checked(target)), _nest(joined) or (Axis(1, 1, 1),), begin, at, fill, dtype)
 
 
-def _pairs(table: tuple[int, ...]):
-    return zip(table, table[1:], strict=False)
+def _is_even(table: tuple[int, ...]) -> bool:
+    """Whether a table is one begin and one step."""
+    return all(b - a == table[1] - table[0] for a, b in pairwise(table))
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,9 @@ def close(got, want, dtype, scale=1):
 
 
 MOVES = {
-    "transposed": lambda d: tensors.move((3, 5, 7), (7, 3, 5), [Axis(7, 1, 15), Axis(3, 35, 5), Axis(5, 7, 1)], dtype=d),
+    "transposed": lambda d: tensors.move(
+        (3, 5, 7), (7, 3, 5), [Axis(7, 1, 15), Axis(3, 35, 5), Axis(5, 7, 1)], dtype=d
+    ),
     "as it is": lambda d: tensors.move((4, 6), (4, 6), [Axis(4, 6, 6), Axis(6, 1, 1)], dtype=d),
     "backwards": lambda d: tensors.move((1000,), (500,), [Axis(500, -2, 1)], begin=999, dtype=d),
     "by a table": lambda d: tensors.move((3, 8), (3, 4), [Axis(3, 8, 4), Axis(4, 1, 1, (7, 0, 0, 3))], dtype=d),
@@ -108,7 +110,13 @@ def test_arithmetic_spreads_as_numpy_spreads(isa, dtype, kind, shapes, rng):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     ("kind", "parameters"),
-    [("ramp", (0.2, 0.5, 0.0, 1.0)), ("clip", (-0.5, 0.25)), ("clip", (1.0, -1.0)), ("gelu_tanh", ()), ("swish", (1.7,))],
+    [
+        ("ramp", (0.2, 0.5, 0.0, 1.0)),
+        ("clip", (-0.5, 0.25)),
+        ("clip", (1.0, -1.0)),
+        ("gelu_tanh", ()),
+        ("swish", (1.7,)),
+    ],
 )
 def test_functions_are_their_formulas(isa, dtype, kind, parameters, size, rng):
     got, want = both(isa, FunctionSpec(kind, size, parameters, dtype), 4 * rows(rng, 2, size, dtype))
@@ -155,7 +163,13 @@ def test_resizing_blends_neighbours(isa, dtype, rng):
 
 @pytest.mark.parametrize(
     ("left", "right"),
-    [((5, 7), (7, 9)), ((1, 1), (1, 1)), ((2, 3, 4, 5), (2, 3, 5, 17)), ((2, 3, 4, 5), (5, 6)), ((3, 1, 4, 5), (2, 5, 33))],
+    [
+        ((5, 7), (7, 9)),
+        ((1, 1), (1, 1)),
+        ((2, 3, 4, 5), (2, 3, 5, 17)),
+        ((2, 3, 4, 5), (5, 6)),
+        ((3, 1, 4, 5), (2, 5, 33)),
+    ],
 )
 def test_matrices_multiply_as_numpys(isa, dtype, left, right, rng):
     x, other = (rng.integers(-4, 5, (2, *shape)).astype(dtype) for shape in (left, right))

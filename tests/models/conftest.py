@@ -57,7 +57,10 @@ def _random_nodes(rng) -> tuple[list[Node], dict[str, np.ndarray]]:
         return add("BatchNormalization", [before], shapes[before], *own, epsilon=1e-3)
 
     def affine(before):
-        operator, shape = str(rng.choice(["Add", "Sub", "Mul", "Div"])), [(shapes[before][0], 1, 1), ()][rng.integers(2)]
+        operator, shape = (
+            str(rng.choice(["Add", "Sub", "Mul", "Div"])),
+            [(shapes[before][0], 1, 1), ()][rng.integers(2)],
+        )
         name = add(operator, [before], shapes[before], rng.uniform(0.5, 2, shape))
         if rng.integers(2) and operator != "Div":  # what divides may come close to 0
             nodes[-1] = replace(nodes[-1], inputs=nodes[-1].inputs[::-1])

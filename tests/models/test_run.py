@@ -61,7 +61,6 @@ def test_random_graphs_do_fold_and_fuse(random_model, oracle):
     taken_in = set()
     for seed in SEEDS:
         model, names, _ = random_model(seed, oracle)
-        nodes = {node.name: node.operator for node in model._graph.nodes}
         plan, _ = model._plan(reference.machine(), model.input_shape, (names[-1],))
         for step in plan.steps:
             spec, key = step.operation.spec, step.operation.weights
@@ -77,7 +76,15 @@ def test_random_graphs_do_fold_and_fuse(random_model, oracle):
                 taken_in.add("arithmetic alone")
             if getattr(spec, "add", False):
                 taken_in.add("sum alone")
-    assert taken_in == {"folded", "batch norm alone", "residual", "activation", "sum alone", "arithmetic folded", "arithmetic alone"}
+    assert taken_in == {
+        "folded",
+        "batch norm alone",
+        "residual",
+        "activation",
+        "sum alone",
+        "arithmetic folded",
+        "arithmetic alone",
+    }
 
 
 def test_only_what_is_needed_is_billed_and_run():
