@@ -343,7 +343,7 @@ def load(name: str | os.PathLike, *, seed: int = 0, program_limit: int = PROGRAM
         graph = onnx_format.read(name)
     else:
         names = ", ".join(builtin.model_names())
-        raise ModelError(f"model: expected a file *.onnx or one of {names}, got {name[:SHOWN]!r}")
+        raise ModelError(f"model: expected one of {names}, or a file *.onnx, got {name[:SHOWN]!r}")
     model = Model(graph, program_limit=program_limit)
     model._again = partial(load, name, seed=seed)
     return model
