@@ -2,11 +2,12 @@
 
 In: a path.  Out: Graph, whose constants are the file's initializers and what is made of them alone; or a ModelError.
 
-What older opsets say in other words is put into those of the newest: rules.py and moves.py know no versions. Constants
-stay views of the file's bytes, external ones of the mapped file, until a program packs them.
+What older opsets say in other words is put into those of the newest: rules.py and moves.py know no versions. Weights
+stay in the mapped file until a program packs them.
 """
 
 import math
+import mmap
 import os
 from collections.abc import Iterator
 from math import prod
@@ -25,7 +26,9 @@ OLDEST_OPSET = 6
 OPEN_CHANNELS, OPEN_SIZE = 3, 224
 #: The largest file that is read whole: protobuf's own limit.
 LARGEST_FILE = 1 << 31
-#: Attributes of one word that change nothing here.
+#: Bytes of a tensor that stays in the mapped file; smaller ones are copied.
+MAPPED = 1 << 16
+#: Operators with a window that moves over their maps.
 _WINDOWED = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
 #: Operators of which outputs behind the first may be left out, and are.
 _MORE_OUTPUTS = ("Dropout", "BatchNormalization", "MaxPool")
@@ -50,9 +53,7 @@ def read(path: str | os.PathLike) -> Graph:
             "onnx: expected the onnx package, as `pip install cconv[model]` installs it"
         ) from error
     path = Path(path)
-    model = _parsed(onnx, path)
-    opset = _opset(onnx, model)
-    graph = _Reader(onnx, model.graph, opset, path).graph(path.stem)
+    graph = _graph(onnx, path)
     try:
         check(graph)
         infer(graph, graph.nodes, graph.input_shape)
@@ -63,18 +64,16 @@ def read(path: str | os.PathLike) -> Graph:
     return graph
 
 
-def _parsed(onnx, path: Path):
+def _graph(onnx, path: Path) -> Graph:
     from google.protobuf.message import DecodeError
 
     try:
         if path.stat().st_size >= LARGEST_FILE:
             raise ModelError(f"{path.name}: expected less than {LARGEST_FILE} bytes, got {path.stat().st_size}")
         model = onnx.load_model_from_string(path.read_bytes())
-        outside = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
-        for tensor in outside:
-            _external(tensor, path.parent)
-        # The checker looks for external files beside the model, which it only knows by its path.
-        onnx.checker.check_model(str(path) if outside else model)
+        reader = _Reader(onnx, model.graph, _opset(onnx, model), path)
+        _without_large_tensors(onnx, model)
+        onnx.checker.check_model(model)
     except OSError as error:
         raise ModelError(f"{path.name[:SHOWN]}: expected a file that can be read: {error.strerror}") from None
     except (DecodeError, onnx.checker.ValidationError, ValueError, TypeError, RuntimeError) as error:
@@ -82,7 +81,69 @@ def _parsed(onnx, path: Path):
             raise
         text = " ".join(str(error).split())
         raise ModelError(f"{path.name[:SHOWN]}: expected a valid ONNX model: {text[:400]}") from None
-    return model
+    return reader.graph(path.stem)
+
+
+def _without_large_tensors(onnx, model) -> None:
+    """Initializers that have been read become inputs: the checker gets a copy of the model, and needs no weights."""
+    graph = model.graph
+    named = {value.name for value in graph.input}
+    large = {
+        i for i, tensor in enumerate(graph.initializer) if tensor.ByteSize() >= MAPPED or len(tensor.external_data)
+    }
+    kept = []
+    for i, tensor in enumerate(graph.initializer):
+        if i not in large:
+            kept.append(tensor)
+        elif tensor.name not in named:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+            named.add(tensor.name)
+    if large:
+        kept = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+
+
+def _fields(data: mmap.mmap, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(number, first byte, end) of the fields of a protobuf message that have a length."""
+    while begin < end:
+        key, begin = _varint(data, begin, end)
+        match key & 7:
+            case 0:
+                _, begin = _varint(data, begin, end)
+            case 1:
+                begin += 8
+            case 2:
+                length, begin = _varint(data, begin, end)
+                yield key >> 3, begin, begin + length
+                begin += length
+            case 5:
+                begin += 4
+            case kind:
+                raise ValueError(f"a field of kind {kind}")
+
+
+def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
+    number = 0
+    for shift in range(0, 70, 7):
+        if at >= end:
+            break
+        byte, at = data[at], at + 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, at
+    raise ValueError("a number without end")
+
+
+def _places(data: mmap.mmap) -> list[tuple[int, int] | None]:
+    """Where in a file the raw bytes of each initializer lie: model.graph (7), initializer (5), raw_data (9)."""
+    places = []
+    for number, begin, end in _fields(data, 0, len(data)):
+        for inner, first, last in _fields(data, begin, end) if number == 7 else ():
+            if inner == 5:
+                raw = [(start, stop) for field, start, stop in _fields(data, first, last) if field == 9]
+                places.append(raw[-1] if raw else None)
+    return places
 
 
 def _opset(onnx, model) -> int:
@@ -120,7 +181,13 @@ class _Reader:
         self.nodes: list[Node] = []
         if len(proto.sparse_initializer):
             raise ModelError(f"{path.name}: expected initializers that are dense, got sparse ones")
-        self.constants = {tensor.name: self.constant(tensor) for tensor in proto.initializer}
+        self.constants = {}
+        with path.open("rb") as file:
+            self.file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        for tensor, place in zip(proto.initializer, _places(self.file), strict=True):
+            if tensor.name in self.constants:
+                raise ModelError(f"tensor {tensor.name[:SHOWN]!r}: expected a name of its own, got one that is taken")
+            self.constants[tensor.name] = self.constant(tensor, place)
 
     def graph(self, name: str) -> Graph:
         given, batch, shape = self.image()
@@ -167,8 +234,8 @@ class _Reader:
             raise ModelError(f"input {value.name[:SHOWN]!r}: expected 1 to 2^31 elements, got {(batch, *sizes)!s:.200}")
         return value.name, max(batch, 1), shape
 
-    def constant(self, tensor) -> Constant:
-        """An initializer; its bytes must be as many as its shape promises."""
+    def constant(self, tensor, place: tuple[int, int] | None = None) -> Constant:
+        """A tensor, which may lie at some place of the file; its bytes must be as many as its shape promises."""
         named = f"tensor {tensor.name[:SHOWN]!r}"
         shape, onnx = tuple(tensor.dims), self.onnx
         try:
@@ -180,10 +247,15 @@ class _Reader:
         nbytes = prod(shape) * dtype.itemsize
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             array = self.mapped(tensor, nbytes, dtype, named)
+        elif place and nbytes >= MAPPED:
+            if place[1] - place[0] != nbytes:
+                raise ModelError(f"{named}: expected {nbytes} bytes for {shape}, got {place[1] - place[0]}")
+            array = np.frombuffer(self.file, dtype.newbyteorder("<"), prod(shape), place[0])
         elif tensor.HasField("raw_data"):
-            if len(tensor.raw_data) != nbytes:
-                raise ModelError(f"{named}: expected {nbytes} bytes for {shape}, got {len(tensor.raw_data)}")
-            array = np.frombuffer(tensor.raw_data, dtype.newbyteorder("<"))
+            raw = tensor.raw_data
+            if len(raw) != nbytes:
+                raise ModelError(f"{named}: expected {nbytes} bytes for {shape}, got {len(raw)}")
+            array = np.frombuffer(raw, dtype.newbyteorder("<"))
         else:
             if nbytes > 16 * tensor.ByteSize():
                 raise ModelError(f"{named}: expected {prod(shape)} numbers, got a tensor of {tensor.ByteSize()} bytes")
