@@ -82,6 +82,8 @@ class Graph:
         The image's name.
     batch : int
         Images that one run of the graph takes: 1, unless a file is made for more.
+    forget : function without arguments
+        Gives back the memory that reading constants took.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Graph:
     constants: Mapping[str, Constant] = field(default_factory=dict)
     input: str = INPUT
     batch: int = 1
+    forget: Callable[[], None] = lambda: None
 
     def __post_init__(self):
         known = {"", self.input, *self.constants}

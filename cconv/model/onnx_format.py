@@ -87,21 +87,15 @@ def _graph(onnx, path: Path) -> Graph:
 def _without_large_tensors(onnx, model) -> None:
     """Initializers that have been read become inputs: the checker gets a copy of the model, and needs no weights."""
     graph = model.graph
-    named = {value.name for value in graph.input}
-    large = {
-        i for i, tensor in enumerate(graph.initializer) if tensor.ByteSize() >= MAPPED or len(tensor.external_data)
-    }
-    kept = []
-    for i, tensor in enumerate(graph.initializer):
-        if i not in large:
-            kept.append(tensor)
+    named, kept = {value.name for value in graph.input}, []
+    for tensor in graph.initializer:
+        if tensor.ByteSize() < MAPPED and not len(tensor.external_data):
+            kept.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
         elif tensor.name not in named:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
             named.add(tensor.name)
-    if large:
-        kept = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _fields(data: mmap.mmap, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -202,15 +196,14 @@ class _Reader:
         constants = {name: constant for name, constant in self.constants.items() if name in used}
         producer = f" by {self.proto.name[:SHOWN]}" if self.proto.name else ""
         return Graph(
-            name,
-            f"ONNX, opset {self.opset}{producer}.",
-            shape,
-            tuple(self.nodes),
-            self.outputs,
-            constants,
-            given,
-            batch,
-        )
+            name, f"ONNX, opset {self.opset}{producer}.", shape, tuple(self.nodes), self.outputs, constants, given,
+            batch, self.forget,
+        )  # fmt: skip
+
+    def forget(self) -> None:
+        """The pages of the file that packing has read need not stay in memory."""
+        if hasattr(self.file, "madvise"):
+            self.file.madvise(mmap.MADV_DONTNEED)
 
     def image(self) -> tuple[str, int, Shape]:
         """The only input that is no initializer: its name, images a run, and one image's shape."""

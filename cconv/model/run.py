@@ -259,7 +259,7 @@ class Model:
         maps = {}
         if planned:
             program = self._programs.get(
-                (machine, image, asked), lambda: twin.build(planned, self.weights), program_bytes(planned)
+                (machine, image, asked), partial(self._build, twin, planned), program_bytes(planned)
             )
             results = program.run([x.reshape(runs * self._graph.batch, *image)], cancel=cancel)
             maps = dict(zip(planned.outputs, results, strict=True))
@@ -269,6 +269,11 @@ class Model:
             if name in values else inferred[name].value.constant.read().copy()
             for name in asked
         }  # fmt: skip
+
+    def _build(self, twin, planned: Plan):
+        program = twin.build(planned, self.weights)
+        self._graph.forget()
+        return program
 
     def _asked(self, names: Iterable[str] | None) -> tuple[str, ...]:
         return self.outputs if names is None else self._graph.checked(names)
