@@ -10,6 +10,7 @@ import math
 import mmap
 import os
 from collections.abc import Iterator
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -96,6 +97,12 @@ def _without_large_tensors(onnx, model) -> None:
             named.add(tensor.name)
     del graph.initializer[:]
     graph.initializer.extend(kept)
+
+
+def _forget(file: mmap.mmap) -> None:
+    """The pages of the file that packing has read need not stay in memory."""
+    if hasattr(file, "madvise"):
+        file.madvise(mmap.MADV_DONTNEED)
 
 
 def _fields(data: mmap.mmap, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -197,13 +204,8 @@ class _Reader:
         producer = f" by {self.proto.name[:SHOWN]}" if self.proto.name else ""
         return Graph(
             name, f"ONNX, opset {self.opset}{producer}.", shape, tuple(self.nodes), self.outputs, constants, given,
-            batch, self.forget,
+            batch, partial(_forget, self.file),
         )  # fmt: skip
-
-    def forget(self) -> None:
-        """The pages of the file that packing has read need not stay in memory."""
-        if hasattr(self.file, "madvise"):
-            self.file.madvise(mmap.MADV_DONTNEED)
 
     def image(self) -> tuple[str, int, Shape]:
         """The only input that is no initializer: its name, images a run, and one image's shape."""
