@@ -78,7 +78,7 @@ class Winograd:
     @property
     def packing(self) -> tuple:
         """What the packed form of a weight depends on."""
-        return "winograd", self.rows.m, self.columns.m, self.lanes, self.panels, self.fused
+        return "winograd", self.rows.stride, self.rows.m, self.columns.m, self.lanes, self.panels, self.fused
 
     @property
     def points(self) -> int:

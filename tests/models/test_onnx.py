@@ -155,7 +155,17 @@ def _segmenting(net):
     return net.add("DepthToSpace", x, blocksize=2, mode="CRD")
 
 
-NETS = {"mobile": _mobile, "segmenting": _segmenting}
+def _sharing(net):
+    """What detectors' heads and pyramids have: one weight for several convolutions, here of other strides, too."""
+    x = net.add("Relu", net.conv("image", 3, 16))
+    weight = net.drawn(16, 16, 3, 3)
+    same = net.add("Conv", x, weight, pads=[1] * 4)
+    half = net.add("Conv", x, weight, pads=[1] * 4, strides=[2, 2])
+    wide = net.add("Conv", x, weight, pads=[2] * 4, dilations=[2, 2])
+    return net.add("Add", net.add("Add", same, wide), net.add("GlobalMaxPool", half))
+
+
+NETS = {"mobile": _mobile, "segmenting": _segmenting, "sharing": _sharing}
 
 
 def _images(n, size, seed=3):

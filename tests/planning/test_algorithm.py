@@ -147,6 +147,19 @@ def test_stride_and_dilation_have_transforms_too(image, weight, options, tiles, 
         assert algorithm.choose(spec, machine).algorithm == "winograd"
 
 
+def test_packed_filters_of_another_stride_are_not_taken_for_these():
+    """Two layers of a network may share a weight."""
+    for machine in MACHINES[:2]:
+        packings = [
+            {t.packing for t in algorithm.candidates(spec, machine) if isinstance(t, Winograd)}
+            for stride in (1, 2)
+            for spec in [specs.conv((64, 28 * stride, 28 * stride), (64, 64, 3, 3), padding=1, stride=stride)]
+        ]
+        assert packings[0]
+        assert packings[1]
+        assert not packings[0] & packings[1]
+
+
 def test_the_lectures_layer_takes_tiles_that_are_not_square():
     spec = specs.conv((100, 64, 64), (100, 100, 5, 5), padding=2)
     for machine in MACHINES[:2]:
