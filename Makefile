@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MARKDOWN ?= out/benchmarks.md
 SOURCES := setup.py pyproject.toml $(wildcard cconv/cpu/*.pyx cconv/cpu/*.pxd cconv/cpu/kernels/*)
 
-.PHONY: run test test-all test-wheel test-sanitizers test-slow test-spills lint bench pictures up down clean
+.PHONY: run test test-all test-wheel test-sanitizers test-slow test-spills lint bench bench-networks pictures up down clean
 
 ## run: start the service, send it a photograph, show maps and bill, serve until Ctrl-C (PORT=8080, ONCE=1 to stop)
 run: $(VENV)/.demo
@@ -38,6 +38,10 @@ lint: $(VENV)/.dev
 ## bench: cconv against its peers in one interleaved run, in an environment of its own: 25 minutes, or OPTIONS=--quick
 bench: $(VENV)/.dev .venv-bench/.ready
 	$(BIN)/python benchmarks/compare.py --peer-python .venv-bench/bin/python --markdown $(MARKDOWN) $(OPTIONS)
+
+## bench-networks: whole networks against ONNX Runtime and OpenVINO, in the same environment: 3 minutes
+bench-networks: $(VENV)/.dev .venv-bench/.ready
+	$(BIN)/python benchmarks/networks.py --peer-python .venv-bench/bin/python --markdown $(MARKDOWN) $(OPTIONS)
 
 ## pictures: draw the pictures of the documentation again
 pictures: $(VENV)/.dev

@@ -3,6 +3,7 @@
 In: questions, one JSON line each, on stdin.  Out: one JSON line each on stdout; outputs as .npy files.
 
     {"prepare": 3, "folder": "/tmp/x"}   the layer's forms, and what each computed   -> {"forms": [...]}
+    {"network": "x.onnx", "batch": 1, "folder": "/tmp/x"}   the same of a network's file -> {"forms": [...]}
     {"time": 0, "seconds": 0.1}          a turn of form 0                            -> {"seconds": median of the turn}
     {"regret": 3, ...}                   every way the planner could have chosen     -> regret.py
     {"peak": "avx2"}, {"machine": 2}     in the process called "machine"             -> machine.py
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import networks
 import numpy as np
 from peers import LIBRARIES, Form, Unsupported, version
 from workloads import LAYERS
@@ -57,6 +59,15 @@ class Library:
             self.forms = LIBRARIES[self.name](LAYERS[layer], self.threads)
         except Unsupported as reason:
             return {"forms": [], "unsupported": str(reason)}
+        return self._first(folder)
+
+    def network(self, path: str, batch: int, folder: str) -> dict:
+        self.forms = []
+        self.forms = networks.LIBRARIES[self.name](path, batch, self.threads)
+        return self._first(folder)
+
+    def _first(self, folder: str) -> dict:
+        """Every form's first answer."""
         answers = []
         for index, form in enumerate(self.forms):
             output = Path(folder) / f"{self.name}-{index}.npy"
@@ -90,7 +101,9 @@ def answers_of(name: str, threads: int) -> tuple[object, dict[str, Callable[...,
             "machine": lambda count: machine.figures(count),
         }
     library = Library(name, threads)
-    return version(name), {"prepare": library.prepare, "time": library.time, "regret": library.regret}
+    return version(name), {
+        "prepare": library.prepare, "network": library.network, "time": library.time, "regret": library.regret,
+    }  # fmt: skip
 
 
 def main() -> None:
