@@ -173,7 +173,8 @@ def openvino(path: str, batch: int, threads: int) -> list:
 
 
 #: Library -> its forms of a file and a batch. ncnn's package reads no ONNX.
-LIBRARIES: dict[str, Callable[[str, int, int], list]] = {"cconv": cconv, "onnxruntime": onnxruntime, "openvino": openvino}
+Library = Callable[[str, int, int], list]
+LIBRARIES: dict[str, Library] = {"cconv": cconv, "onnxruntime": onnxruntime, "openvino": openvino}
 PEERS = ("onnxruntime", "openvino")
 
 
