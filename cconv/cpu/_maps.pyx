@@ -13,6 +13,9 @@ from .kernels cimport cconv_finish, cconv_kernels, cconv_pool
 cnp.import_array()
 
 
+cdef enum:
+    LONGEST_PAD = 64  # columns beside a row in scratch; dilated windows may begin far outside
+
 cdef struct Pool:
     const cconv_kernels *kernels
     cconv_pool how
@@ -51,9 +54,18 @@ cdef class Pooling:
         how.column_stop = int_table(self.owners, columns.stop)
         how.column_extent = int_table(self.owners, columns.extent)
         how.row_step, how.column_step = rows.step, columns.step
+        how.taps, how.left = columns.taps, columns.before
+        how.right = max(
+            0, (how.outputs_wide - 1) * columns.stride - how.left + (how.taps - 1) * how.column_step + 1 - how.width
+        )
+        how.stride = columns.stride if columns.stride in (1, 2) and max(how.left, how.right) <= LONGEST_PAD else 0
+        if how.stride == 0:
+            how.left = how.right = 0
         job.map_in = spec.H * spec.W * itemsize
         job.map_out = how.outputs_high * how.outputs_wide * itemsize
-        self.scratch_size = lines(spec.W * sizeof(double))
+        self.scratch_size = lines(
+            (how.left + how.width + how.right + how.outputs_wide + 4 * job.kernels.lanes) * sizeof(double)
+        )
 
     def scratch_bytes(self, long images, int threads):
         """Bytes of scratch that a run needs."""

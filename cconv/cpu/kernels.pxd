@@ -42,6 +42,7 @@ cdef extern from "kernels/kernels.h" nogil:
         const int32_t *column_stop
         const int32_t *column_extent
         long row_step, column_step
+        long stride, left, right, taps
 
     enum:
         CCONV_SUB_FROM

@@ -18,13 +18,19 @@ Padding = tuple[int, int, int, int]
 
 
 class Window(NamedTuple):
-    """One row or column of pooling windows along one axis: output i covers input start..stop-1 in steps of `step`."""
+    """One row or column of pooling windows along one axis: output i covers input start..stop-1 in steps of `step`.
+
+    Before they are clipped, windows have `taps` positions and begin at i * stride - before; a stride of 0 says that
+    they follow no such rule."""
 
     start: tuple[int, ...]
     stop: tuple[int, ...]
     #: How many positions output i divides by in an average.
     extent: tuple[int, ...]
     step: int
+    stride: int = 0
+    before: int = 0
+    taps: int = 0
 
 
 def integer(value, name: str, minimum: int, maximum: int = LARGEST) -> int:
@@ -138,7 +144,7 @@ def pooling_window(
                 f"padding: window {i} of {count} holds only padding (size {size}, kernel {kernel}, stride {stride}, "
                 f"padding {before} and {after}, dilation {dilation}); expected padding smaller than the kernel"
             )
-    return Window(tuple(start), tuple(stop), tuple(extent), dilation)
+    return Window(tuple(start), tuple(stop), tuple(extent), dilation, stride, before, kernel)
 
 
 def adaptive_window(size: int, outputs: int) -> Window:

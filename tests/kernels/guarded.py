@@ -1,8 +1,8 @@
 """Guarded: convolutions whose arrays lie against pages that nobody may touch; a program, because a touch ends it.
 
-In: arguments ISA, dtype, family, seed, number of layers, and a file.  Out: exit code 0 if every layer ran by every
-tiling with all arrays ending at the end of their last page, and again beginning at the beginning of their first, with
-the same results as anywhere else and no byte around them changed. The file names the run under way.
+In: arguments ISA, dtype, family, seed, number of layers (or pools), and a file.  Out: exit code 0 if every layer ran by
+every tiling with all arrays ending at the end of their last page, and again beginning at the beginning of their first,
+with the same results as anywhere else and no byte around them changed. The file names the run under way.
 """
 
 import ctypes
@@ -13,6 +13,9 @@ from pathlib import Path
 
 import grid
 import numpy as np
+
+from cconv import cpu
+from cconv.planning import plan, specs
 
 PAGE = mmap.PAGESIZE
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -76,9 +79,34 @@ def check(layer: grid.Layer, isa: str, dtype: str, tiling, precision: str, given
                 assert not room.changed(may_write=name == "out"), f"bytes of or around {name} were written"
 
 
+def pools(isa: str, dtype: str, seed: int, count: int, note: Path) -> None:
+    """Pools of drawn windows, at both ends of their pages."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        kernel, stride, dilation = rng.integers(1, [5, 4, 3])
+        padding = rng.integers(0, (dilation * (kernel - 1) + 1) // 2 + 1)
+        size = rng.integers(dilation * (kernel - 1) + 1, 45, 2)
+        options = {"stride": int(stride), "padding": int(padding), "dilation": int(dilation)}
+        for kind in ("max", "average"):
+            spec = specs.pool(kind, (3, *map(int, size)), int(kernel), **options, dtype=dtype)
+            program = cpu.build(plan.single(spec, cpu.machine_of(isa, 1)), None)
+            x = rng.standard_normal((1, *spec.image)).astype(dtype)
+            (want,) = program.run([x])
+            inside, outside = (Room(-(-a.nbytes // PAGE) + 1) for a in (x, want))
+            for at_end in (True, False):
+                note.write_text(f"{kind} pool of {spec.image}, kernel {kernel}, {options} in {dtype} on {isa}")
+                out = outside.place(np.full_like(want, np.nan), at_end)
+                program.run([inside.place(x, at_end)], [out])
+                assert np.array_equal(out, want), "another result"
+                assert not inside.changed(), "x was written"
+                assert not outside.changed(may_write=True), "bytes around y were written"
+
+
 def main(isa: str, dtype: str, family: str, seed: str, count: str, log: str) -> None:
     rng = np.random.default_rng(int(seed))
     note = Path(log)
+    if family == "pools":
+        return pools(isa, dtype, int(seed), int(count), note)
     winograd = family == "winograd"
     draw = grid.winograd_layers if winograd else lambda seed, count: grid.layers(family, seed, count)
     for layer in draw(int(seed), int(count)):

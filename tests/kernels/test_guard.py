@@ -13,7 +13,16 @@ import pytest
 
 GUARDED = Path(__file__).with_name("guarded.py")
 #: Layers of a family, each by every tiling and at both ends of its pages.
-LAYERS = {"dense": 40, "pointwise": 40, "depthwise": 50, "grouped": 25, "deep": 8, "one pixel": 20, "winograd": 10}
+LAYERS = {
+    "dense": 40,
+    "pointwise": 40,
+    "depthwise": 50,
+    "grouped": 25,
+    "deep": 8,
+    "one pixel": 20,
+    "winograd": 10,
+    "pools": 60,
+}
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="pages are protected by mprotect")
 

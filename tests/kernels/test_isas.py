@@ -117,13 +117,28 @@ def test_every_activation_agrees_with_its_formula(isa, dtype, activation):
     assert np.isnan(nan).all()
 
 
+#: Vectors take strides of 1 and 2; a dilated kernel may begin far beside the image.
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        ((3, 2), {"stride": (2, 3), "padding": 1, "ceil_mode": True}),
+        (3, {"stride": 1, "padding": 1}),
+        (3, {"stride": 2, "padding": 1, "ceil_mode": True}),
+        (2, {"stride": 2}),
+        ((2, 5), {"stride": (1, 2), "padding": (0, 0, 1, 3)}),
+        ((1, 3), {"stride": 1, "dilation": (1, 3), "padding": (0, 3)}),
+        ((1, 3), {"stride": 1, "dilation": (1, 70), "padding": (0, 70)}),
+    ],
+)
+@pytest.mark.parametrize("width", [5, 7, 8, 9, 16, 23, 40])
 @pytest.mark.parametrize("kind", ["max", "average"])
-def test_pooling_agrees_with_the_reference(isa, dtype, kind):
-    rng = np.random.default_rng(3)
-    x = integers(rng, (2, 3, 17, 23), dtype)
-    spec = specs.pool(kind, x.shape[1:], (3, 2), stride=(2, 3), padding=1, ceil_mode=True, dtype=dtype)
+def test_pooling_agrees_with_the_reference(isa, dtype, kind, width, kernel, options):
+    rng = np.random.default_rng(width)
+    x = integers(rng, (2, 3, 17, width), dtype)
+    x[0, 1, 3, width // 2], x[1, 0, 5, 0] = np.nan, -np.inf
+    spec = specs.pool(kind, x.shape[1:], kernel, **options, dtype=dtype)
     got, want = both(isa, spec, x)
-    assert np.allclose(got, want, rtol=2 * np.finfo(dtype).eps, atol=0)
+    assert np.allclose(got, want, rtol=2 * np.finfo(dtype).eps, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", [(1, 48, 20, 20, 40, 3), (3, 8, 7, 7, 64, 5), (2, 12, 31, 9, 12, 3)])

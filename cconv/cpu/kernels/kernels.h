@@ -66,13 +66,16 @@ typedef struct {
     long map_stride;  /* from an image's map to the next image's, in elements */
 } cconv_winograd;
 
-/* Windows of one map: output (p, q) covers rows row_start[p] .. row_stop[p]-1 in steps of row_step, same for columns. */
+/* Windows of one map: output (p, q) covers rows row_start[p] .. row_stop[p]-1 in steps of row_step, same for columns.
+ * With a `stride` of 1 or 2, a row that is continued by `left` and `right` columns is covered evenly: output q by `taps`
+ * columns from q * stride - left on. Otherwise it is 0, and the tables alone say which columns are covered. */
 typedef struct {
     int average;
     long width, outputs_high, outputs_wide;
     const int32_t *row_start, *row_stop, *row_extent;
     const int32_t *column_start, *column_stop, *column_extent;
     long row_step, column_step;
+    long stride, left, right, taps;
 } cconv_pool;
 
 /* Order of planning.tensors.ARITHMETIC; behind it the operators whose operands do not commute, swapped. */
