@@ -1,6 +1,7 @@
 /* Depthwise: one output map from one input map.
  *
- * In: T, NAME, ROUNDED, simd.h, activated_as() of finish.inc.c.  Out: depthwise; activate() for other epilogues.
+ * In: T, NAME, ROUNDED, simd.h, curved(), curve() and activated_as() of finish.inc.c.
+ * Out: depthwise; activate() for other epilogues.
  *
  * A vector holds neighbouring outputs of a row. Rows of the image are copied to a strip in the first-level cache, with
  * the zeros around them, and sorted into phases (column modulo stride): a tap is then one load, wherever it lies.
@@ -20,11 +21,16 @@
 #define STRIP_PITCH (768 / (long)sizeof(T)) /* no power of two: rows would meet in the same sets of the cache */
 #define STRIP_ODD (STRIP_PITCH / 2)         /* where columns 1, 3, 5 ... begin, if the stride is 2 */
 
-/* activated() of all of z, asking once what it is. */
+/* The activation of all of z, asking once what it is. Curves work on a copy: z itself, in memory, would stay there. */
 static inline __attribute__((always_inline)) void NAME(activate)(const cconv_finish *finish, const int count, V *z) {
     const int activation = finish->activation;
     if (activation == CCONV_RELU) {
         _Pragma("GCC unroll 8") for (int i = 0; i < count; i++) z[i] = NAME(activated_as)(CCONV_RELU, z[i], z[i]);
+    } else if (NAME(curved)(activation)) {
+        T all[8 * LANES];
+        _Pragma("GCC unroll 8") for (int i = 0; i < count; i++) store(all + i * LANES, z[i]);
+        NAME(curve)(activation, count * LANES, (T)-0.0, all, NULL, all);
+        _Pragma("GCC unroll 8") for (int i = 0; i < count; i++) z[i] = load(all + i * LANES);
     } else if (activation != CCONV_NONE) {
         const V alpha = splat((T)finish->alpha);
         _Pragma("GCC unroll 8") for (int i = 0; i < count; i++) z[i] = NAME(activated_as)(activation, alpha, z[i]);

@@ -1,6 +1,7 @@
 /* Finish: from sums to maps. The transposition of a tile, and the epilogue y = activation(sum + bias + residual).
  *
- * In: T, NAME, MATH(f) (f or ff: libm's name for T), simd.h.  Out: transpose, expect, finish; activated() for other epilogues.
+ * In: T, NAME, simd.h, the rows of exponentials.inc.c.  Out: transpose, expect, finish; curved(), curve(),
+ * activated_as() for other epilogues.
  */
 
 /* target[c][r] = source[r][c] in blocks of LANES x LANES.
@@ -18,23 +19,23 @@ static void NAME(transpose)(long rows, long columns, const void *source, long so
         }
 }
 
-/* The activations that need libm, lane by lane. The formulas are those of reference.py. */
-static __attribute__((noinline)) V NAME(activated_by_libm)(int activation, V v) {
-    T lane[LANES];
-    store(lane, v);
-    for (int i = 0; i < LANES; i++) {
-        const T x = lane[i];
-        switch (activation) {
-        case CCONV_SIGMOID: lane[i] = 1 / (1 + MATH(exp)(-x)); break;
-        case CCONV_SILU: lane[i] = x / (1 + MATH(exp)(-x)); break;
-        case CCONV_TANH: lane[i] = MATH(tanh)(x); break;
-        case CCONV_GELU: lane[i] = x * (T)0.5 * (1 + MATH(erf)(x * (T)0.70710678118654752440)); break;
-        }
-    }
-    return load(lane);
+/* Whether an activation is a curve: one of those that need exponentials. */
+static inline int NAME(curved)(int activation) {
+    return activation == CCONV_SIGMOID || activation == CCONV_SILU || activation == CCONV_TANH ||
+           activation == CCONV_GELU;
 }
 
-/* Comparisons are written so that NaN passes through. */
+/* A row of y = curve(s + b + r); r may be NULL. */
+static void NAME(curve)(int activation, long columns, T b, const T *s, const T *r, T *y) {
+    switch (activation) {
+    case CCONV_SIGMOID: NAME(sigmoid)(0, columns, b, s, r, y); break;
+    case CCONV_SILU: NAME(swish)(1, columns, b, s, r, y); break;
+    case CCONV_TANH: NAME(tanh)(0, columns, b, s, r, y); break;
+    case CCONV_GELU: NAME(gelu)(0, columns, b, s, r, y); break;
+    }
+}
+
+/* The others. Comparisons are written so that NaN passes through. */
 static inline __attribute__((always_inline)) V NAME(activated_as)(int activation, V alpha, V x) {
     const V zero = {0};
     switch (activation) {
@@ -42,16 +43,10 @@ static inline __attribute__((always_inline)) V NAME(activated_as)(int activation
     case CCONV_RELU: return select(x < zero, zero, x);
     case CCONV_RELU6: return select(x < zero, zero, select(x > splat(6), splat(6), x));
     case CCONV_LEAKY_RELU: return select(x < zero, alpha * x, x);
-    case CCONV_HARDSWISH:
+    default: /* hardswish */
         return x * select(x < splat(-3), zero, select(x > splat(3), splat(6), x + splat(3))) / splat(6);
-    default: return NAME(activated_by_libm)(activation, x);
     }
 }
-
-static inline __attribute__((always_inline)) V NAME(activated)(const cconv_finish *how, V x) {
-    return NAME(activated_as)(how->activation, splat((T)how->alpha), x);
-}
-#define activated NAME(activated)
 
 /* Asks for the cache lines of rows x columns of a map, which finish will write when the multiplication is done. They
  * wait in the second level: the same place in many maps is often the same set of the first. */
@@ -89,6 +84,8 @@ static void NAME(finish)(const cconv_finish *how, double bias, long rows, long c
             NAME(finish_row)(CCONV_NONE, alpha, b, columns, s, r, y);
         else if (how->activation == CCONV_RELU)
             NAME(finish_row)(CCONV_RELU, alpha, b, columns, s, r, y);
+        else if (NAME(curved)(how->activation))
+            NAME(curve)(how->activation, columns, (T)bias, s, r, y);
         else
             NAME(finish_row)(how->activation, alpha, b, columns, s, r, y);
     }

@@ -1,11 +1,12 @@
 /* Instance: every kernel for one element type of one ISA, and the table that lists them.
  *
- * In: T, LANES, NAME, MATH, TILE_ROWS, EACH_ROWS.  Out: NAME(kernels).
+ * In: T, BYTES, LANES, NAME, MATH, TILE_ROWS, EACH_ROWS.  Out: NAME(kernels).
  */
 #include "simd.h"
 
 #include "pack.inc.c"
 #include "multiply.inc.c"
+#include "exponentials.inc.c"
 #include "finish.inc.c"
 #include "depthwise.inc.c"
 #include "winograd.inc.c"
@@ -45,7 +46,6 @@ static const cconv_kernels NAME(kernels) = {
 #undef ODD_MIXED
 #undef LOW_OF_HALVES
 #undef HIGH_OF_HALVES
-#undef activated
 #undef LOW
 #undef HIGH
 #undef EVEN

@@ -33,11 +33,13 @@
 #define T float
 #define MASKED(op) op##_ps
 #define WIDE __m512
-#define LANES (VECTOR_BYTES / 4)
+#define BYTES 4
+#define LANES (VECTOR_BYTES / BYTES)
 #define NAME(x) x##_f32
 #define MATH(function) function##f
 #include "instance.inc.c"
 #undef T
+#undef BYTES
 #undef LANES
 #undef NAME
 #undef MATH
@@ -47,7 +49,8 @@
 #define T double
 #define MASKED(op) op##_pd
 #define WIDE __m512d
-#define LANES (VECTOR_BYTES / 8)
+#define BYTES 8
+#define LANES (VECTOR_BYTES / BYTES)
 #define NAME(x) x##_f64
 #define MATH(function) function
 #include "instance.inc.c"

@@ -1,7 +1,7 @@
 /* Pool: maximum or average over the windows of one map.
  *
- * In: T, NAME, simd.h.  Out: pool. `scratch` holds one row of the map, continued on both sides, and one of outputs, in
- * double for an average, with room for four vectors of T more.
+ * In: T, NAME, simd.h.  Out: pool; larger (NaN wins). `scratch` holds one row of the map, continued on both sides, and
+ * one of outputs, in double for an average, with room for four vectors of T more.
  * First down the columns of the windows, then along the row. The order of a sum depends on the window alone, and averages
  * sum in double: a global one has too many terms for a float.
  */

@@ -1,7 +1,8 @@
 /* Tensors: rows of arithmetic between two operands, functions of one, softmax, LRN, linear resizing, rows of matrices.
  *
- * In: T, NAME, MATH(f).  Out: arithmetic, function, softmax, lrn, resize, matmul_row.
- * Plain loops, which the compiler vectorises. Comparisons are written so that NaN passes through.
+ * In: T, NAME, MATH(f), simd.h, exponentials.inc.c; larger of pool.inc.c.
+ * Out: arithmetic, function, softmax, lrn, resize, matmul_row.
+ * Plain loops, which the compiler vectorises, but for exponentials. Comparisons are written so that NaN passes through.
  */
 
 /* y[i] = x[i * x_step] <kind> other[i * other_step]; steps of 1 and 0 are the fast ones. */
@@ -65,24 +66,47 @@ static void NAME(function)(int kind, const double *parameters, long count, const
         }
         break;
     }
-    case CCONV_GELU_TANH:
-        for (long i = 0; i < count; i++) {
-            const T v = x[i];
-            y[i] = v * (T)0.5 * (1 + MATH(tanh)((T)0.79788456080286535588 * (v + (T)0.044715 * v * v * v)));
-        }
-        break;
-    case CCONV_SWISH: {
-        const T alpha = parameters[0];
-        for (long i = 0; i < count; i++) y[i] = x[i] / (1 + MATH(exp)(-alpha * x[i]));
-        break;
+    case CCONV_GELU_TANH: NAME(gelu_tanh)(0, count, (T)-0.0, x, NULL, y); break;
+    case CCONV_SWISH: NAME(swish)((T)parameters[0], count, (T)-0.0, x, NULL, y); break;
     }
+}
+
+/* One distribution in neighbouring elements. Lane l sums elements l, l + LANES, ...; then the lanes are summed. */
+static void NAME(softmax_row)(long count, const T *x, T *y) {
+    const long whole = count / LANES * LANES;
+    const NAME(lanes) rest = between(0, count - whole);
+    T lane[LANES], most = x[0], total = 0;
+    if (whole) {
+        V m = load(x);
+        for (long i = LANES; i < whole; i += LANES) m = NAME(larger)(load(x + i), m);
+        store(lane, m);
+        most = lane[0];
+        for (int i = 1; i < LANES; i++) most = lane[i] > most || lane[i] != lane[i] ? lane[i] : most;
     }
+    for (long i = whole; i < count; i++) most = x[i] > most || x[i] != x[i] ? x[i] : most;
+    V sum = {0};
+    for (long i = 0; i < whole; i += LANES) {
+        const V e = NAME(exponential)(load(x + i) - splat(most), (V){0});
+        store(y + i, e);
+        sum += e;
+    }
+    if (whole < count) {
+        store_lanes(y + whole, NAME(exponential)(load_lanes(x + whole, rest) - splat(most), (V){0}), rest);
+        sum += load_lanes(y + whole, rest);
+    }
+    store(lane, sum);
+    for (int i = 0; i < LANES; i++) total += lane[i];
+    for (long i = 0; i < count; i++) y[i] /= total;
 }
 
 /* Over `channels` rows of `inner` elements; `scratch` holds 2 * inner: the maxima, then the sums. */
 static void NAME(softmax)(long channels, long inner, const void *source, void *scratch, void *target) {
     const T *x = source;
     T *most = scratch, *sum = most + inner, *y = target;
+    if (inner == 1) {
+        NAME(softmax_row)(channels, x, y);
+        return;
+    }
     memcpy(most, x, inner * sizeof(T));
     for (long c = 1; c < channels; c++)
         for (long i = 0; i < inner; i++) {
@@ -90,8 +114,20 @@ static void NAME(softmax)(long channels, long inner, const void *source, void *s
             most[i] = v > most[i] || v != v ? v : most[i];
         }
     memset(sum, 0, inner * sizeof(T));
-    for (long c = 0; c < channels; c++)
-        for (long i = 0; i < inner; i++) sum[i] += y[c * inner + i] = MATH(exp)(x[c * inner + i] - most[i]);
+    const long whole = inner / LANES * LANES;
+    const NAME(lanes) rest = between(0, inner - whole);
+    for (long c = 0; c < channels; c++, x += inner, y += inner) {
+        for (long i = 0; i < whole; i += LANES) {
+            const V e = NAME(exponential)(load(x + i) - load(most + i), (V){0});
+            store(y + i, e);
+            store(sum + i, load(sum + i) + e);
+        }
+        if (whole == inner) continue;
+        const V e = NAME(exponential)(load_lanes(x + whole, rest) - load_lanes(most + whole, rest), (V){0});
+        store_lanes(y + whole, e, rest);
+        store_lanes(sum + whole, load_lanes(sum + whole, rest) + e, rest);
+    }
+    y = target;
     for (long c = 0; c < channels; c++)
         for (long i = 0; i < inner; i++) y[c * inner + i] /= sum[i];
 }
