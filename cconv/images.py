@@ -1,4 +1,5 @@
-"""Images: from the bytes of a photograph to an array, and from maps to a picture.
+"""Images: from the bytes of a photograph to an array, from that to what a network was trained on, and from maps to a
+picture.
 
 In: JPEG or PNG bytes, which nobody vouches for; maps (K, P, Q).  Out: float32 (3, H, W) in [0, 1]; uint8 pictures and
 their PNG bytes.
@@ -13,6 +14,8 @@ Needs Pillow: ``pip install cconv[batch]``.
 import io
 import math
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,8 @@ MAX_PIXELS = 50_000_000
 #: there are. Photographs have tens, a large PNG some thousands.
 MAX_PARTS = 20_000
 MAX_SCANS = 100
+#: Pixels along a side of what a network takes.
+LONGEST_SIDE = 1 << 14
 #: Grey lines between the maps of a grid.
 SEPARATOR = 128
 
@@ -140,6 +145,128 @@ def read(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray
         return decode(data, max_pixels=max_pixels)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a picture goes through before a network takes it, in this order; torchvision's for ImageNet by default.
+
+    Attributes
+    ----------
+    resize : int, (height, width) or None
+        The length of the short side, the long one in proportion and rounded down; or both; or as it is.
+    interpolation : {"bilinear", "bicubic", "nearest"}
+        As Pillow does it: wider where it shrinks, so that nothing is skipped.
+    size : int, (height, width) or None
+        What is cut out of the middle, with zeros around a picture that is smaller; or all.
+    scale : float
+        What white is: 1, or 255.
+    channels : {"RGB", "BGR"}
+    mean, std : tuples of three floats
+        Per channel, in the order of `channels`: subtracted, and divided by.
+    layout : {"CHW", "HWC"}
+
+    Examples
+    --------
+    >>> Preprocessing()(np.zeros((3, 300, 400), np.float32)).shape
+    (3, 224, 224)
+    """
+
+    resize: int | tuple[int, int] | None = 256
+    interpolation: str = "bilinear"
+    size: int | tuple[int, int] | None = 224
+    scale: float = 1.0
+    channels: str = "RGB"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    layout: str = "CHW"
+
+    def __post_init__(self):
+        words = {"interpolation": "bilinear bicubic nearest", "channels": "RGB BGR", "layout": "CHW HWC"}
+        for word, known in ((word, text.split()) for word, text in words.items()):
+            if getattr(self, word) not in known:
+                raise ArgumentError(f"{word}: expected one of {', '.join(known)}, got {getattr(self, word)!r:.40}")
+        for word in ("resize", "size"):
+            given = getattr(self, word)
+            lengths = given if isinstance(given, tuple | list) and len(given) == 2 else (given,)
+            if given is not None and not all(type(n) is int and 1 <= n <= LONGEST_SIDE for n in lengths):
+                raise ArgumentError(f"{word}: expected one or two integers from 1 to {LONGEST_SIDE}, got {given!r:.40}")
+            object.__setattr__(self, word, tuple(given) if isinstance(given, list) else given)
+        for word, count in (("mean", 3), ("std", 3), ("scale", 1)):
+            given = (self.scale,) if word == "scale" else getattr(self, word)
+            if not isinstance(given, tuple | list) or len(given) != count or not all(map(_finite, given)):
+                raise ArgumentError(f"{word}: expected {count} finite numbers, got {given!r:.60}")
+            object.__setattr__(self, word, tuple(map(float, given)) if count > 1 else float(given[0]))
+        if 0 in self.std:
+            raise ArgumentError(f"std: expected numbers other than 0, got {self.std}")
+
+    @classmethod
+    def of(cls, given: "str | Mapping | Preprocessing | None") -> "Preprocessing | None":
+        """One by its name in PREPROCESSING, or of a mapping of its attributes; None for None and "none"."""
+        if given is None or isinstance(given, cls):
+            return given
+        if isinstance(given, Mapping):
+            if unknown := [str(word) for word in given if word not in {field.name for field in fields(cls)}]:
+                raise ArgumentError(
+                    f"preprocessing: expected attributes of Preprocessing, got {', '.join(unknown)[:60]}"
+                )
+            return cls(**given)
+        if not isinstance(given, str) or given not in PREPROCESSING:
+            raise ArgumentError(f"preprocessing: expected one of {', '.join(PREPROCESSING)}, got {given!r:.40}")
+        return PREPROCESSING[given]
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """A picture (3, H, W) in [0, 1], as `decode` gives it, as float32 that the network takes.
+
+        ImageError where it becomes larger than MAX_PIXELS.
+        """
+        if getattr(picture, "ndim", 0) != 3 or len(picture) != 3 or not picture.size:
+            raise ShapeError(f"picture: expected (3, H, W), got shape {getattr(picture, 'shape', None)}")
+        x = np.asarray(picture, np.float32)
+        if self.resize is not None:
+            x = self._resized(x)
+        if self.size is not None:
+            x = _centre(x, *((self.size,) * 2 if isinstance(self.size, int) else self.size))
+        x = x[::-1] if self.channels == "BGR" else x
+        mean, std = (np.array(numbers, np.float32)[:, None, None] for numbers in (self.mean, self.std))
+        x = (x * np.float32(self.scale) - mean) / std
+        return np.ascontiguousarray(x if self.layout == "CHW" else x.transpose(1, 2, 0))
+
+    def _resized(self, x: np.ndarray) -> np.ndarray:
+        height, width = x.shape[1:]
+        if isinstance(self.resize, int):
+            short = min(height, width)
+            size = tuple(self.resize if n == short else int(self.resize * n / short) for n in (height, width))
+        else:
+            size = self.resize
+        if size == (height, width):
+            return x
+        if size[0] * size[1] > MAX_PIXELS:
+            raise ImageError(f"image: expected at most {MAX_PIXELS:,} pixels, got {size[0]} x {size[1]} of {x.shape}")
+        Image = _pillow()[0]
+        how = Image.Resampling[self.interpolation.upper()]
+        resized = [np.asarray(Image.fromarray(np.ascontiguousarray(one)).resize(size[::-1], how)) for one in x]
+        return np.clip(np.stack(resized), 0, 1)  # bicubic goes beyond
+
+
+def _finite(number: object) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 1e30
+
+
+def _centre(x: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle of a picture, as torchvision's CenterCrop cuts it."""
+    lacking = [max(0, wanted - n) for wanted, n in zip((height, width), x.shape[1:], strict=True)]
+    x = np.pad(x, [(0, 0), *((n // 2, n - n // 2) for n in lacking)]) if any(lacking) else x
+    top, left = (round((n - wanted) / 2) for wanted, n in zip((height, width), x.shape[1:], strict=True))
+    return x[:, top : top + height, left : left + width]
+
+
+#: By name: of torchvision's weights for ImageNet, the first of most networks, and of the EfficientNets.
+PREPROCESSING: dict[str, Preprocessing | None] = {
+    "none": None,
+    "imagenet": Preprocessing(),
+    "imagenet_bicubic": Preprocessing(interpolation="bicubic"),
+}
 
 
 def grid(maps, columns: int | None = None) -> np.ndarray:

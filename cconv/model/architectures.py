@@ -303,10 +303,11 @@ def _efficientnet_b0(chain: Chain) -> None:
 
 
 class Architecture(NamedTuple):
-    """Adds a network's nodes to a chain; what it is, and whose."""
+    """Adds a network's nodes to a chain; what it is, and whose; what torchvision does to its pictures."""
 
     build: Callable[[Chain], None]
     description: str
+    preprocessing: str = "imagenet"
 
 
 def _resnets() -> dict[str, Architecture]:
@@ -351,7 +352,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "densenet121": Architecture(
         partial(_densenet, (6, 12, 24, 16), 32), "DenseNet-121 (Huang et al. 2016, arXiv:1608.06993)"
     ),
-    "efficientnet_b0": Architecture(_efficientnet_b0, "EfficientNet-B0 (Tan & Le 2019, arXiv:1905.11946)"),
+    "efficientnet_b0": Architecture(
+        _efficientnet_b0, "EfficientNet-B0 (Tan & Le 2019, arXiv:1905.11946)", "imagenet_bicubic"
+    ),
 }
 
 

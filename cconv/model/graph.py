@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import ModelError
+from ..images import Preprocessing
 from ..planning import Cost
 
 #: The name under which a graph's nodes refer to the image, unless a file has another.
@@ -84,6 +85,8 @@ class Graph:
         Images that one run of the graph takes: 1, unless a file is made for more.
     forget : function without arguments
         Gives back the memory that reading constants took.
+    preprocessing : Preprocessing, optional
+        What a picture goes through before the graph takes it.
     """
 
     name: str
@@ -95,6 +98,7 @@ class Graph:
     input: str = INPUT
     batch: int = 1
     forget: Callable[[], None] = lambda: None
+    preprocessing: Preprocessing | None = None
 
     def __post_init__(self):
         known = {"", self.input, *self.constants}

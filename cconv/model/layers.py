@@ -99,6 +99,18 @@ def check(graph: Graph) -> None:
                 )
 
 
+def verify(graph: Graph, file: str) -> Graph:
+    """The same graph; a ModelError unless it can be run on images of its own size."""
+    try:
+        check(graph)
+        infer(graph, graph.nodes, graph.input_shape)
+    except ModelError:
+        raise
+    except CconvError as error:
+        raise ModelError(f"{file[:SHOWN]}: {error}") from None
+    return graph
+
+
 def infer(graph: Graph, nodes: Sequence[Node], image: Shape) -> dict[str, Inferred]:
     """Every node's value and operations for images of that shape; errors name the layer at which one does not fit."""
     values: dict[str, Value | None] = {"": None, graph.input: Value((graph.batch, *image))}

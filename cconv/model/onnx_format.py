@@ -19,7 +19,8 @@ import numpy as np
 from ..errors import BackendUnavailable, CconvError, ModelError
 from . import folding
 from .graph import SHOWN, Constant, Graph, Node, Shape
-from .layers import OPERATORS, check, infer
+from .layers import OPERATORS, verify
+from .mapped import forget, mapped
 
 #: The oldest opset: 6 has what 7 has, but for legacy broadcasting, which is refused.
 OLDEST_OPSET = 6
@@ -54,15 +55,7 @@ def read(path: str | os.PathLike) -> Graph:
             "onnx: expected the onnx package, as `pip install cconv[model]` installs it"
         ) from error
     path = Path(path)
-    graph = _graph(onnx, path)
-    try:
-        check(graph)
-        infer(graph, graph.nodes, graph.input_shape)
-    except ModelError:
-        raise
-    except CconvError as error:
-        raise ModelError(f"{path.name}: {error}") from None
-    return graph
+    return verify(_graph(onnx, path), path.name)
 
 
 def _graph(onnx, path: Path) -> Graph:
@@ -97,12 +90,6 @@ def _without_large_tensors(onnx, model) -> None:
             named.add(tensor.name)
     del graph.initializer[:]
     graph.initializer.extend(kept)
-
-
-def _forget(file: mmap.mmap) -> None:
-    """The pages of the file that packing has read need not stay in memory."""
-    if hasattr(file, "madvise"):
-        file.madvise(mmap.MADV_DONTNEED)
 
 
 def _fields(data: mmap.mmap, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -183,8 +170,7 @@ class _Reader:
         if len(proto.sparse_initializer):
             raise ModelError(f"{path.name}: expected initializers that are dense, got sparse ones")
         self.constants = {}
-        with path.open("rb") as file:
-            self.file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.file = mapped(path)
         for tensor, place in zip(proto.initializer, _places(self.file), strict=True):
             if tensor.name in self.constants:
                 raise ModelError(f"tensor {tensor.name[:SHOWN]!r}: expected a name of its own, got one that is taken")
@@ -204,7 +190,7 @@ class _Reader:
         producer = f" by {self.proto.name[:SHOWN]}" if self.proto.name else ""
         return Graph(
             name, f"ONNX, opset {self.opset}{producer}.", shape, tuple(self.nodes), self.outputs, constants, given,
-            batch, partial(_forget, self.file),
+            batch, partial(forget, self.file),
         )  # fmt: skip
 
     def image(self) -> tuple[str, int, Shape]:

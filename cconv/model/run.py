@@ -6,15 +6,17 @@ In: a built-in's name, a file, or a graph; images.  Out: maps by layer, shapes, 
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from math import prod
 
 from .. import backend
 from ..errors import ArgumentError, DTypeError, ModelError, ShapeError
+from ..images import Preprocessing
 from ..planning import ConvSpec, Machine, MoveSpec, Plan, PoolSpec, ResizeSpec, plan, shapes
 from ..weights import ProcessLock, Weights
-from . import builtin, onnx_format, passes
+from . import builtin, onnx_format, passes, safetensors_format
 from .graph import SHOWN, Graph, Layer, ModelCost, Shape
 from .layers import Inferred, check, infer
 
@@ -157,6 +159,15 @@ class Model:
     @property
     def outputs(self) -> tuple[str, ...]:
         return self._graph.outputs
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What `prepare` does to a picture; None for a model that takes pictures as they are."""
+        return self._graph.preprocessing
+
+    def prepare(self, picture):
+        """A picture (3, H, W) in [0, 1], as `cconv.images.decode` gives it, as the model was trained to take it."""
+        return picture if self.preprocessing is None else self.preprocessing(picture)
 
     @property
     def program_limit(self) -> int:
@@ -313,14 +324,27 @@ def _visible(item: Inferred, runs: int, single: bool) -> Shape:
     return (runs * shape[0], *shape[1:]) if shape else (runs,)
 
 
-def load(name: str | os.PathLike, *, seed: int = 0, program_limit: int = PROGRAM_LIMIT) -> Model:
+def load(
+    name: str | os.PathLike,
+    *,
+    architecture: str | None = None,
+    preprocessing: str | Mapping | Preprocessing | None = None,
+    seed: int = 0,
+    program_limit: int = PROGRAM_LIMIT,
+) -> Model:
     """A built-in model by name, or a network from a file.
 
     Parameters
     ----------
     name : str or path
-        One of :func:`model_names`, or an ONNX file, ``*.onnx``, which needs the `model` extra. Of a file, the layers
-        are its tensors by their names; its first input is the image.
+        One of :func:`model_names`, or a file, which needs the `model` extra: ``*.onnx``, of which the layers are its
+        tensors by their names and the first input is the image; or ``*.safetensors``, a state dict.
+    architecture : str, optional
+        Of a safetensors file: whose state dict it is, such as "resnet50", by torchvision's names. Unless given, the
+        file's metadata must say.
+    preprocessing : str, mapping or Preprocessing, optional
+        What `Model.prepare` does to a picture: "imagenet", "none", or what :class:`cconv.images.Preprocessing` takes.
+        Unless given, what the file says, or torchvision's for its architecture; nothing for the other models.
     seed : int
         Of the weights of the models that have no weights of their own: the same seed gives the same weights.
     program_limit : int
@@ -330,25 +354,31 @@ def load(name: str | os.PathLike, *, seed: int = 0, program_limit: int = PROGRAM
     ------
     ModelError
         For an unknown name; the text lists the known ones. For a file that is damaged, or holds what is not supported:
-        the text names the node and its operator.
+        the text names the node and its operator, or the tensor.
     BackendUnavailable
         For a file, where the library that reads it is not installed.
     ArgumentError
-        For a seed or a limit that is no integer >= 0.
+        For a seed or a limit that is no integer >= 0, and an unknown architecture or preprocessing.
 
     Examples
     --------
     >>> load("edges").input_shape
     (3, 224, 224)
     """
-    name, seed = str(name), _whole(seed, "seed")
+    name, seed, prepared = str(name), _whole(seed, "seed"), Preprocessing.of(preprocessing)
+    if architecture is not None and not name.endswith(".safetensors"):
+        raise ArgumentError(f"architecture: expected only with a file *.safetensors, got {name[:SHOWN]!r}")
     if name in builtin.model_names():
         graph = builtin.make(name, seed)
     elif name.endswith(".onnx"):
         graph = onnx_format.read(name)
+    elif name.endswith(".safetensors"):
+        graph = safetensors_format.read(name, architecture)
     else:
         names = ", ".join(builtin.model_names())
-        raise ModelError(f"model: expected one of {names}, or a file *.onnx, got {name[:SHOWN]!r}")
+        raise ModelError(f"model: expected one of {names}, or a file *.onnx or *.safetensors, got {name[:SHOWN]!r}")
+    if preprocessing is not None:
+        graph = replace(graph, preprocessing=prepared)
     model = Model(graph, program_limit=program_limit)
-    model._again = partial(load, name, seed=seed)
+    model._again = partial(load, name, architecture=architecture, preprocessing=preprocessing, seed=seed)
     return model
