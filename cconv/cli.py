@@ -26,14 +26,14 @@ import numpy as np
 from . import Conv2d, Cost, estimate, images, load, model_names, show_config
 from .errors import ArgumentError, BackendUnavailable, CconvError, ShapeError
 from .planning import cost, specs
+from .tables import SUFFIXES, dimensions, duration, scaled, table
 
 #: The lecture's question: how long do ten such layers take for a million samples on two processors?
 LECTURE = ["--x", "1,100,64,64", "--w", "100,100,5,5", "--padding", "2", "--count", "10", "--samples", "1000000"]
 LECTURE_RATES = (0.15e12, 12e12)
 
-SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 LAYER_OPTIONS = ("x", "w", "bias", "residual", "stride", "padding", "dilation", "groups", "activation", "count")
-MODEL_OPTIONS = ("size", "batch", "layers")
+MODEL_OPTIONS = ("size", "batch", "layers", "architecture")
 COST_COLUMNS = ("macs", "flops", "flops_other", "bytes")
 
 
@@ -91,39 +91,6 @@ def rate(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a rate above 0 like 0.15T, 300G or 1e12, got {text!r}")
     return value
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit a person would choose."""
-    for unit, size, digits in (("d", 86400, 2), ("h", 3600, 2), ("min", 60, 1), ("s", 1, 2), ("ms", 1e-3, 2)):
-        if seconds >= size * (2 if unit == "d" else 1):
-            return f"{seconds / size:,.{digits}f} {unit}"
-    return f"{seconds * 1e6:,.2f} us"
-
-
-def scaled(value: float) -> str:
-    """12e12 as "12 T", 0.15e12 as "0.15 T"."""
-    suffix, scale = next(((s, v) for s, v in reversed(SUFFIXES.items()) if value >= v / 10), ("", 1.0))
-    return f"{value / scale:.4g} {suffix}".rstrip()
-
-
-def dimensions(shape: Iterable[int]) -> str:
-    return "x".join(map(str, shape))
-
-
-def table(header: tuple[str, ...], rows: list[tuple], total: tuple | None = None) -> str:
-    """Columns of text; ints get thousands separators and stand to the right."""
-    body = [*rows, total] if total else rows
-    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in body]
-    numeric = [any(isinstance(row[i], int) for row in body) for i in range(len(header))]
-    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
-    places = [f"{{:{'>' if right else '<'}{width}}}" for right, width in zip(numeric, widths, strict=True)]
-    lines = ["  ".join(places).format(*row).rstrip() for row in [header, *cells]]
-    rule = "-" * max(map(len, lines))
-    lines.insert(1, rule)
-    if total:
-        lines.insert(-1, rule)
-    return "\n".join(lines)
 
 
 def show(arguments, record: dict, text: str) -> None:
@@ -194,7 +161,7 @@ def _layer_workload(arguments) -> Workload:
 
 
 def _model_workload(arguments) -> Workload:
-    model = load(arguments.model)
+    model = load(arguments.model, architecture=arguments.architecture)
     channels, *size = model.input_shape
     if arguments.size:
         size = arguments.size if isinstance(arguments.size, tuple) else (arguments.size, arguments.size)
@@ -333,14 +300,14 @@ def extract(arguments) -> None:
         from tqdm import tqdm
     except ImportError:
         raise BackendUnavailable("extract: needs tqdm; install cconv[batch]") from None
-    model = load(arguments.model)
+    model = load(arguments.model, architecture=arguments.architecture, preprocessing=arguments.preprocessing)
     wanted = arguments.layers or model.outputs
     columns = ("macs", "flops", "flops_other")
     bills, rows, total, executed = [], [], Cost(), 0
     labelled = list(zip(_labels(arguments.images), arguments.images, strict=True))
     with maps_file(arguments.out) as append:
         for label, path in tqdm(labelled, unit="image", disable=None if len(labelled) > 1 else True, leave=False):
-            picture = images.read(path)
+            picture = model.prepare(images.read(path))
             bill = model.cost(picture.shape, wanted).total
             maps = model.run(picture, wanted)
             for layer, values in maps.items():
@@ -368,7 +335,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", help="a built-in model's name")
+    parser.add_argument("model", nargs="?", help="a built-in model's name, or a file *.onnx or *.safetensors")
+    parser.add_argument("--architecture", help="of a safetensors file: resnet50, for example")
     parser.add_argument("--size", type=integer_or_tuple, help="of the model's images: 224, or 224,320 for height,width")
     parser.add_argument("--batch", type=positive, default=1, help="how many images the model is given at once")
     parser.add_argument("--layers", type=names, help="the model's layers that are wanted, separated by commas")
@@ -406,7 +374,9 @@ def parser() -> argparse.ArgumentParser:
 
     extracting = command("extract", extract)
     extracting.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a JPEG or PNG file")
-    extracting.add_argument("--model", default="edges")
+    extracting.add_argument("--model", default="edges", help="a built-in model's name, or a file; default: edges")
+    extracting.add_argument("--architecture", help="of a safetensors file: resnet50, for example")
+    extracting.add_argument("--preprocessing", help=f"{', '.join(images.PREPROCESSING)}; default: the model's own")
     extracting.add_argument("--layers", type=names, help="separated by commas; default: the model's outputs")
     extracting.add_argument("--out", type=target, metavar="maps.npz", help="an array per image and layer: image/layer")
     extracting.add_argument("--png", type=target, metavar="grid.png", help="a grid of the maps, per image and layer")

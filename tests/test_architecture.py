@@ -26,7 +26,7 @@ FLOORS = (
     ("cconv.ops", "cconv.filters", "cconv.init", "cconv.images", "cconv.ledger"),
     ("cconv.model",),
     ("cconv",),  # the public names
-    ("cconv.batch",),
+    ("cconv.batch", "cconv.tables"),
     ("cconv.cli",),
     ("service.errors", "service.config", "service.wire", "service.metrics"),
     ("service.engine", "service.ledger"),
