@@ -245,8 +245,12 @@ class Preprocessing:
             raise ImageError(f"image: expected at most {MAX_PIXELS:,} pixels, got {size[0]} x {size[1]} of {x.shape}")
         Image = _pillow()[0]
         how = Image.Resampling[self.interpolation.upper()]
-        resized = [np.asarray(Image.fromarray(np.ascontiguousarray(one)).resize(size[::-1], how)) for one in x]
-        return np.clip(np.stack(resized), 0, 1)  # bicubic goes beyond
+        # One axis after the other, as Pillow does it: where the numbers are bytes, it cuts off what bicubic gives beyond
+        # black and white after each.
+        for wanted in ((size[1], height), size[::-1]):
+            resized = [np.asarray(Image.fromarray(np.ascontiguousarray(one)).resize(wanted, how)) for one in x]
+            x = np.clip(np.stack(resized), 0, 1)
+        return x
 
 
 def _finite(number: object) -> bool:

@@ -2,8 +2,9 @@
 
 In: an architecture's name and where its constants come from.  Out: a Graph.
 
-Layers are named as torchvision.models.feature_extraction.get_graph_node_names names them, and constants as a state dict
-does. One builder per family; the table at the end has its members.
+Layers are named as torchvision.models.feature_extraction.get_graph_node_names names them (but that what it takes for one,
+the blocks of torchvision.ops, has its parts' names here), and constants as a state dict does. One builder per family; the
+table at the end has its members.
 """
 
 from collections.abc import Callable, Iterable
@@ -51,7 +52,8 @@ class Chain:
     def conv(self, name: str, outputs: int, kernel: int, *inputs: str, bias=False, **options) -> str:
         depth = self.channels // options.get("groups", 1)
         own = [self.constant(f"{name}.weight", outputs, depth, kernel, kernel)]
-        own += [self.constant(f"{name}.bias", outputs)] * bias
+        if bias:
+            own.append(self.constant(f"{name}.bias", outputs))
         self.channels = outputs
         return self.add(name, "Conv", *(inputs or (self.last,)), *own, **options)
 
