@@ -241,12 +241,12 @@ class Preprocessing:
             size = self.resize
         if size == (height, width):
             return x
-        if size[0] * size[1] > MAX_PIXELS:
+        if max(size[0], height) * size[1] > MAX_PIXELS:
             raise ImageError(f"image: expected at most {MAX_PIXELS:,} pixels, got {size[0]} x {size[1]} of {x.shape}")
         Image = _pillow()[0]
         how = Image.Resampling[self.interpolation.upper()]
-        # One axis after the other, as Pillow does it: where the numbers are bytes, it cuts off what bicubic gives beyond
-        # black and white after each.
+        # One axis after the other, as Pillow does it: on bytes, it cuts off after each what bicubic gives beyond black
+        # and white.
         for wanted in ((size[1], height), size[::-1]):
             resized = [np.asarray(Image.fromarray(np.ascontiguousarray(one)).resize(wanted, how)) for one in x]
             x = np.clip(np.stack(resized), 0, 1)

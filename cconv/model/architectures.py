@@ -2,9 +2,9 @@
 
 In: an architecture's name and where its constants come from.  Out: a Graph.
 
-Layers are named as torchvision.models.feature_extraction.get_graph_node_names names them (but that what it takes for one,
-the blocks of torchvision.ops, has its parts' names here), and constants as a state dict does. One builder per family; the
-table at the end has its members.
+Layers are named as torchvision.models.feature_extraction.get_graph_node_names names them, but for the blocks of
+torchvision.ops, which it takes for one layer each: here they are the layers that they are made of. Constants are named
+as in a state dict. One builder per family; the table at the end has its members.
 """
 
 from collections.abc import Callable, Iterable
