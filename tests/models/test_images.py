@@ -191,6 +191,66 @@ def test_without_pillow_the_error_names_the_extra(monkeypatch):
         images.decode(b"\x89PNG\r\n\x1a\n")
 
 
+# What a network takes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(300, 451), (451, 300), (200, 100), (37, 256), (256, 256), (257, 255)])
+@pytest.mark.parametrize("name", ["imagenet", "imagenet_bicubic"])
+def test_preprocessing_is_torchvisions_by_pillow_on_bytes(name, size, rng):
+    """Resize(256), CenterCrop(224), ToTensor, Normalize, written out; bytes are rounded after each axis."""
+    rgb = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    short = min(size)
+    height, width = (256 if n == short else int(256 * n / short) for n in size)
+    how = Image.Resampling.BICUBIC if name.endswith("bicubic") else Image.Resampling.BILINEAR
+    resized = np.asarray(Image.fromarray(rgb).resize((width, height), how)).transpose(2, 0, 1)
+    top, left = round((height - 224) / 2), round((width - 224) / 2)
+    mean, std = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
+    expected = (resized[:, top : top + 224, left : left + 224] / 255 - mean) / std
+    got = images.PREPROCESSING[name](_expected(rgb))
+    assert (got.shape, got.dtype) == ((3, 224, 224), np.float32)
+    np.testing.assert_allclose(got * std, expected * std, atol=1.1 / 255)
+
+
+def test_each_step_of_preprocessing_is_what_it_says():
+    x = np.arange(3 * 4 * 6, dtype=np.float32).reshape(3, 4, 6) / 72
+    plain = {"resize": None, "size": None, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    np.testing.assert_array_equal(images.Preprocessing(**plain)(x), x)
+    np.testing.assert_array_equal(images.Preprocessing(**plain | {"size": (2, 4)})(x), x[:, 1:3, 1:5])
+    padded = images.Preprocessing(**plain | {"size": (6, 4)})(x)
+    np.testing.assert_array_equal(padded, np.pad(x[:, :, 1:5], [(0, 0), (1, 1), (0, 0)]))
+    assert images.Preprocessing(**plain | {"resize": 8})(x).shape == (3, 8, 12)
+    nearest = images.Preprocessing(**plain | {"resize": (8, 12), "interpolation": "nearest"})(x)
+    np.testing.assert_array_equal(nearest, x.repeat(2, axis=1).repeat(2, axis=2))
+    turned = images.Preprocessing(**plain | {"channels": "BGR", "scale": 255, "layout": "HWC", "mean": (1, 2, 3)})(x)
+    np.testing.assert_allclose(turned, x[::-1].transpose(1, 2, 0) * 255 - [1, 2, 3], rtol=1e-6, atol=1e-5)
+
+
+def test_preprocessing_is_known_by_name_or_made_of_a_mapping():
+    assert images.Preprocessing.of("imagenet") == images.Preprocessing()
+    assert images.Preprocessing.of("none") is None
+    assert images.Preprocessing.of({"size": [4, 5]}) == images.Preprocessing(size=(4, 5))
+    with pytest.raises(ArgumentError, match=r"preprocessing: expected one of none, imagenet, .*got 'imagenot'"):
+        images.Preprocessing.of("imagenot")
+    with pytest.raises(ArgumentError, match="expected attributes of Preprocessing, got sizes"):
+        images.Preprocessing.of({"sizes": 4})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"resize": 0}, {"size": (1, 2, 3)}, {"size": True}, {"size": 10**6}, {"interpolation": "area"}, {"mean": 1},
+     {"std": (1, 0, 1)}, {"std": (1, float("nan"), 1)}, {"scale": float("inf")}, {"channels": "RGBA"}, {"layout": []}],
+)  # fmt: skip
+def test_preprocessing_that_cannot_be_is_refused(given):
+    with pytest.raises(ArgumentError, match=f"^{next(iter(given))}: expected"):
+        images.Preprocessing(**given)
+
+
+@pytest.mark.parametrize(("resize", "size"), [(256, (1, 300_000)), ((1, 2000), (60_000, 1))])
+def test_a_picture_that_becomes_too_large_is_refused(resize, size):
+    with pytest.raises(ImageError, match="expected at most 50,000,000 pixels"):
+        images.Preprocessing(resize=resize)(np.zeros((3, *size), np.float32))
+
+
 # Pictures of maps ---------------------------------------------------------------------------------------------------
 
 
