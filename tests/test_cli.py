@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 
 import cconv
 from cconv import cli
+from cconv.model.architectures import build
+from cconv.model.builtin import he_parameters
 
 LAYER = ["--x", "1,100,64,64", "--w", "100,100,5,5", "--padding", "2"]
 
@@ -203,6 +206,21 @@ class TestExtract:
         (line,) = (line for line in lines if line.startswith("total"))
         assert f"{total:,}" in line
 
+    def test_a_state_dict_is_given_pictures_as_it_was_trained_on_them(self, run, refused, photographs, tmp_path):
+        numpy = pytest.importorskip("safetensors.numpy")
+        graph = build("squeezenet1_1", partial(he_parameters, seed=0), "drawn")
+        path = tmp_path / "net.safetensors"
+        numpy.save_file({name: constant.read() for name, constant in graph.constants.items()}, path)
+        words = [photographs[0], "--model", str(path), "--layers", "features.2", "--json"]
+        (told,) = json.loads(run("extract", *words, "--architecture", "squeezenet1_1"))["images"]
+        assert told["input_shape"] == [3, 224, 224]
+        assert told["macs"] == cconv.load("squeezenet1_1").cost((3, 224, 224), ["features.2"]).total.macs
+        size = list(cconv.images.read(photographs[0]).shape)
+        words += ["--architecture", "squeezenet1_1", "--preprocessing", "none"]
+        assert json.loads(run("extract", *words))["images"][0]["input_shape"] == size
+        assert "the closest are squeezenet1_1" in refused("extract", *words, "--architecture", "squeezenet1.1")
+        assert "349,151,936" in run("cost", str(path), "--architecture", "squeezenet1_1")
+
     def test_a_failure_leaves_no_half_file(self, refused, photographs, tmp_path):
         broken = tmp_path / "broken.png"
         broken.write_bytes((tmp_path / "one.png").read_bytes()[:60])
@@ -292,6 +310,8 @@ def test_an_interrupt_is_not_a_traceback(tmp_path):
     code = f"""
 import os, sys, time
 from cconv import cli
+from cconv.model.architectures import build
+from cconv.model.builtin import he_parameters
 def wait(*_):
     open({os.fspath(ready)!r}, "w").close()
     time.sleep(60)
