@@ -11,7 +11,7 @@ COPY cconv cconv
 # The wheel is built from what is copied above; the environment is carried over as it is.
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
     && python -m venv /opt/cconv \
-    && /opt/cconv/bin/pip install --no-cache-dir "$(echo /wheels/cconv-*.whl)[service]"
+    && /opt/cconv/bin/pip install --no-cache-dir "$(echo /wheels/cconv-*.whl)[service,model]"
 
 FROM python:3.12-slim AS photographs
 # Photographs that may be passed on: those that scikit-image ships.
@@ -50,6 +50,6 @@ ENV HOST=0.0.0.0 \
     MALLOC_ARENA_MAX=2
 USER 10001:10001
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --start-interval=1s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --start-interval=1s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"PORT\"]}/readyz', timeout=4)"]
 CMD ["gunicorn", "-c", "service/gunicorn.conf.py", "service:create_app()"]

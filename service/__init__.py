@@ -1,6 +1,6 @@
 """The service: cconv over HTTP. An application, run from a checkout or the image and never installed.
 
-    errors config wire metrics -> engine -> admission -> scheduler -> pipeline -> routes -> factory
+    errors config wire metrics -> repository -> engine -> admission -> scheduler -> pipeline -> routes -> factory
 
 In: Settings.  Out: a WSGI application, `gunicorn -c service/gunicorn.conf.py 'service:create_app()'`.
 """

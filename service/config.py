@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 
 MIB = 1 << 20
 DAY_S = 86_400
+#: Settings that may be 0; the other numbers are at least 1.
+_FROM_ZERO = ("port", "warm_up_s")
 
 
 def _setting(variable: str, default, meaning: str):
@@ -29,6 +31,12 @@ class Settings:
     port: int = _setting("PORT", 8080, "port to listen on; 0 takes a free one")
     threads: int = _setting("CCONV_THREADS", 16, "request threads: they parse, wait and write; one other computes")
     models: tuple[str, ...] = _setting("CCONV_MODELS", (), "names of the models to serve, comma-separated; empty: all")
+    model_repository: str = _setting(
+        "CCONV_MODEL_REPOSITORY", "", "folder of `NAME/VERSION/model.onnx` or `model.safetensors`; empty: none"
+    )
+    warm_up_s: float = _setting(
+        "CCONV_WARM_UP_SECONDS", 60.0, "longest first run of each model of the folder, at the start; 0: no such run"
+    )
     access_log: str = _setting("CCONV_ACCESS_LOG", "", "file for the access log; `-` is standard output, empty is none")
     error_log: str = _setting("CCONV_ERROR_LOG", "-", "file for the error log; `-` is standard error")
     grace_s: int = _setting("CCONV_GRACE_SECONDS", 60, "after SIGTERM, how long requests in flight may take to finish")
@@ -53,10 +61,12 @@ class Settings:
     def __post_init__(self):
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if isinstance(value, (int, float)) and not value >= (0 if entry.name == "port" else 1):
-                raise ValueError(f"{entry.metadata['variable']}: expected a number of at least 1, got {value}")
-        if self.deadline_s > DAY_S:
-            raise ValueError(f"CCONV_DEADLINE_SECONDS: expected a number of at most {DAY_S}, got {self.deadline_s}")
+            least = 0 if entry.name in _FROM_ZERO else 1
+            if isinstance(value, (int, float)) and not value >= least:
+                raise ValueError(f"{entry.metadata['variable']}: expected a number of at least {least}, got {value}")
+        for variable, seconds in (("CCONV_DEADLINE", self.deadline_s), ("CCONV_WARM_UP", self.warm_up_s)):
+            if seconds > DAY_S:
+                raise ValueError(f"{variable}_SECONDS: expected a number of at most {DAY_S}, got {seconds}")
         if self.queue_requests >= self.threads:
             raise ValueError(
                 f"CCONV_QUEUE_REQUESTS: expected less than CCONV_THREADS = {self.threads}, got {self.queue_requests}"

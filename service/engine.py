@@ -1,4 +1,4 @@
-"""Engine: the service's only importer of cconv. Models by name, what a task costs, and the function that runs it.
+"""Engine: the service's only importer of cconv. Models by name and version, what a task costs, and what runs it.
 
 In: names, shapes, arrays and encoded images.  Out: Quote (what it will cost, from shapes alone), Task (a quote with its
 arrays, ready for the compute thread), images as arrays; cconv's errors as the service's own.
@@ -17,10 +17,14 @@ import cconv
 from cconv import Cost, images
 
 from .errors import DeadlineExceeded, InvalidRequest, NotFound, Unavailable
+from .repository import Entry, Repository, State, unknown
 from .wire import read_name
 
 DEVICE = "cpu"
-VERSION = "1"
+#: Of the built-in models, and what their input is called.
+VERSION, INPUT = "1", "image"
+#: What bills of single convolutions are counted under.
+CONV2D = "conv2d"
 FLOAT32_BYTES = 4
 #: Options of conv2d that change how it is computed and not what it costs.
 UNCOUNTED_OPTIONS = ("precision", "algorithm")
@@ -54,15 +58,12 @@ class Quote:
     outputs : dict of layer name to shape
         The maps that will be returned; of a single convolution only their number is known beforehand.
     output_numbers : int
-    working_bytes : int
-        About what the maps in between take.
     """
 
     cost: Cost
     steps: tuple[Step, ...]
     outputs: dict[str, Shape]
     output_numbers: int
-    working_bytes: int
 
     @property
     def flops(self) -> int:
@@ -72,7 +73,17 @@ class Quote:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A quote with its arrays. Tasks with equal keys may run together, stacked along the first axis."""
+    """A quote with its arrays. Tasks with equal keys may run together, stacked along the first axis.
+
+    Attributes
+    ----------
+    count : int
+        Images.
+    working_bytes : function without arguments
+        What the maps in between take while it runs. Asked once the work is admitted: it needs a plan.
+    per_image : bool
+        Whether every output has a row for each image.
+    """
 
     label: str
     quote: Quote
@@ -80,6 +91,55 @@ class Task:
     key: Hashable | None
     algorithm: str
     run: Callable[[np.ndarray, threading.Event], dict[str, np.ndarray]]
+    count: int
+    working_bytes: Callable[[], int] = lambda: 0
+    per_image: bool = True
+
+
+def _common(one: Shape, other: Shape) -> Shape:
+    """Where two shapes agree, and -1 elsewhere."""
+    same_rank = len(one) == len(other)
+    return tuple(size if same_rank and other[axis] == size else -1 for axis, size in enumerate(one))
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """One version of a model that is ready, and what its callers must know of it."""
+
+    name: str
+    version: str
+    input: str
+    model: cconv.Model
+    operators: dict[str, str]
+
+    @classmethod
+    def of(cls, name: str, version: str, model: cconv.Model, input: str) -> "Served":
+        return cls(name, version, input, model, {layer.name: layer.operator for layer in model.layers})
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether it is made for single images (C, H, W)."""
+        return self.model.batch == 1 and len(self.model.input_shape) == 3
+
+    @property
+    def x_shape(self) -> Shape:
+        """The images of one run, of the model's own size."""
+        return (self.model.batch, *self.model.input_shape)
+
+    @property
+    def input_shape(self) -> Shape:
+        """-1 for how many there are and for what may vary."""
+        return (-1, *self.model.input_shape[:1], *(-1 for _ in self.model.input_shape[1:]))
+
+    def output_shapes(self) -> dict[str, Shape]:
+        """The default outputs', with -1 where larger images or more of them change a size."""
+        own = self.model.shapes(self.x_shape)
+        batch, *sizes = self.x_shape
+        try:
+            more = self.model.shapes((2 * batch, *sizes[:1], *(2 * size for size in sizes[1:])))
+        except cconv.CconvError:  # it takes no larger ones
+            more = self.model.shapes((2 * batch, *sizes))
+        return {layer: _common(shape, more[layer]) for layer, shape in own.items()}
 
 
 @contextmanager
@@ -100,64 +160,126 @@ class Engine:
     Parameters
     ----------
     models : tuple of str
-        The built-in models to serve; all of them if empty. An unknown name is a ValueError.
+        The models to serve, of the built-in ones and the repository's; all of them if empty. An unknown name is a
+        ValueError.
+    repository : str
+        A folder of models, or empty. Its names hide built-in ones.
     """
 
-    def __init__(self, models: tuple[str, ...] = ()):
-        known = cconv.model_names()
-        if unknown := sorted(set(models) - set(known)):
-            raise ValueError(f"models: expected names of {', '.join(known)}, got {', '.join(unknown)}")
+    def __init__(self, models: tuple[str, ...] = (), repository: str = ""):
+        self.repository = Repository(repository, reserved=(CONV2D,))
+        known = tuple(dict.fromkeys((*cconv.model_names(), *self.repository.names)))
+        if others := sorted(set(models) - set(known)):
+            raise ValueError(f"models: expected names of {', '.join(known)}, got {', '.join(others)}")
         self.names = models or known
-        self._models: dict[str, cconv.Model] = {}
-        self._operators: dict[str, dict[str, str]] = {}
+        self.repository.keep(self.names)
+        self._built_in: dict[str, Served] = {}
         self._lock = threading.Lock()
 
     @property
     def version(self) -> str:
         return metadata.version("cconv")
 
-    def model(self, name: str, version: str | None = None) -> "cconv.Model":
-        """A model that is served; its weights are drawn when it first runs."""
-        if read_name(name, "model") not in self.names:
-            raise NotFound(f"Request for unknown model: '{name}' is not found")
+    def model(self, name: str, version: str | None = None) -> Served:
+        """A model that is served, its highest version unless given; Unavailable unless that is ready.
+
+        No other version, and no built-in model, ever stands in for one that is not ready.
+        """
+        if read_name(name, "model") in self.repository.names:
+            entry = self.repository.find(name, version)
+            if entry.state is not State.READY:
+                reason = entry.reason or "it is being loaded; try again"
+                raise Unavailable(f"model '{name}' version {entry.version or '-'} is not ready: {reason}")
+            return entry.model
+        if name not in self.names:
+            raise NotFound(unknown(name))
         if version not in (None, VERSION):
-            raise NotFound(f"Request for unknown model: '{name}' version {version[:16]} is not found")
+            raise NotFound(unknown(name, version))
         with self._lock:
-            if name not in self._models:
-                self._models[name] = cconv.load(name)
-                self._operators[name] = {layer.name: layer.operator for layer in self._models[name].layers}
-            return self._models[name]
+            if name not in self._built_in:
+                self._built_in[name] = Served.of(name, VERSION, cconv.load(name), INPUT)
+            return self._built_in[name]
 
-    def quote(self, name: str, x_shape: Shape, layers: tuple[str, ...] | None = None) -> Quote:
-        """What running a model on images of this shape costs, if only these layers are asked for."""
-        model = self.model(name)
+    def image_model(self, name: str) -> Served:
+        """A model for photographs; InvalidRequest for one that takes anything else."""
+        served = self.model(name)
+        if not served.takes_images:
+            shape = list(served.x_shape)
+            raise InvalidRequest(
+                f"model: expected one that takes single images (C, H, W), but '{name}' takes {shape}; "
+                f"POST /v2/models/{name}/infer takes tensors of any shape"
+            )
+        return served
+
+    def image_models(self) -> list[Served]:
+        """Every model for photographs that is ready."""
+        names = (n for n in self.names if n not in self.repository.names or self._is_ready(n))
+        return [served for served in map(self.model, names) if served.takes_images]
+
+    def _is_ready(self, name: str) -> bool:
+        return self.repository.find(name).state is State.READY
+
+    def versions(self, name: str) -> tuple[str, ...]:
+        """From the highest down."""
+        return self.repository.versions(name) if name in self.repository.names else (VERSION,)
+
+    def index(self) -> list[dict[str, str]]:
+        """Every version of every model, ready or not, and why not."""
+        built_in = (name for name in self.names if name not in self.repository.names)
+        ready = {"version": VERSION, "state": State.READY.value, "reason": ""}
+        return [{"name": name, **ready} for name in built_in] + [entry.as_dict() for entry in self.repository.entries]
+
+    def open(self, entry: Entry) -> Served:
+        """A model of the repository, from its file; InvalidRequest or Unavailable says what is wrong with it."""
         with _translated():
-            cost = model.cost(x_shape, layers)
-            shapes = model.shapes(x_shape, tuple(cost.layers))
-            outputs = model.shapes(x_shape, layers)
-        operators = self._operators[name]
-        steps = tuple(Step(layer, operators[layer], shapes[layer], each) for layer, each in cost.layers.items())
-        # A chain of layers keeps two maps at a time: the one that is read and the one that is written.
-        largest = max(map(prod, shapes.values())) * FLOAT32_BYTES
-        return Quote(cost.total, steps, outputs, sum(map(prod, outputs.values())), 2 * largest)
+            model = cconv.load(entry.path)
+            return Served.of(entry.name, entry.version, model, model.input)
 
-    def task(self, name: str, x: np.ndarray, layers: tuple[str, ...] | None = None) -> Task:
-        """A model on images (N, C, H, W) float32."""
-        model, quote = self.model(name), self.quote(name, x.shape, layers)
-        asked = tuple(quote.outputs)
+    def quote(
+        self, name: str, x_shape: Shape, layers: tuple[str, ...] | None = None, version: str | None = None
+    ) -> Quote:
+        """What running a model on images of this shape costs, if only these layers are asked for."""
+        return self._quote(self.model(name, version), x_shape, layers)
+
+    def task(self, name: str, x: np.ndarray, layers: tuple[str, ...] | None = None, version: str | None = None) -> Task:
+        """A model on images (N, C, H, W) float32, or on what else it takes."""
+        return self.task_of(self.model(name, version), x, layers)
+
+    def task_of(self, served: Served, x: np.ndarray, layers: tuple[str, ...] | None = None) -> Task:
+        """`task` of a model that need not be in the index yet."""
+        model, quote = served.model, self._quote(served, x.shape, layers)
+        asked, count = tuple(quote.outputs), len(x)
+        with _translated():
+            doubled = model.shapes((2 * count, *x.shape[1:]), asked)
+        # What no image changes, such as a Shape, is there once, and a file may fold its batch into other axes.
+        per_image = all(quote.outputs[layer][:1] == (count,) and doubled[layer][:1] == (2 * count,) for layer in asked)
 
         def run(x: np.ndarray, cancel: threading.Event) -> dict[str, np.ndarray]:
             with _translated():
                 return model.run(x, asked, cancel)
 
-        return Task(name, quote, x, (name, asked, x.shape[1:]), "auto", run)
+        def working_bytes() -> int:
+            with _translated():
+                return model.working_bytes(x.shape, asked)
+
+        key = (served.name, served.version, asked, x.shape[1:]) if per_image else None
+        return Task(served.name, quote, x, key, "auto", run, count, working_bytes, per_image)
+
+    def _quote(self, served: Served, x_shape: Shape, layers: tuple[str, ...] | None) -> Quote:
+        model = served.model
+        with _translated():
+            cost = model.cost(x_shape, layers)
+            shapes = model.shapes(x_shape, tuple(cost.layers))
+            outputs = model.shapes(x_shape, layers)
+        steps = tuple(Step(layer, served.operators[layer], shapes[layer], each) for layer, each in cost.layers.items())
+        return Quote(cost.total, steps, outputs, sum(map(prod, outputs.values())))
 
     def quote_conv2d(self, x_shape: Shape, w_shape: Shape, **options) -> Quote:
         """What one conv2d on arrays of these shapes costs; options as conv2d_cost's."""
         with _translated():
             cost = cconv.conv2d_cost(x_shape, w_shape, **options)
         # macs are one per output and weight of a filter: the only formula for the size stays in the library.
-        return Quote(cost, (), {}, cost.macs // prod(w_shape[1:]), 0)
+        return Quote(cost, (), {}, cost.macs // prod(w_shape[1:]))
 
     def conv2d_task(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: dict) -> Task:
         """One convolution of tensors that came with the request."""
@@ -168,13 +290,31 @@ class Engine:
             with _translated():
                 return {"y": _sliced_conv2d(x, weight, bias, options, quote.flops, cancel)}
 
-        return Task("conv2d", quote, x, None, options.get("algorithm", "auto"), run)
+        count = len(x) if x.ndim == 4 else 1
+        return Task(CONV2D, quote, x, None, options.get("algorithm", "auto"), run, count)
 
     def decode(self, data: bytes, name: str, max_pixels: int) -> np.ndarray:
         """A JPEG or PNG as float32 (3, H, W) in 0..1; its size is checked before it is decoded."""
         try:
             with _translated():
                 return images.decode(data, max_pixels=max_pixels)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{name}: {error}") from error
+
+    def prepare(self, served: Served, picture: np.ndarray, name: str, max_pixels: int) -> np.ndarray:
+        """A picture as a model was trained to take it, by what is declared with the model; as it is without that."""
+        declared = served.model.preprocessing
+        if declared is None:
+            return picture
+        short, long = sorted(picture.shape[1:])
+        if isinstance(declared.resize, int) and declared.resize**2 * long > max_pixels * short:
+            raise InvalidRequest(
+                f"{name}: expected at most {max_pixels} pixels when its short side is made {declared.resize} for "
+                f"model '{served.name}', got {short} x {long} to begin with"
+            )
+        try:
+            with _translated():
+                return served.model.prepare(picture)
         except InvalidRequest as error:
             raise InvalidRequest(f"{name}: {error}") from error
 

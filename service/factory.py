@@ -4,6 +4,7 @@ In: Settings.  Out: a Flask application. What holds for every request stands her
 """
 
 import atexit
+import logging
 import time
 from io import BytesIO, RawIOBase
 
@@ -75,9 +76,10 @@ def build(settings: Settings | None = None) -> flask.Flask:
     """The application; ValueError for settings that cannot be."""
     settings = settings or Settings.from_env()
     metrics = Metrics()
-    pipeline = Pipeline(
-        settings, Engine(settings.models), Admission(settings, metrics), Scheduler(metrics, settings.max_batch), metrics
-    )
+    _log()
+    engine = Engine(settings.models, settings.model_repository)
+    scheduler = Scheduler(metrics, settings.max_batch)
+    pipeline = Pipeline(settings, engine, Admission(settings, metrics), scheduler, metrics)
     atexit.register(pipeline.close)
 
     # The package, not this module: templates/ and static/ lie beside it.
@@ -93,7 +95,16 @@ def build(settings: Settings | None = None) -> flask.Flask:
     register(app, pipeline)
     _guard(app, metrics)
     _answer_errors(app, settings, metrics)
+    pipeline.start_loading()
     return app
+
+
+def _log() -> None:
+    """The service's rooms, which Flask's own logger is one of, write where gunicorn writes, if it runs them."""
+    logger = logging.getLogger(__package__)
+    logger.setLevel(logging.INFO)
+    if handlers := logging.getLogger("gunicorn.error").handlers:
+        logger.handlers = list(handlers)
 
 
 def _guard(app: flask.Flask, metrics: Metrics) -> None:

@@ -3,10 +3,12 @@
 In: names, arrays and encoded images from the routes.  Out: an Outcome and its answer, billed; or an error, and no bill.
 """
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TypeVar
 
 import numpy as np
@@ -14,15 +16,18 @@ import numpy as np
 from . import engine
 from .admission import Admission, Permit
 from .config import Settings
-from .engine import Cost, Engine, Quote, Task
-from .errors import DeadlineExceeded, InvalidRequest
+from .engine import Cost, Engine, Quote, Served, Task
+from .errors import DeadlineExceeded, InvalidRequest, Overloaded, ServiceError, TooLarge
 from .metrics import Metrics
 from .scheduler import Result, Scheduler
 from .wire import JSON_BYTES_PER_NUMBER, NPY_MAGIC, read_npy
 
 Answer = TypeVar("Answer")
+log = logging.getLogger(__name__)
 #: Longest that a self-test may wait behind other work: a probe gives up soon after.
 SELF_TEST_S = 2.0
+#: How long closing waits for the model that is being loaded.
+CLOSE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Outcome:
             **bill(self.cost),
             "device": engine.DEVICE,
             "algorithm": self.tasks[0].algorithm,
-            "batch_size": _images(self.tasks),
+            "batch_size": sum(task.count for task in self.tasks),
             "queue_us": round(1e6 * max(result.queue_s for result in self.results)),
             "compute_us": round(1e6 * max(result.compute_s for result in self.results)),
         }
@@ -55,10 +60,6 @@ class Outcome:
 def bill(cost: Cost) -> dict[str, int]:
     """What is charged: of these a batch costs just as many times one image's as it has images."""
     return {"macs": cost.macs, "flops": cost.flops, "flops_other": cost.flops_other}
-
-
-def _images(tasks: Iterable[Task]) -> int:
-    return sum(len(task.images) if task.images.ndim == 4 else 1 for task in tasks)
 
 
 def _time_left(permit: Permit) -> float:
@@ -80,6 +81,7 @@ class Pipeline:
         self.metrics = metrics
         self._admission = admission
         self._scheduler = scheduler
+        self._loader: threading.Thread | None = None
         # One at a time: a decoder holds several times what it returns, and nobody has counted that.
         self._decoding = threading.Lock()
 
@@ -90,6 +92,8 @@ class Pipeline:
     def close(self) -> None:
         """Stop the compute thread; what waits is refused."""
         self._scheduler.close()
+        if self._loader is not None:
+            self._loader.join(CLOSE_S)
 
     def alive(self) -> bool:
         """Whether the compute thread can take work."""
@@ -108,20 +112,83 @@ class Pipeline:
         if result.maps["y"].item() != 36.0:
             raise RuntimeError("the self-test's convolution gave a wrong answer")
 
-    def quote(self, model: str, x_shape: tuple[int, ...], layers: tuple[str, ...] | None) -> Quote:
+    def start_loading(self) -> None:
+        """Load the repository's models in a thread of its own, so that health answers meanwhile."""
+        if self.engine.repository.pending:
+            self._loader = threading.Thread(target=self._load, name="cconv-loader", daemon=True)
+            self._loader.start()
+
+    def loading(self) -> int:
+        """How many models are not loaded yet."""
+        return len(self.engine.repository.pending)
+
+    def _load(self) -> None:
+        """One model after the other; what is wrong with one is its own."""
+        for entry in self.engine.repository.pending:
+            if not self.alive():
+                return
+            began = time.monotonic()
+            try:
+                served = self.engine.open(entry)
+                warm = self._warm_up(served)
+            except ServiceError as error:
+                entry.fail(str(error))
+            except Exception:
+                log.exception("model %s version %s", entry.name, entry.version)
+                entry.fail("internal error; the server's log says more")
+            else:
+                entry.succeed(served)
+                seconds = time.monotonic() - began
+                log.info("model %s version %s is ready after %.1f s, %s", entry.name, entry.version, seconds, warm)
+
+    def _warm_up(self, served: Served) -> str:
+        """Run a model once on what it is made for, so that its weights are packed; billed to nobody.
+
+        What no request could do either within the limits is left undone: the model is ready, and its first run slow.
+        """
+        if not self.settings.warm_up_s:
+            return "not warmed up"
+        permit = self.enter(0)
+        permit.deadline = time.monotonic() + self.settings.warm_up_s
+        try:
+            self._admission.sizes("shape", served.x_shape)
+            permit.take(nbytes=engine.FLOAT32_BYTES * prod(served.x_shape))
+            task = self.engine.task_of(served, np.zeros(served.x_shape, np.float32))
+            self._admit(permit, [task])
+            self._scheduler.run([task], permit.deadline)
+        except (TooLarge, Overloaded, DeadlineExceeded) as error:
+            return f"not warmed up: {error}"
+        finally:
+            permit.release()
+        return "warmed up"
+
+    def quote(
+        self, model: str, x_shape: tuple[int, ...], layers: tuple[str, ...] | None, version: str | None = None
+    ) -> Quote:
         """What a model's run will cost; computes nothing."""
         self._admission.sizes("shape", x_shape)
-        return self.engine.quote(model, x_shape, layers)
+        return self.engine.quote(model, x_shape, layers, version)
 
     def quote_conv2d(self, x_shape: tuple[int, ...], w_shape: tuple[int, ...], options: dict) -> Quote:
         """What one conv2d will cost; computes nothing."""
         self._check_conv2d(x_shape, w_shape, options)
         return self.engine.quote_conv2d(x_shape, w_shape, **options)
 
-    def task(self, model: str, images: np.ndarray, layers: tuple[str, ...] | None) -> Task:
-        """A model on images (N, C, H, W) float32, counted and not yet run."""
+    def task(self, model: str, images: np.ndarray, layers: tuple[str, ...] | None, version: str | None = None) -> Task:
+        """A model on images (N, C, H, W) float32, or on what else it takes, counted and not yet run."""
         self._admission.sizes("shape", images.shape)
-        return self.engine.task(model, images, layers)
+        return self.engine.task(model, images, layers, version)
+
+    def image_tasks(self, model: str, images: Sequence[np.ndarray], layers: tuple[str, ...] | None) -> list[Task]:
+        """A model on each array of photographs, for answers that show every image's maps."""
+        tasks = [self.task(model, array, layers) for array in images]
+        if odd := next((task for task in tasks if not task.per_image), None):
+            shapes = ", ".join(f"{layer} {list(shape)}" for layer, shape in odd.quote.outputs.items())
+            raise InvalidRequest(
+                f"layers: expected ones that give every image maps of its own, got {shapes} for {odd.count} images; "
+                f"POST /v2/models/{model}/infer gives any"
+            )
+        return tasks
 
     def conv2d_task(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: dict) -> Task:
         """One conv2d, counted and not yet run."""
@@ -143,8 +210,13 @@ class Pipeline:
         self._admission.json(nbytes)
         permit.take(nbytes=memory)
 
-    def images(self, permit: Permit, files: Sequence[tuple[str, bytes]]) -> list[np.ndarray]:
-        """Named JPEG, PNG and .npy files as float32 (N, C, H, W) each; uint8 of a .npy is divided by 255."""
+    def images(
+        self, permit: Permit, files: Sequence[tuple[str, bytes]], served: Served | None = None
+    ) -> list[np.ndarray]:
+        """Named JPEG, PNG and .npy files as float32 (N, C, H, W) each; uint8 of a .npy is divided by 255.
+
+        JPEG and PNG are prepared as the model that is served declares; a .npy is a tensor and taken as it is.
+        """
         if not files:
             raise InvalidRequest("body: expected a JPEG, PNG or .npy file or a multipart form of them, got nothing")
         self._admission.images(len(files))
@@ -158,19 +230,25 @@ class Pipeline:
                 if not pixels:
                     limit = self.settings.max_pixels
                     raise InvalidRequest(f"{name}: expected at most {limit} pixels in all images, got more")
-                array = self._decode(permit, data, name, pixels)
-                pixels -= array.shape[2] * array.shape[3]
+                array, count = self._decode(permit, data, name, pixels, served)
+                pixels -= count
             arrays.append(array)
         self._admission.images(sum(map(len, arrays)))
         return arrays
 
-    def _decode(self, permit: Permit, data: bytes, name: str, pixels: int) -> np.ndarray:
+    def _decode(
+        self, permit: Permit, data: bytes, name: str, pixels: int, served: Served | None
+    ) -> tuple[np.ndarray, int]:
+        """A picture as a batch of one, and how many pixels it came with."""
         if not self._decoding.acquire(timeout=_time_left(permit)):
             raise DeadlineExceeded("the deadline passed before the images were decoded; nothing was billed")
         try:
-            array = self.engine.decode(data, name, pixels)[None]
-            permit.take(nbytes=array.nbytes)
-            return array
+            picture = self.engine.decode(data, name, pixels)
+            count = prod(picture.shape[1:])
+            if served is not None:
+                picture = self.engine.prepare(served, picture, name, self.settings.max_pixels)
+            permit.take(nbytes=picture.nbytes)
+            return picture[None], count
         finally:
             self._decoding.release()
 
@@ -193,12 +271,8 @@ class Pipeline:
         `json_numbers` of the outputs will be written as JSON, which takes more room.
         """
         cost = sum((task.quote.cost for task in tasks), Cost())
-        flops = sum(task.quote.flops for task in tasks)
-        output_bytes = sum(task.quote.output_numbers * task.images.itemsize for task in tasks)
-        output_bytes += json_numbers * JSON_BYTES_PER_NUMBER
-        self._admission.images(_images(tasks))
-        self._admission.work(flops, output_bytes)
-        permit.take(nbytes=output_bytes + max(task.quote.working_bytes for task in tasks), flops=flops)
+        self._admission.images(sum(task.count for task in tasks))
+        self._admit(permit, tasks, json_numbers * JSON_BYTES_PER_NUMBER)
         results = self._scheduler.run(tasks, permit.deadline)
         outcome = Outcome(tasks, results, cost)
         try:
@@ -207,5 +281,12 @@ class Pipeline:
             for task in tasks:
                 self.metrics.discarded(task.label, engine.DEVICE, task.quote.flops)
             raise
-        self.metrics.billed(tasks[0].label, engine.DEVICE, cost, _images(tasks))
+        self.metrics.billed(tasks[0].label, engine.DEVICE, cost, sum(task.count for task in tasks))
         return outcome, answer
+
+    def _admit(self, permit: Permit, tasks: Sequence[Task], more_bytes: int = 0) -> None:
+        """Room for the tasks' work, their outputs and what lies in between; `more_bytes` are the answer's."""
+        flops = sum(task.quote.flops for task in tasks)
+        output_bytes = sum(task.quote.output_numbers * task.images.itemsize for task in tasks) + more_bytes
+        self._admission.work(flops, output_bytes)
+        permit.take(nbytes=output_bytes + max(task.working_bytes() for task in tasks), flops=flops)

@@ -147,14 +147,10 @@ class Scheduler:
                 continue  # a sibling failed, so this one is not wanted
             elif head is None:
                 batch.append(entry)
-                images = len(entry.task.images)
-            elif (
-                head.key is not None
-                and entry.task.key == head.key
-                and images + len(entry.task.images) <= self._max_batch
-            ):
+                images = entry.task.count
+            elif head.key is not None and entry.task.key == head.key and images + entry.task.count <= self._max_batch:
                 batch.append(entry)
-                images += len(entry.task.images)
+                images += entry.task.count
             else:
                 rest.append(entry)
         self._queue = rest
@@ -173,13 +169,12 @@ class Scheduler:
             self._fail(batch, error)
             return
         seconds = time.monotonic() - started
-        # A convolution of one (C, H, W) image has no axis to count along.
-        self._metrics.ran(task.label, len(images) if images.ndim == 4 else 1, seconds)
+        self._metrics.ran(task.label, sum(entry.task.count for entry in batch), seconds)
         first = 0
         for entry in batch:
             part = maps
             if len(batch) > 1:
-                last = first + len(entry.task.images)
+                last = first + entry.task.count
                 part = {name: array[first:last] for name, array in maps.items()}
                 first = last
             queue_s = started - entry.request.submitted

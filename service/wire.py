@@ -37,12 +37,17 @@ _NPY_ITEM = re.compile(
 _NPY_SHAPE = re.compile(r"\((?:[0-9]{1,19},[ ]*)*(?:[0-9]{1,19})?[ ]*\)")
 
 
+#: The protocol's names of the types that maps, and a file's shapes and constants, have.
+DATATYPES = {
+    "float32": "FP32", "float64": "FP64", "bool": "BOOL", "int8": "INT8", "int16": "INT16", "int32": "INT32",
+    "int64": "INT64", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64", "float16": "FP16",
+}  # fmt: skip
 #: Axes that any tensor may have.
 MOST_AXES = 8
 #: What tensors of the protocol may ask for in general and not here; to ignore it would be to answer something else.
 REFUSED_PARAMETERS = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset", "classification")
-#: Characters of a model's or layer's name: several times the longest that there is.
-LONGEST_NAME = 128
+#: Characters of a model's or layer's name; those of files are paths of modules at times.
+LONGEST_NAME = 512
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
@@ -240,10 +245,13 @@ def read_name(value, name: str) -> str:
 
 @dataclass(frozen=True)
 class Expected:
-    """The one input that a model takes, -1 for a size that may vary, and the layers that it can answer with."""
+    """The one input that a model takes, -1 for a size that may vary, and the layers that it can answer with.
+
+    A request may call the input by any of its names, of which the first is its own.
+    """
 
     model: str
-    input: str
+    inputs: tuple[str, ...]
     shape: tuple[int, ...]
     layers: frozenset[str]
     defaults: tuple[str, ...]
@@ -311,12 +319,12 @@ def _flag(parameters: dict, name: str, default: bool) -> bool:
 
 
 def _input(inputs, binary: memoryview, expected: Expected) -> np.ndarray:
-    model, name = expected.model, expected.input
+    model, name = expected.model, expected.inputs[0]
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         count = len(inputs) if isinstance(inputs, list) else brief(inputs)
         raise WireError(f"expected 1 inputs but got {count} inputs for model '{model}'; its input is '{name}'")
     tensor = inputs[0]
-    if tensor.get("name") != name:
+    if tensor.get("name") not in expected.inputs:
         came = brief(tensor.get("name"))
         raise WireError(f"unexpected inference input {came} for model '{model}'; expected '{name}'")
     if tensor.get("datatype") != "FP32":
@@ -371,9 +379,9 @@ def write_infer(document: dict, maps: dict[str, np.ndarray], binary: frozenset[s
     """The answer's JSON, and the tensors that follow it. Without binary outputs the JSON is the whole answer."""
     outputs, tensors = [], []
     for name, array in maps.items():
-        output = {"name": name, "datatype": "FP32", "shape": list(array.shape)}
+        output = {"name": name, "datatype": DATATYPES[array.dtype.name], "shape": list(array.shape)}
         if name in binary:
-            tensors.append(np.ascontiguousarray(array, "<f4"))
+            tensors.append(np.ascontiguousarray(array, array.dtype.newbyteorder("<")))
             outputs.append({**output, "parameters": {"binary_data_size": tensors[-1].nbytes}})
         else:
             outputs.append({**output, "data": as_json(array, f"output '{name}'").ravel()})

@@ -29,6 +29,7 @@ FLOORS = (
     ("cconv.batch", "cconv.tables"),
     ("cconv.cli",),
     ("service.errors", "service.config", "service.wire", "service.metrics"),
+    ("service.repository",),
     ("service.engine", "service.ledger"),
     ("service.auth", "service.admission"),
     ("service.scheduler",),

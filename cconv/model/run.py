@@ -20,7 +20,7 @@ from . import builtin, onnx_format, passes, safetensors_format
 from .graph import SHOWN, Graph, Layer, ModelCost, Shape
 from .layers import Inferred, check, infer
 
-DTYPE = "float32"
+DTYPE, DTYPE_BYTES = "float32", 4
 #: Bytes of programs that a model keeps, least recently used dropped first; `Model.program_limit` sets it.
 PROGRAM_LIMIT = 64 << 20
 #: What a step of a program holds beside its tables: operation, tiling, kernel.
@@ -161,6 +161,16 @@ class Model:
         return self._graph.outputs
 
     @property
+    def input(self) -> str:
+        """The image's name: a file's own, or "input"."""
+        return self._graph.input
+
+    @property
+    def batch(self) -> int:
+        """Images that one run takes: 1, unless a file is made for more; `run` takes multiples of it."""
+        return self._graph.batch
+
+    @property
     def preprocessing(self) -> Preprocessing | None:
         """What `prepare` does to a picture; None for a model that takes pictures as they are."""
         return self._graph.preprocessing
@@ -181,7 +191,7 @@ class Model:
     @property
     def layers(self) -> tuple[Layer, ...]:
         """Every layer, in order, for one image of `input_shape`, or for the batch that a file is made for."""
-        batch = (self._graph.batch,) if self._graph.batch > 1 else ()
+        batch = (self.batch,) if self.batch > 1 else ()
         return self.layers_at((*batch, *self.input_shape))
 
     def layers_at(self, x_shape) -> tuple[Layer, ...]:
@@ -222,6 +232,12 @@ class Model:
         _, runs, image = self._images(x_shape)
         planned = self._plan(backend.get("cpu").machine(), image, self._asked(layers))[0]
         return runs * planned.executed_flops if planned else 0
+
+    def working_bytes(self, x_shape, layers: Iterable[str] | None = None) -> int:
+        """Bytes that the maps in between take while `run` runs on this machine's CPU: those that are not returned."""
+        _, runs, image = self._images(x_shape)
+        planned = self._plan(backend.get("cpu").machine(), image, self._asked(layers))[0]
+        return runs * planned.arena.size * DTYPE_BYTES if planned else 0
 
     def __call__(self, x):
         """The default output's maps; a dict of layer -> maps where the model has several default outputs."""

@@ -117,21 +117,21 @@ def answer(pipeline: Pipeline, outcome: Outcome, parts: Sequence[bytes | np.ndar
     return response
 
 
-def document(content: dict, status: int = 200) -> Response:
+def document(content: dict | list, status: int = 200) -> Response:
     """A JSON answer that computed nothing."""
     return Response(wire.write_json(content), status=status, mimetype=JSON)
 
 
-def cost_document(pipeline: Pipeline, content: dict) -> dict:
+def cost_document(pipeline: Pipeline, content: dict, version: str | None = None) -> dict:
     """The dry run: what a model on `shape`, or a conv2d on `x_shape` and `w_shape`, would cost. Nothing is computed."""
     if "model" in content:
         check_known(content, ("model", "shape", "layers"), "body")
         name = content["model"]
         if not isinstance(name, str):
             raise InvalidRequest(f"model: expected a name, got {wire.brief(name)}")
-        default = (1, *pipeline.engine.model(name).input_shape)
+        default = pipeline.engine.model(name, version).x_shape
         shape = wire.read_shape(content["shape"], "shape") if "shape" in content else default
-        quote = pipeline.quote(name, shape, wire.read_names(content.get("layers"), "layers"))
+        quote = pipeline.quote(name, shape, wire.read_names(content.get("layers"), "layers"), version)
     else:
         options = {key: wire.read_option(value, key) for key, value in content.items() if not key.endswith("_shape")}
         if unknown := sorted(set(options) - set(COST_OPTIONS)):

@@ -53,9 +53,8 @@ class Features:
         if not name:
             raise InvalidRequest(f"model: expected one of {', '.join(self._pipeline.engine.names)}, got nothing")
         layers = wire.read_names(option("layers"), "layers")
-        self._pipeline.engine.model(name)
-        images = self._pipeline.images(permit, named)
-        tasks = [self._pipeline.task(name, image, layers) for image in images]
+        served = self._pipeline.engine.image_model(name)
+        tasks = self._pipeline.image_tasks(name, self._pipeline.images(permit, named, served), layers)
         if wanted == "json":
             names = [file for file, _ in named]
             outcome, content = self._pipeline.run(permit, tasks, lambda done: self._summary(names, done))

@@ -14,7 +14,7 @@ from .exchange import document
 
 
 class Health:
-    """Liveness asks nobody; readiness runs a self-test on the compute thread once."""
+    """Liveness asks nobody; readiness waits for the models and runs a self-test on the compute thread once."""
 
     def __init__(self, pipeline: Pipeline):
         self._pipeline = pipeline
@@ -35,6 +35,8 @@ class Health:
     def _not_ready(self) -> str:
         if not self._pipeline.alive():
             return "the compute thread has ended"
+        if waiting := self._pipeline.loading():
+            return f"models are being loaded: {waiting} to go"
         if self._passed:
             return ""
         # Nobody waits for another one's test: probes would take every request thread.

@@ -49,11 +49,11 @@ class Web:
         photographs = files(self._pipeline)
         if len(photographs) != 1:
             raise InvalidRequest(f"photograph: expected one image, got {len(photographs)}")
-        self._pipeline.engine.model(name)
-        image = self._pipeline.images(permit, photographs)[0]
+        served = self._pipeline.engine.image_model(name)
+        image = self._pipeline.images(permit, photographs, served)[0]
         if len(image) != 1:
             raise InvalidRequest(f"{photographs[0][0]}: expected one image, got {len(image)}")
-        task = self._pipeline.task(name, image, (layer,))
+        (task,) = self._pipeline.image_tasks(name, [image], (layer,))
         outcome, picture = self._pipeline.run(permit, [task], self._picture)
         return {
             "title": f"{name}, {layer}",
@@ -74,11 +74,10 @@ class Web:
         return f"data:{PNG};base64,{base64.b64encode(png).decode()}"
 
     def _render(self, *, chosen: str = "", result: dict | None = None, error: str = "", status: int = 200) -> Response:
-        engine = self._pipeline.engine
-        models = [engine.model(name) for name in engine.names]
-        if not chosen:
-            first = engine.model(DEFAULT if DEFAULT in engine.names else engine.names[0])
-            chosen = f"{first.name}:{first.outputs[0]}"
+        models = self._pipeline.engine.image_models()
+        if not chosen and models:
+            first = next((served for served in models if served.name == DEFAULT), models[0])
+            chosen = f"{first.name}:{first.model.outputs[0]}"
         page = render_template("page.html", models=models, chosen=chosen, result=result, error=error)
         response = make_response(page, status)
         response.headers["Content-Security-Policy"] = POLICY

@@ -25,6 +25,7 @@ from flask.testing import FlaskClient
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # the service is an application of the checkout and is never installed
+sys.path.insert(1, str(Path(__file__).parent))  # own_models.py, which some of these tests share
 
 from service import create_app  # noqa: E402
 from service.config import Settings  # noqa: E402
@@ -65,6 +66,27 @@ def app(make_app):
 @pytest.fixture
 def client(app):
     return app.test_client()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model repository's, not made yet."""
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def serve(make_app, folder):
+    """f(**settings) -> a client of a service that has loaded all of the folder."""
+
+    def make(**settings):
+        client = make_app(model_repository=str(folder), **settings).test_client()
+        end = time.monotonic() + START_S
+        while client.get("/v2/health/ready").status_code != 200:
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        return client
+
+    return make
 
 
 def _npy(array) -> bytes:

@@ -51,6 +51,14 @@ def test_the_port_is_published_on_this_machine_alone(compose):
     assert "ports" not in compose["services"]["demo"]
 
 
+def test_models_of_the_users_own_are_mounted_read_only(compose, dockerfile):
+    service = compose["services"]["service"]
+    assert service["volumes"] == ["./models:/models:ro"]
+    assert service["environment"] == {"CCONV_MODEL_REPOSITORY": "/models"}
+    assert {path.name for path in (ROOT / "models").iterdir() if path.name.startswith(".")} == {".gitignore"}
+    assert "[service,model]" in dockerfile  # what reads them
+
+
 def test_the_demo_runs_in_its_profile_once_the_service_is_healthy(compose):
     demo = compose["services"]["demo"]
     assert demo["profiles"] == ["demo"]

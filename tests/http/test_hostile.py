@@ -437,7 +437,7 @@ def test_a_name_of_any_length_is_refused_in_few_words(refused, npy):
         refused("/v1/features", {"model": LONG[:100_000], "images": (io.BytesIO(image), "x.npy")}),
         refused(INFER, request(tensor(), outputs=[{"name": LONG}])),
     ):
-        assert "expected a name of at most 128 characters, got" in text
+        assert "expected a name of at most 512 characters, got" in text
         assert "xxx" not in text
 
 
