@@ -6,10 +6,12 @@ What older opsets say in other words is put into those of the newest: rules.py a
 stay in the mapped file until a program packs them.
 """
 
+import json
 import math
 import mmap
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BackendUnavailable, CconvError, ModelError
+from ..images import Preprocessing
 from . import folding
 from .graph import SHOWN, Constant, Graph, Node, Shape
 from .layers import OPERATORS, verify
@@ -75,7 +78,16 @@ def _graph(onnx, path: Path) -> Graph:
             raise
         text = " ".join(str(error).split())
         raise ModelError(f"{path.name[:SHOWN]}: expected a valid ONNX model: {text[:400]}") from None
-    return reader.graph(path.stem)
+    return replace(reader.graph(path.stem), preprocessing=_preprocessing(model, path))
+
+
+def _preprocessing(model, path: Path) -> Preprocessing | None:
+    """What the file's metadata says of it: a name, or an object of Preprocessing's fields as JSON."""
+    given = {one.key: one.value for one in model.metadata_props}.get("preprocessing") or None
+    try:
+        return Preprocessing.of(json.loads(given) if given and given.startswith("{") else given)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ModelError(f"{path.name[:SHOWN]}: {error!s:.200}") from None
 
 
 def _without_large_tensors(onnx, model) -> None:

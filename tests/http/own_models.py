@@ -11,7 +11,7 @@ import safetensors.numpy
 from onnx import TensorProto, helper, numpy_helper
 
 
-def network(path, filters=8, *, batch="N", more=(), outputs=(("features", 2),)):
+def network(path, filters=8, *, batch="N", more=(), outputs=(("features", 2),), **metadata):
     """A file with two branches, which join: conv -> relu -> + -> pool -> features; its image is called `data`."""
     rng = np.random.default_rng(filters)
     weights = {
@@ -34,12 +34,14 @@ def network(path, filters=8, *, batch="N", more=(), outputs=(("features", 2),)):
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["A", "B", "P", "Q"][:rank]) for name, rank in outputs],
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
-    return save(graph, path)
+    return save(graph, path, **metadata)
 
 
-def save(graph, path):
+def save(graph, path, **metadata):
     path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, metadata)
+    onnx.save(model, path)
     return path
 
 

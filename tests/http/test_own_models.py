@@ -95,6 +95,17 @@ class TestServing:
         assert json.loads(properties["preprocessing"])["channels"] == "BGR"
         assert "preprocessing" not in client.get("/v2/models/plain").json["properties"]
 
+    def test_an_onnx_file_may_declare_it_too(self, serve, folder, png, picture):
+        model = cconv.load(network(folder / "mine/1/model.onnx", preprocessing="imagenet"))
+        network(folder / "odd/1/model.onnx", preprocessing='{"mean": 1e999}')
+        network(folder / "word/1/model.onnx", preprocessing="nonsense")
+        client, photograph = serve(), png(picture(40, 30))
+        x = cconv.images.Preprocessing()(cconv.images.decode(photograph))
+        answer = client.post("/v1/features?model=mine&format=npy", data=photograph)
+        assert np.array_equal(np.load(io.BytesIO(answer.data)), model.run(x[None])["features"])
+        for name in ("odd", "word"):
+            assert "model.onnx: " in index(client)[name, "1"]["reason"]
+
     def test_a_thin_photograph_is_refused_before_it_is_made_large(self, serve, folder, png):
         described(folder / "mine/1/model.safetensors", preprocessing="imagenet")
         client = serve(max_pixels=1_000_000)

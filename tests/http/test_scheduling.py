@@ -166,7 +166,7 @@ class TestFull:
         assert bill(app.test_client())["cconv_inferences_total"] == 4
 
     @pytest.mark.parametrize(
-        "limit", [{"max_flops": 500_000, "queue_flops": 900_000}, {"max_body_bytes": 9_000, "queue_bytes": 40_000}]
+        "limit", [{"max_flops": 500_000, "queue_flops": 900_000}, {"max_body_bytes": 9_000, "queue_bytes": 30_000}]
     )
     def test_the_bounds_count_flops_and_bytes_too(self, make_app, crowd, npy, rng, limit):
         app = make_app(**limit)
