@@ -43,6 +43,13 @@ class TestVersions:
             dry = client.post(f"/v2/models/mine/versions/{version}/cost", json={"shape": [1, 3, 8, 8]}).json
             assert bill_of(dry) == bill_of(answer.json["parameters"]) == (cost.macs, cost.flops, cost.flops_other)
 
+    def test_requests_for_different_versions_never_run_together(self, serve, folder, rng):
+        for version in (1, 2):
+            network(folder / f"mine/{version}/model.onnx")
+        engine, x = serve().application.extensions["cconv"].engine, rng.random((1, 3, 8, 8), np.float32)
+        keys = [engine.task("mine", x, None, version).key for version in ("1", "2", None)]
+        assert keys[0] != keys[1] == keys[2]
+
     def test_no_version_stands_in_for_a_broken_one(self, serve, folder, rng):
         network(folder / "mine/1/model.onnx")
         (folder / "mine/2").mkdir()
