@@ -12,6 +12,7 @@ Needs Pillow: ``pip install cconv[batch]``.
 """
 
 import io
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -202,14 +203,18 @@ class Preprocessing:
 
     @classmethod
     def of(cls, given: "str | Mapping | Preprocessing | None") -> "Preprocessing | None":
-        """One by its name in PREPROCESSING, or of a mapping of its attributes; None for None and "none"."""
+        """One by its name in PREPROCESSING, or of its attributes as a mapping or as a JSON object, which is how files
+        declare it; None for None and "none"."""
         if given is None or isinstance(given, cls):
             return given
+        if isinstance(given, str) and given.startswith("{"):
+            try:
+                given = json.loads(given)
+            except (ValueError, RecursionError) as error:
+                raise ArgumentError(f"preprocessing: expected JSON: {error!s:.200}") from None
         if isinstance(given, Mapping):
             if unknown := [str(word) for word in given if word not in {field.name for field in fields(cls)}]:
-                raise ArgumentError(
-                    f"preprocessing: expected attributes of Preprocessing, got {', '.join(unknown)[:60]}"
-                )
+                raise ArgumentError(f"preprocessing: expected attributes of Preprocessing, got {unknown!r:.60}")
             return cls(**given)
         if not isinstance(given, str) or given not in PREPROCESSING:
             raise ArgumentError(f"preprocessing: expected one of {', '.join(PREPROCESSING)}, got {given!r:.40}")

@@ -6,7 +6,6 @@ What older opsets say in other words is put into those of the newest: rules.py a
 stay in the mapped file until a program packs them.
 """
 
-import json
 import math
 import mmap
 import os
@@ -83,10 +82,9 @@ def _graph(onnx, path: Path) -> Graph:
 
 def _preprocessing(model, path: Path) -> Preprocessing | None:
     """What the file's metadata says of it: a name, or an object of Preprocessing's fields as JSON."""
-    given = {one.key: one.value for one in model.metadata_props}.get("preprocessing") or None
     try:
-        return Preprocessing.of(json.loads(given) if given and given.startswith("{") else given)
-    except (ValueError, TypeError, RecursionError) as error:
+        return Preprocessing.of({one.key: one.value for one in model.metadata_props}.get("preprocessing") or None)
+    except CconvError as error:
         raise ModelError(f"{path.name[:SHOWN]}: {error!s:.200}") from None
 
 

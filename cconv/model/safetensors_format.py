@@ -101,8 +101,7 @@ def _graph(safetensors, path: Path, architecture: str | None) -> Graph:
             "expected an architecture, as in load(..., architecture='resnet50'), or a graph in the file's metadata, "
             "got neither"
         )
-    preprocessing = Preprocessing.of(_json("preprocessing", given) if given and given[0] == "{" else given)
-    return replace(graph, forget=partial(forget, file), preprocessing=preprocessing)
+    return replace(graph, forget=partial(forget, file), preprocessing=Preprocessing.of(given))
 
 
 def _json(word: str, text: str) -> object:
