@@ -66,9 +66,10 @@ $(VENV)/.demo: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[demo]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python $(SOURCES)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
-	@touch $@ $(VENV)/.demo
+# cconv is there already, so that only what the extra names is installed and nothing is compiled again.
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/python -m pip install --disable-pip-version-check 'cconv[dev]'
+	@touch $@
 
 .venv-bench/.ready: benchmarks/peers.txt
 	$(PYTHON) -m venv .venv-bench

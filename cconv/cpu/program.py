@@ -26,7 +26,8 @@ from ..planning import (
     cost,
 )
 from . import threads
-from ._conv import Convolution, DepthwiseConvolution
+from ._conv import Convolution
+from ._depthwise import DepthwiseConvolution
 from ._maps import Pointwise, Pooling
 from ._program import Geometry, Program, Step
 from ._tensors import Arithmetic, Function, Lrn, MatMul, Moving, Resizing, Softmax
@@ -65,8 +66,9 @@ def _conv(step, isa: str) -> tuple:
     form = "cpu", isa, tiling.packing, spec.groups
 
     def pack(arrays: tuple) -> tuple:
-        weight, bias = arrays
-        packed = kernel.pack(np.require(weight, requirements="CA"), threads.get_num_threads())
+        weight, bias, *before = arrays
+        given = [np.require(array, requirements="CA") for array in (weight, *before)]
+        packed = kernel.pack(given[0], threads.get_num_threads(), *given[1:])
         return packed, None if bias is None else np.require(bias, requirements="CA")
 
     reads = _rows_in_one_piece
