@@ -126,15 +126,16 @@ def prepare(plan: Plan) -> Geometry:
     """The plan compiled for its machine: `prepare(plan)(weights)` is a Program."""
     threads.get_num_threads()  # known from here on, or refused
     steps, work = [], 0
-    for step in plan.steps:
+    for index, step in enumerate(plan.steps):
         operation = step.operation
         spec = operation.spec
         kernel, reads, pack, own = _KINDS[type(spec)](step, plan.machine.isa)
-        place = plan.arena.offsets.get(operation.output)
+        places = tuple(arena.offsets.get(operation.output, -1) for arena in (plan.arena, plan.alone))
         steps.append(
             Step(
-                kernel, reads, pack, operation.inputs, operation.output, spec.image, spec.output, operation.times, place
+                kernel, reads, pack, operation.inputs, operation.output, spec.image, spec.output, operation.times,
+                places, index in plan.moot,
             )
-        )
+        )  # fmt: skip
         work += own * operation.times
     return Geometry(plan, steps, work)
