@@ -13,7 +13,7 @@ run: $(VENV)/.demo
 
 ## test: the suite (pip packages only)
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --durations=10
 
 ## test-all: what is slow or needs more than pip packages
 test-all: test-spills test-wheel test-sanitizers test-slow
