@@ -37,6 +37,10 @@ LEAST_PIXELS = 128
 #: Bytes of a first-level cache that a small tile and its sums may take, and the sums' share in it.
 L1_SHARE = 36 << 10
 PANEL_OUTPUTS = 14
+#: What packing costs per row and per element of a tile, in vectors' products.
+PACK_ROW, PACK_ELEMENT = 96, 2
+#: Of the time of a task, what threads lose to each other at the end of a layer: their cores are never equally free.
+UNEVEN = 0.1
 #: What finishing a vector of sums from memory costs more than from registers, in products; joined rows have to.
 FINISH = 12
 
@@ -67,6 +71,8 @@ class Direct:
     across_images: bool
     #: Lanes "pixels": the rows of a tile are one run of pixels, the gaps between them included.
     joined: bool
+    #: Lanes "channels": a tile is a flat image as it lies in memory, and read there.
+    in_place: bool
     tile_p: int
     tile_q: int
     #: Panels into which a group's output channels are cut.
@@ -183,8 +189,8 @@ def _parts(tiles: int, most: int, threads: int, repacking: float) -> int:
         return 1
 
     def time(parts: int) -> float:
-        rounds = ceil_div(tiles * parts, threads) * threads / (tiles * parts)
-        return rounds * (1 + parts * repacking)
+        share = threads / (tiles * parts)  # a task, of what a thread has to do
+        return ceil_div(tiles * parts, threads) * share * (1 + parts * repacking) + UNEVEN * min(1.0, share)
 
     return min(range(1, min(most, 4 * threads) + 1), key=time)
 
@@ -211,15 +217,19 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
         panels = machine.panels(outputs, run if joined else by_row // tile_p)
         products = spatial * spec.K * (run if joined else by_row) * vector
     else:
-        panels = ceil_div(ceil_div(outputs, vector), machine.wide_vectors)  # as equal as can be, in vectors
+        vectors = ceil_div(outputs, vector)
+        panels = ceil_div(vectors, machine.wide_vectors)  # as equal as can be, in vectors
+        if height * width <= TILE_PIXELS[lanes]:  # one tile: two threads share its panels
+            panels = min(vectors, panels + panels % 2)
         products = height * width * spec.groups * ceil_div(outputs, vector) * vector
     units = spec.groups * panels
-    # Packing a tile costs about as much as multiplying it with this share of a panel's outputs.
-    repacking = 4.0 / (spec.R * spec.S * max(1, spec.K // spec.groups))
+    in_place = lanes == "channels" and flat and spatial == 1 and not spec.preactivated
+    packing = rows.size * len(columns.starts) * (PACK_ROW + PACK_ELEMENT * columns.extent)
+    repacking = 0.0 if in_place else packing / (tile_p * tile_q * spec.R * spec.S * ceil_div(outputs, vector))
     parts = _parts(spatial, units if spec.groups == 1 else spec.groups, machine.threads, repacking)
     return Direct(
-        lanes, flat, across_images, joined, tile_p, tile_q, panels, parts, chains(spec.depth), pieces, rows, columns,
-        2 * products * spec.depth,
+        lanes, flat, across_images, joined, in_place, tile_p, tile_q, panels, parts, chains(spec.depth), pieces, rows,
+        columns, 2 * products * spec.depth,
     )  # fmt: skip
 
 
