@@ -41,6 +41,8 @@ PANEL_OUTPUTS = 14
 PACK_ROW, PACK_ELEMENT, READ_ELEMENT = 96, 2, 1
 #: Of the time of a task, what threads lose to each other at the end of a layer: their cores are never equally free.
 UNEVEN = 0.05
+#: Parts of a tile for each thread, at most.
+MOST_PARTS = 24
 #: What finishing a vector of sums from memory costs more than from registers, in products; joined rows have to.
 FINISH = 12
 
@@ -196,16 +198,17 @@ def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int)
     return tile_p, tile_q, 1
 
 
-def _parts(tiles: int, most: int, threads: int, repacking: float) -> int:
-    """Parts into which every tile's panels are best split: threads end together, at the price of packing again."""
+def _parts(tiles: int, units: int, threads: int, repacking: float) -> int:
+    """Parts into which the units (panels, or groups) of every tile are best split: threads end together, at the price of
+    packing again. A part is whole units: 44 in 8 parts are 5 or 6 each, and one thread gets all the larger ones."""
     if threads == 1:
         return 1
 
     def time(parts: int) -> float:
-        share = threads / (tiles * parts)  # a task, of what a thread has to do
-        return ceil_div(tiles * parts, threads) * share * (1 + parts * repacking) + UNEVEN * min(1.0, share)
+        largest = ceil_div(units, parts) / units * threads / tiles  # of a thread's share
+        return ceil_div(tiles * parts, threads) * largest * (1 + parts * repacking) + UNEVEN * min(1.0, largest)
 
-    return min(range(1, min(most, 4 * threads) + 1), key=time)
+    return min(range(1, min(units, MOST_PARTS * threads) + 1), key=time)
 
 
 def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
@@ -238,8 +241,8 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
     units = spec.groups * panels
     in_place = lanes == "channels" and _lies_packed(spec, tile_q)
     packing = rows.size * len(columns.starts) * (PACK_ROW + PACK_ELEMENT * columns.extent)
-    if in_place:
-        packing = READ_ELEMENT * tile_q
+    if in_place:  # a tile in pieces is read once for every part, another one for every panel anyway
+        packing = READ_ELEMENT * tile_q if pieces > 1 else 0
     repacking = packing / (tile_p * tile_q * spec.R * spec.S * ceil_div(outputs, vector))
     parts = _parts(spatial, units if spec.groups == 1 else spec.groups, machine.threads, repacking)
     return Direct(
