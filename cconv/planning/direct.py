@@ -199,7 +199,7 @@ def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int)
 
 
 def _parts(tiles: int, units: int, threads: int, repacking: float) -> int:
-    """Parts into which the units (panels, or groups) of every tile are best split: threads end together, at the price of
+    """Parts into which the units (panels or groups) of every tile are best split: threads end together, at the price of
     packing again. A part is whole units: 44 in 8 parts are 5 or 6 each, and one thread gets all the larger ones."""
     if threads == 1:
         return 1
