@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Conv: the loops of a direct convolution over its tiles.
 
-In: a ConvSpec and its Direct tiling, packed weights, NumPy arrays that the caller has checked.  Out: numbers in y.
+In: a ConvSpec and its Direct tiling, packed weights, images that the caller has checked.  Out: numbers in y.
 The arithmetic is in kernels/pack.inc.c, multiply.inc.c and finish.inc.c, the decisions in planning/direct.py.
 """
 
@@ -9,7 +9,9 @@ cimport numpy as cnp
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
-from ._core cimport Buffer, ceil_div, compute, data_of, finish_of, int_table, kernels_of, lines, share
+from ._core cimport (
+    Buffer, Call, Kernel, Phases, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share_tasks,
+)
 from .kernels cimport cconv_finish, cconv_kernels, cconv_rows
 
 cnp.import_array()
@@ -298,7 +300,7 @@ cdef void pack_task(const void *untyped, long index, char *scratch) noexcept nog
         panels.packed + (group * panels.padded + o) * job.depth * job.itemsize)
 
 
-cdef class Convolution:
+cdef class Convolution(Kernel):
     """A ConvSpec cut by a Direct tiling for one ISA. Holds tables, no weights; run() may be called from many threads."""
 
     cdef Conv job
@@ -368,8 +370,7 @@ cdef class Convolution:
     cdef size_t panels_size(self):
         return self.job.groups * self.padded * self.job.depth * self.job.itemsize
 
-    def scratch_bytes(self, long images, int threads):
-        """Bytes of scratch that a run needs."""
+    cpdef size_t scratch_bytes(self, long images, int threads):
         return self.scratch_size * threads
 
     def pack(self, cnp.ndarray weight not None, int threads=1, cnp.ndarray before=None):
@@ -385,21 +386,19 @@ cdef class Convolution:
         if packed.nbytes < SHARED_PACKING:
             threads = 1
         with nogil:
-            share(pack_task, &job, self.job.groups * self.job.panels, NULL, 0, threads)
+            share_tasks(pack_task, &job, self.job.groups * self.job.panels, threads)
         return packed
 
-    def run(self, cnp.ndarray x not None, Buffer weights not None, cnp.ndarray bias, cnp.ndarray residual,
-            cnp.ndarray y not None, int threads, Buffer scratch not None):
-        """y = activation(conv(x) + bias + residual); y, bias and residual C-ordered, x with any strides."""
+    cdef int enter(self, Phases phases, const Call *call) except -1:
+        """y = activation(conv(x) + bias + second); x with any strides."""
         cdef Conv job = self.job
         cdef long tasks
-        job.N = x.shape[0]
-        job.x = data_of(x)
-        job.x_n, job.x_c, job.x_h, job.x_w = x.strides[0], x.strides[1], x.strides[2], x.strides[3]
-        job.weights, job.bias, job.residual, job.y = weights.data, data_of(bias), data_of(residual), data_of(y)
-        job.before = weights.data + self.panels_size() if self.preactivated else NULL
+        job.N = call.images
+        job.x, job.x_n, job.x_c, job.x_h, job.x_w = call.x, call.x_n, call.x_c, call.x_h, call.x_w
+        job.weights, job.bias, job.residual, job.y = call.weights, call.bias, call.second, call.y
+        job.before = call.weights + self.panels_size() if self.preactivated else NULL
         job.in_place = job.in_place and job.x_w == job.itemsize and job.x_c == job.plane * job.itemsize
-        job.fused = residual is None and job.finish.activation <= RELU and not job.joined
+        job.fused = call.second == NULL and job.finish.activation <= RELU and not job.joined
         tasks = job.parts * (
             ceil_div(job.N, job.tile_q) if job.across_images else job.N * job.tiles_p * job.tiles_q)
-        compute(conv_task, &job, tasks, scratch.data, self.scratch_size, threads)
+        return phases.add(conv_task, phases.keep(&job, sizeof(job)), 0, tasks, call.scratch, self.scratch_size)

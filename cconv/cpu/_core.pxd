@@ -1,10 +1,11 @@
 # Core: what the compiled steps share (see _core.pyx, _pool.pyx and _team.pyx), for cimport.
 
+cimport cython
 cimport numpy as cnp
 from libc.stdint cimport int32_t
 
 from ._pool cimport LINE, Buffer, borrow
-from ._team cimport Task, share
+from ._team cimport Phase, Task
 from .kernels cimport cconv_finish, cconv_kernels
 
 cdef const cconv_kernels *kernels_of(str isa_name, str dtype) except NULL
@@ -25,12 +26,36 @@ cdef inline char *data_of(cnp.ndarray array) noexcept:
     return <char *>cnp.PyArray_DATA(array) if array is not None else NULL
 
 
-cdef inline void compute(
-    Task task, const void *job, long tasks, char *scratch, size_t scratch_size, int threads
-) noexcept:
-    """share() without the GIL, or with it if `threads` is 0 (see threads_for)."""
-    if threads:
-        with nogil:
-            share(task, job, tasks, scratch, scratch_size, threads)
-    else:
-        share(task, job, tasks, scratch, scratch_size, 1)
+cdef struct Call:  # what a kernel computes on: C-ordered images, but for x, whose strides are in bytes; NULL if there is none
+    long images
+    int threads, itemsize
+    const char *x
+    Py_ssize_t x_n, x_c, x_h, x_w
+    const char *weights
+    const char *bias
+    const char *second
+    char *y
+    char *scratch
+
+
+@cython.final
+cdef class Phases:
+    cdef Buffer memory
+    cdef long count
+    cdef Buffer chunk  # of jobs; full ones are in `chunks`
+    cdef size_t used
+    cdef list chunks
+    cdef bint begins  # whether the next phase is the first of a step
+
+    cdef void begin_step(self) noexcept
+    cdef const void *keep(self, const void *job, size_t nbytes) except NULL
+    cdef int add(self, Task task, const void *job, long begin, long end, char *scratch, size_t scratch_size) except -1
+    cdef int run(self, int threads, cancel) except -1
+
+
+cdef class Kernel:
+    cpdef size_t scratch_bytes(self, long images, int threads)
+    cdef int enter(self, Phases phases, const Call *call) except -1
+
+
+cdef void share_tasks(Task task, const void *job, long tasks, int threads) noexcept nogil

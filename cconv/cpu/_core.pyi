@@ -1,3 +1,6 @@
 """Types of the compiled core; see _core.pyx."""
 
+class Kernel:
+    def scratch_bytes(self, images: int, threads: int) -> int: ...
+
 def instruction_sets() -> list[tuple[str, bool, int, int, int, int, tuple[int, ...]]]: ...

@@ -1,15 +1,20 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Core: what the compiled steps are made with: instruction sets, tables of ints, an activation as C has it.
+"""Core: what the compiled steps are made with: instruction sets, tables of ints, an activation as C has it; and what a
+program runs: the phases of its kernels.
 
-In: an ISA's name, a dtype, a spec's parts.  Out: tables of kernels, C tables.
+In: an ISA's name, a dtype, a spec's parts; tasks.  Out: tables of kernels, C tables; tasks done.
 Memory is in _pool.pyx, threads are in _team.pyx; _core.pxd passes both on.
 """
 
+cimport cython
 from libc.stdint cimport int32_t
+from libc.string cimport memcpy
 
 from ._pool cimport Buffer
+from ._team cimport Phase, Task, share
 from .kernels cimport cconv_finish, cconv_isa, cconv_kernels, cconv_list, cconv_select
 
+from ..errors import Cancelled
 from ..planning import ACTIVATIONS
 
 #: Name -> value of enum cconv_activation.
@@ -55,3 +60,105 @@ cdef const int32_t *int_table(list owners, values) except NULL:
         table[i] = value
     owners.append(buffer)
     return table
+
+
+cdef enum:
+    JOB = 512  # bytes of a large job
+
+
+@cython.final
+cdef class Question:
+    """Whether a run was cancelled, asked without the GIL."""
+    cdef object cancel
+    cdef bint answer
+    cdef object error
+
+
+cdef bint ask(void *question) noexcept with gil:
+    cdef Question asked = <Question>question
+    try:
+        asked.answer = asked.cancel.is_set()
+    except BaseException as error:
+        asked.answer, asked.error = True, error
+    return asked.answer
+
+
+@cython.final
+cdef class Phases:
+    """The phases of a run, and the jobs of their tasks."""
+
+    def __cinit__(self, long steps):
+        self.memory = Buffer(max(1, steps) * sizeof(Phase))
+        self.chunk = Buffer(max(1, steps) * JOB)
+        self.chunks = []
+
+    cdef void begin_step(self) noexcept:
+        """What is added next is a step of its own, before which a run may be cancelled."""
+        self.begins = True
+
+    cdef const void *keep(self, const void *job, size_t nbytes) except NULL:
+        """A copy of a job that lives as long as the phases."""
+        cdef char *at
+        if self.used + nbytes > self.chunk.nbytes:
+            self.chunks.append(self.chunk)
+            self.chunk, self.used = Buffer(max(nbytes, self.chunk.nbytes)), 0
+        at = self.chunk.data + self.used
+        memcpy(at, job, nbytes)
+        self.used += lines(nbytes)
+        return at
+
+    cdef int add(self, Task task, const void *job, long begin, long end, char *scratch, size_t scratch_size) except -1:
+        """Tasks begin .. end-1 of a kept job, after all that were added before are done."""
+        cdef Buffer larger
+        cdef Phase *phase
+        if (self.count + 1) * sizeof(Phase) > self.memory.nbytes:
+            larger = Buffer(2 * self.memory.nbytes)
+            memcpy(larger.data, self.memory.data, self.memory.nbytes)
+            self.memory = larger
+        phase = <Phase *>self.memory.data + self.count
+        phase.task, phase.job, phase.tasks, phase.scratch, phase.scratch_size = task, job, end, scratch, scratch_size
+        phase.next = phase.done = begin
+        phase.asks, self.begins = self.begins, False
+        self.count += 1
+        return 0
+
+    cdef int run(self, int threads, cancel) except -1:
+        """All of them, without the GIL; or with it, by the caller alone, if `threads` is 0 (see threads_for). Cancelled
+        if `cancel`, unless it is None, is set before a step."""
+        cdef Question question
+        if cancel is None:
+            if threads == 0:
+                share(<Phase *>self.memory.data, self.count, 1, NULL, NULL)
+                return 0
+            with nogil:
+                share(<Phase *>self.memory.data, self.count, threads, NULL, NULL)
+            return 0
+        question = Question()
+        question.cancel = cancel
+        with nogil:
+            share(<Phase *>self.memory.data, self.count, max(threads, 1), ask, <void *>question)
+        if question.error is not None:
+            raise question.error
+        if question.answer:
+            raise Cancelled("the run was cancelled before it ended")
+        return 0
+
+
+cdef class Kernel:
+    """A spec compiled for one ISA: tables, no weights. Any number of threads may use it."""
+
+    cpdef size_t scratch_bytes(self, long images, int threads):
+        """Bytes of scratch that a run needs."""
+        return 0
+
+    cdef int enter(self, Phases phases, const Call *call) except -1:
+        """Add the phases of a run."""
+        raise NotImplementedError
+
+
+cdef void share_tasks(Task task, const void *job, long tasks, int threads) noexcept nogil:
+    """Tasks without scratch."""
+    cdef Phase phase
+    phase.task, phase.job, phase.tasks, phase.scratch, phase.scratch_size = task, job, tasks, NULL, 0
+    phase.next = phase.done = phase.asks = 0
+    share(&phase, 1, threads, NULL, NULL)

@@ -1,14 +1,14 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Depthwise: the loops of a depthwise convolution over its maps.
 
-In: a ConvSpec and its Depthwise tiling, weights, NumPy arrays that the caller has checked.  Out: numbers in y.
+In: a ConvSpec and its Depthwise tiling, weights, images that the caller has checked.  Out: numbers in y.
 The arithmetic is in kernels/depthwise.inc.c, the decisions in planning/direct.py.
 """
 
 cimport numpy as cnp
 from libc.string cimport memcpy
 
-from ._core cimport Buffer, ceil_div, compute, data_of, finish_of, kernels_of
+from ._core cimport Buffer, Call, Kernel, Phases, ceil_div, data_of, finish_of, kernels_of
 from .kernels cimport cconv_depthwise, cconv_finish, cconv_kernels
 
 cnp.import_array()
@@ -48,7 +48,7 @@ cdef void depth_task(const void *untyped, long index, char *scratch) noexcept no
             job.residual + map * job.map_out if job.residual != NULL else NULL, job.y + map * job.map_out)
 
 
-cdef class DepthwiseConvolution:
+cdef class DepthwiseConvolution(Kernel):
     """A ConvSpec with one input channel per group, for one ISA. Holds no weights; run() may be called from many threads."""
 
     cdef Depth job
@@ -66,26 +66,20 @@ cdef class DepthwiseConvolution:
         job.map_out = spec.P * spec.Q * job.itemsize
         job.finish = finish_of(spec.activation)
 
-    def scratch_bytes(self, long images, int threads):
-        """None is needed."""
-        return 0
-
     def pack(self, cnp.ndarray weight not None, int threads=1):
         """A copy of a C-ordered (K, 1, R, S) weight."""
         cdef Buffer packed = Buffer(weight.nbytes)
         memcpy(packed.data, data_of(weight), weight.nbytes)
         return packed
 
-    def run(self, cnp.ndarray x not None, Buffer weights not None, cnp.ndarray bias, cnp.ndarray residual,
-            cnp.ndarray y not None, int threads, Buffer scratch not None):
-        """y = activation(conv(x) + bias + residual); y, bias and residual C-ordered, x with its rows in one piece."""
+    cdef int enter(self, Phases phases, const Call *call) except -1:
+        """y = activation(conv(x) + bias + second); x with its rows in one piece."""
         cdef Depth job = self.job
-        cdef long tasks
-        job.maps = x.shape[0] * job.K
+        job.maps = call.images * job.K
         # Handing out a task costs as much as a small map.
-        job.run = 1 if job.parts > 1 else max(1, min(job.maps // (4 * max(threads, 1)), TASK // (job.how.P * job.how.Q)))
-        tasks = ceil_div(job.maps, job.run) * job.parts
-        job.x = data_of(x)
-        job.x_n, job.x_c, job.how.row_pitch = x.strides[0], x.strides[1], x.strides[2] // job.itemsize
-        job.weights, job.bias, job.residual, job.y = weights.data, data_of(bias), data_of(residual), data_of(y)
-        compute(depth_task, &job, tasks, scratch.data, 0, threads)
+        job.run = 1 if job.parts > 1 else max(
+            1, min(job.maps // (4 * max(call.threads, 1)), TASK // (job.how.P * job.how.Q)))
+        job.x, job.x_n, job.x_c, job.how.row_pitch = call.x, call.x_n, call.x_c, call.x_h // job.itemsize
+        job.weights, job.bias, job.residual, job.y = call.weights, call.bias, call.second, call.y
+        return phases.add(
+            depth_task, phases.keep(&job, sizeof(job)), 0, ceil_div(job.maps, job.run) * job.parts, NULL, 0)

@@ -1,16 +1,14 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Maps: the loops of the steps without weights, pooling and elementwise.
 
-In: a PoolSpec or PointwiseSpec, C-ordered NumPy arrays that the caller has checked.  Out: numbers in y.
+In: a PoolSpec or PointwiseSpec, C-ordered images that the caller has checked.  Out: numbers in y.
 The arithmetic is in kernels/pool.inc.c and finish.inc.c.
 """
 
-cimport numpy as cnp
-
-from ._core cimport Buffer, ceil_div, compute, data_of, finish_of, int_table, kernels_of, lines
+from ._core cimport Call, Kernel, Phases, ceil_div, finish_of, int_table, kernels_of, lines
 from .kernels cimport cconv_finish, cconv_kernels, cconv_pool
 
-cnp.import_array()
+from math import prod
 
 
 cdef enum:
@@ -30,12 +28,13 @@ cdef void pool_task(const void *untyped, long index, char *scratch) noexcept nog
     job.kernels.pool(&job.how, job.x + index * job.map_in, scratch, job.y + index * job.map_out)
 
 
-cdef class Pooling:
+cdef class Pooling(Kernel):
     """A PoolSpec for one ISA."""
 
     cdef Pool job
     cdef list owners
     cdef size_t scratch_size
+    cdef long maps  # of an image
 
     def __init__(self, spec, str isa):
         cdef Pool *job = &self.job
@@ -43,6 +42,7 @@ cdef class Pooling:
         cdef size_t itemsize = 4 if spec.dtype == "float32" else 8
         rows, columns = spec.rows, spec.columns
         self.owners = []
+        self.maps = spec.C
         job.kernels = kernels_of(isa, spec.dtype)
         how.average = spec.kind == "average"
         how.width = spec.W
@@ -67,17 +67,15 @@ cdef class Pooling:
             (how.left + how.width + how.right + how.outputs_wide + 4 * job.kernels.lanes) * sizeof(double)
         )
 
-    def scratch_bytes(self, long images, int threads):
-        """Bytes of scratch that a run needs."""
+    cpdef size_t scratch_bytes(self, long images, int threads):
         return self.scratch_size * threads
 
-    def run(self, cnp.ndarray x not None, weights, bias, second, cnp.ndarray y not None, int threads,
-            Buffer scratch not None):
-        """y = pool(x); both C-ordered. A pool has no weights, no bias and no second image."""
+    cdef int enter(self, Phases phases, const Call *call) except -1:
+        """y = pool(x). A pool has no weights, no bias and no second image."""
         cdef Pool job = self.job
-        cdef long maps = x.shape[0] * x.shape[1]
-        job.x, job.y = data_of(x), data_of(y)
-        compute(pool_task, &job, maps, scratch.data, self.scratch_size, threads)
+        job.x, job.y = call.x, call.y
+        return phases.add(
+            pool_task, phases.keep(&job, sizeof(job)), 0, call.images * self.maps, call.scratch, self.scratch_size)
 
 
 cdef enum:
@@ -101,24 +99,21 @@ cdef void elements_task(const void *untyped, long index, char *scratch) noexcept
     job.kernels.finish(&job.how, 0, 1, min(<long>RUN, job.count - index * RUN), job.x + at, 0, other, job.y + at, 0)
 
 
-cdef class Pointwise:
+cdef class Pointwise(Kernel):
     """A PointwiseSpec for one ISA."""
 
     cdef Elements job
+    cdef long size  # elements of an image
 
     def __init__(self, spec, str isa):
+        self.size = prod(spec.image)
         self.job.kernels = kernels_of(isa, spec.dtype)
         self.job.how = finish_of(spec.activation)
         self.job.itemsize = 4 if spec.dtype == "float32" else 8
 
-    def scratch_bytes(self, long images, int threads):
-        """None is needed."""
-        return 0
-
-    def run(self, cnp.ndarray x not None, weights, bias, cnp.ndarray second, cnp.ndarray y not None, int threads,
-            Buffer scratch not None):
-        """y = activation(x [+ second]); all C-ordered. There are no weights and no bias."""
+    cdef int enter(self, Phases phases, const Call *call) except -1:
+        """y = activation(x [+ second]). There are no weights and no bias."""
         cdef Elements job = self.job
-        job.count = x.size
-        job.x, job.other, job.y = data_of(x), data_of(second), data_of(y)
-        compute(elements_task, &job, ceil_div(job.count, RUN), scratch.data, 0, threads)
+        job.count = call.images * self.size
+        job.x, job.other, job.y = call.x, call.second, call.y
+        return phases.add(elements_task, phases.keep(&job, sizeof(job)), 0, ceil_div(job.count, RUN), NULL, 0)

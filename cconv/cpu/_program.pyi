@@ -7,11 +7,12 @@ import numpy as np
 
 from ..planning import Plan
 from ..weights import Once, Weights
+from ._core import Kernel
 
 class Step:
     def __init__(
         self,
-        kernel: Any,
+        kernel: Kernel,
         reads: Callable[[np.ndarray], bool],
         pack: Callable[[Weights | Once], tuple] | None,
         inputs: tuple[int, ...],
@@ -19,7 +20,8 @@ class Step:
         image: tuple[int, int, int],
         output: tuple[int, int, int],
         times: int,
-        begin: int | None,
+        begins: tuple[int, int],
+        moot: bool,
     ) -> None: ...
 
 class Geometry:

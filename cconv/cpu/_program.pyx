@@ -8,13 +8,11 @@ A call of a small layer takes microseconds, so this is compiled; the arithmetic 
 cimport cython
 cimport numpy as cnp
 
-from ._core cimport Buffer
-from ._pool cimport empty, lease, part
+from ._core cimport Buffer, Call, Kernel, Phases
+from ._pool cimport empty, lease
 from ._team cimport threads_for
 
 from math import prod
-
-from ..errors import Cancelled
 
 cnp.import_array()
 
@@ -25,12 +23,12 @@ cdef Buffer NOTHING = Buffer(0)
 cdef class Step:
     """An operation on numbered values and the kernel that computes it.
 
-    `kernel` has scratch_bytes(images, threads) and run(x, weights, bias, second, y, threads, scratch); `reads(x)` says
-    whether it can read an x whose rows do not follow each other; `pack(weights)` gives its (packed weights, bias).
-    A run of the plan has `times` images of the kernel, (C, H, W) `image` in and `output` out. `moot` steps have nothing
-    to do in a run alone."""
+    `reads(x)` says whether the kernel can read an x whose rows do not follow each other; `pack(weights)` gives its
+    (packed weights, bias). A run of the plan has `times` images of the kernel, (C, H, W) `image` in and `output` out.
+    `moot` steps have nothing to do in a run alone."""
 
-    cdef object kernel, reads, pack
+    cdef Kernel kernel
+    cdef object reads, pack
     cdef int x, second, y
     cdef Py_ssize_t times
     cdef cnp.npy_intp image[3]
@@ -38,7 +36,8 @@ cdef class Step:
     cdef Py_ssize_t begin, begin_alone  # in the arena, in elements for each run; -1 if the value does not lie there
     cdef bint moot
 
-    def __init__(self, kernel, reads, pack, tuple inputs, int value, tuple image, tuple output, times, begins, moot):
+    def __init__(self, Kernel kernel not None, reads, pack, tuple inputs, int value, tuple image, tuple output, times,
+                 begins, moot):
         self.kernel, self.reads, self.pack = kernel, reads, pack
         self.x, self.second, self.y = inputs[0], inputs[1] if len(inputs) > 1 else -1, value
         self.image[0], self.image[1], self.image[2] = image
@@ -55,6 +54,42 @@ cdef class Step:
         if cnp.PyArray_ISCARRAY_RO(x) and x.strides[3] == itemsize and x.strides[2] == x.shape[3] * itemsize:
             return x
         return x if self.reads(x) else x.copy(order="C")
+
+    cdef int read(self, list arrays, char **at, list copies, Call *call) except -1:
+        """Fill in where the images are read: in arrays, which are inputs and outputs, or in the arena."""
+        cdef cnp.ndarray x = arrays[self.x], second = None if self.second < 0 else arrays[self.second]
+        if x is None:
+            call.x, call.x_w = at[self.x], call.itemsize
+            call.x_h = self.image[2] * call.x_w
+            call.x_c = self.image[1] * call.x_h
+            call.x_n = self.image[0] * call.x_c
+        else:
+            x = self.readable(x)
+            copies.append(x)
+            call.x = <const char *>cnp.PyArray_DATA(x)
+            call.x_n, call.x_c, call.x_h, call.x_w = x.strides[0], x.strides[1], x.strides[2], x.strides[3]
+        if self.second < 0:
+            call.second = NULL
+        elif second is None:
+            call.second = at[self.second]
+        else:
+            if not cnp.PyArray_ISCARRAY_RO(second):
+                second = second.copy(order="C")
+                copies.append(second)
+            call.second = <const char *>cnp.PyArray_DATA(second)
+        return 0
+
+
+cdef struct Packed:
+    const char *weights
+    const char *bias
+
+
+cdef char *memory_of(held) except? NULL:
+    """Where packed weights, an array or nothing begin."""
+    if held is None:
+        return NULL
+    return (<Buffer>held).data if isinstance(held, Buffer) else <char *>cnp.PyArray_DATA(held)
 
 
 @cython.final
@@ -91,16 +126,13 @@ cdef class Geometry:
             table[numbers[i]] = arrays[i]
         return table
 
-    cdef cnp.ndarray place(self, Step step, Py_ssize_t runs, Buffer arena, given):
-        """Where a step writes: its place in the arena, an array that was given, or a new one."""
+    cdef cnp.ndarray result(self, Step step, Py_ssize_t runs, given):
+        """Where a step writes an output: an array that was given, or a new one."""
         cdef cnp.npy_intp shape[4]
-        cdef Py_ssize_t begin = step.begin_alone if runs == 1 else step.begin
         if given is not None and cnp.PyArray_ISCARRAY(given):
             return given
         shape[0], shape[1], shape[2], shape[3] = runs * step.times, step.shape[1], step.shape[2], step.shape[3]
-        if begin < 0:
-            return empty(4, shape, self.type_number)
-        return part(arena, begin * runs * self.itemsize, 4, shape, self.type_number)
+        return empty(4, shape, self.type_number)
 
 
 @cython.final
@@ -108,12 +140,18 @@ cdef class Program:
     """A plan with packed weights. Safe to call from several threads at once."""
 
     cdef readonly Geometry geometry
-    cdef list packed
+    cdef list packed  # kept for `memory`
+    cdef Buffer memory  # of a Packed for each step
 
     def __init__(self, Geometry geometry not None, weights):
         cdef Step step
+        cdef Packed *packed
         self.geometry = geometry
         self.packed = [(None, None) if step.pack is None else step.pack(weights) for step in geometry.steps]
+        self.memory = Buffer(len(geometry.steps) * sizeof(Packed))
+        packed = <Packed *>self.memory.data
+        for i, (weight, bias) in enumerate(self.packed):
+            packed[<Py_ssize_t>i].weights, packed[<Py_ssize_t>i].bias = memory_of(weight), memory_of(bias)
 
     @property
     def plan(self):
@@ -140,39 +178,49 @@ cdef class Program:
             `cancel` was set; given outputs may have been written in part.
         """
         cdef Geometry geometry = self.geometry
-        cdef list values = geometry.table(geometry.inputs, inputs)
+        cdef list arrays = geometry.table(geometry.inputs, inputs)  # of inputs and outputs
         cdef list given = None if outputs is None else geometry.table(geometry.outputs, outputs)
-        cdef Py_ssize_t runs = cnp.PyArray_SIZE(values[geometry.first]) // geometry.input_size, i
+        cdef Py_ssize_t runs = cnp.PyArray_SIZE(arrays[geometry.first]) // geometry.input_size, begin, count, i
         cdef int threads = threads_for(geometry.work * runs)
-        cdef Buffer scratch = NOTHING, arena = None
+        cdef Buffer scratch = NOTHING, arena = NOTHING
         cdef size_t nbytes = 0
         cdef Step step
+        cdef double elements = geometry.arena_alone if runs == 1 else geometry.arena
+        cdef Packed *packed = <Packed *>self.memory.data
+        cdef Phases phases
+        cdef Call call
+        cdef list copies = []  # of inputs, for as long as they are read
+        cdef Buffer places = Buffer(geometry.values * sizeof(void *))
+        cdef char **at = <char **>places.data  # the values in the arena
+        cdef cnp.ndarray array
+        count = len(geometry.steps)
         for step in geometry.steps:
-            nbytes = max(nbytes, <size_t>step.kernel.scratch_bytes(runs * step.times, max(threads, 1)))
+            nbytes = max(nbytes, step.kernel.scratch_bytes(runs * step.times, max(threads, 1)))
         if nbytes:
             scratch = Buffer(nbytes)
-        cdef double elements = geometry.arena_alone if runs == 1 else geometry.arena
         if elements:
             arena = lease(elements * runs * geometry.itemsize)
-        for i in range(len(geometry.steps)):
-            if cancel is not None and cancel.is_set():
-                raise Cancelled("the run was cancelled before it ended")
+        phases = Phases(count)
+        call.threads, call.scratch, call.itemsize = threads, scratch.data, geometry.itemsize
+        for i in range(count):
             step = geometry.steps[i]
+            begin = step.begin_alone if runs == 1 else step.begin
+            at[step.y] = NULL if begin < 0 else arena.data + begin * runs * geometry.itemsize
             if step.moot and runs == 1:
-                values[step.y] = geometry.place(step, runs, arena, None) if values[step.y] is None else values[step.y]
                 continue
-            weights, bias = <tuple>self.packed[i]
-            second = None if step.second < 0 else values[step.second]
-            if second is not None and not cnp.PyArray_ISCARRAY_RO(second):
-                second = second.copy(order="C")
-            y = values[step.y]  # there already if it is written in parts
-            if y is None:
-                y = geometry.place(step, runs, arena, None if given is None else given[step.y])
-            step.kernel.run(step.readable(values[step.x]), weights, bias, second, y, threads, scratch)
-            values[step.y] = y
+            call.images = runs * step.times
+            call.weights, call.bias = packed[i].weights, packed[i].bias
+            step.read(arrays, at, copies, &call)
+            array = arrays[step.y]  # there already if it is written in parts
+            if array is None and at[step.y] == NULL:
+                array = arrays[step.y] = geometry.result(step, runs, None if given is None else given[step.y])
+            call.y = at[step.y] if array is None else <char *>cnp.PyArray_DATA(array)
+            phases.begin_step()
+            step.kernel.enter(phases, &call)
+        phases.run(threads, cancel)
         if given is not None:
             for value in geometry.outputs:
-                if values[value] is not given[value]:
-                    given[value][...] = values[value]
-                    values[value] = given[value]
-        return [values[value] for value in geometry.outputs]
+                if arrays[value] is not given[value]:
+                    given[value][...] = arrays[value]
+                    arrays[value] = given[value]
+        return [arrays[value] for value in geometry.outputs]

@@ -1,6 +1,19 @@
 # Team: the threads of the process (see _team.pyx), for cimport.
 
 ctypedef void (*Task)(const void *job, long index, char *scratch) noexcept nogil
+ctypedef bint (*Ask)(void *asked) noexcept nogil
+
+cdef struct Phase:
+    Task task
+    const void *job
+    long tasks  # the first that is none
+    char *scratch
+    size_t scratch_size  # of a thread
+    long asks  # whether the caller asks first if the rest is still wanted
+    char apart[64 - 6 * 8]  # what every thread writes has a cache line of its own
+    long next  # the first that nobody has; at the beginning, the first of all
+    long done  # the same, before it is posted; then tasks done, and those before the first
+    char apart_too[64 - 2 * 8]
 
 cdef int threads_for(double work) noexcept
-cdef void share(Task task, const void *job, long tasks, char *scratch, size_t scratch_size, int threads) noexcept nogil
+cdef void share(Phase *phases, long count, int threads, Ask ask, void *asked) noexcept nogil

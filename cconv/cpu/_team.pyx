@@ -1,12 +1,14 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Team: the one team of threads of this process, and the tasks that they share.
+"""Team: the one team of threads of this process, and the phases of tasks that they share.
 
-In: a task, how many of them, and how many threads may take them.  Out: tasks done.
+In: phases, each some tasks, and how many threads may take them.  Out: all tasks done, phase after phase.
 The only file with OpenMP in it.
 
-The caller works itself, whichever thread it is, and posts its tasks on a board; a leader thread that belongs to nobody
+The caller works itself, whichever thread it is, and posts its phases on a board; a leader thread that belongs to nobody
 takes what is posted, with as many helpers as were asked for, an OpenMP team of its own. So there is one team, where
-libgomp alone keeps one for every thread that ever called. Tasks are handed out by one counter, each exactly once.
+libgomp alone keeps one for every thread that ever called. A phase's tasks are handed out by one counter, each exactly
+once; a thread that gets none waits until those of the others are done, then goes on to the next phase. A whole network
+is posted once.
 
     caller   --post-->  [ board ]  <--watches--  leader (helper 1)  --prange-->  helpers 2, 3, ... of libgomp
     takes tasks             |                    takes tasks                     take tasks
@@ -42,6 +44,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_unlock(pthread_mutex_t *)
     int pthread_cond_init(pthread_cond_t *, const void *)
     int pthread_cond_signal(pthread_cond_t *)
+    int pthread_cond_broadcast(pthread_cond_t *)
     int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
 
 cdef extern from * nogil:
@@ -55,12 +58,14 @@ cdef extern from * nogil:
     #else
     #define cconv_pause() ((void)0)
     #endif
-    static inline int cconv_load(int *at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
+    static inline int cconv_load(int *at) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }
+    static inline long cconv_load_long(long *at) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }
     static inline int cconv_swap(int *at, int value) { return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST); }
     static inline int cconv_move(int *at, int from, int to) {
         return __atomic_compare_exchange_n(at, &from, to, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     }
     static inline long cconv_next(long *at) { return __atomic_fetch_add(at, 1, __ATOMIC_RELAXED); }
+    static inline long cconv_add(long *at, long n) { return __atomic_add_fetch(at, n, __ATOMIC_SEQ_CST); }
     static inline long cconv_nanoseconds(void) {
         struct timespec now;
         clock_gettime(CLOCK_MONOTONIC, &now);
@@ -104,7 +109,9 @@ cdef extern from * nogil:
     int load "cconv_load"(int *at)
     int swap "cconv_swap"(int *at, int value)
     bint move "cconv_move"(int *at, int from_, int to)
+    long load_long "cconv_load_long"(long *at)
     long take_next "cconv_next"(long *at)
+    long add "cconv_add"(long *at, long n)
     long nanoseconds "cconv_nanoseconds"()
     int thread_id "cconv_thread_id"()
     void keep_off "cconv_keep_off"(int sleeper)
@@ -121,15 +128,11 @@ cdef enum:
     SPINS = 64  # looks from one reading of the clock to the next
 
 cdef struct Board:
-    Task task
-    const void *job
-    char *scratch
-    size_t scratch_size
-    long tasks
+    Phase *phases  # those that are left
+    long count
     int helpers
-    char apart[64]  # what every thread writes has a cache line of its own
-    long next
-    char apart_too[64]
+    int stop  # nobody wants the rest
+    int sleepers  # whether somebody may sleep until a phase is done
 
 cdef Board board
 cdef int state = IDLE
@@ -137,7 +140,7 @@ cdef int taken = 0  # whether somebody has the board
 cdef bint leading = False  # whether there is a leader; whoever has the board may ask
 cdef int leader = 0  # the leader's thread id, once it runs
 cdef pthread_mutex_t lock
-cdef pthread_cond_t posted, done
+cdef pthread_cond_t posted, done, turn
 cdef int wanted = 1
 cdef long last_short = 0  # when a short run began
 
@@ -149,17 +152,11 @@ cdef void begin() noexcept nogil:
     pthread_mutex_init(&lock, NULL)
     pthread_cond_init(&posted, NULL)
     pthread_cond_init(&done, NULL)
+    pthread_cond_init(&turn, NULL)
 
 
 begin()
 pthread_atfork(NULL, NULL, begin)
-
-
-cdef void take_tasks(char *scratch) noexcept nogil:
-    cdef long i = take_next(&board.next)
-    while i < board.tasks:
-        board.task(board.job, i, scratch)
-        i = take_next(&board.next)
 
 
 cdef void watch(int unwanted) noexcept nogil:
@@ -196,6 +193,61 @@ cdef void wake(pthread_cond_t *change) noexcept nogil:
     pthread_mutex_unlock(&lock)
 
 
+cdef bint ended(Phase *phase) noexcept nogil:
+    return load_long(&phase.done) == phase.tasks or load(&board.stop)
+
+
+cdef void wake_all() noexcept nogil:
+    """Whoever sleeps until a phase is done. (Who goes to sleep says so first and looks once more; who ends a phase
+    looks for sleepers afterwards: one of the two sees the other.)"""
+    if load(&board.sleepers):
+        pthread_mutex_lock(&lock)
+        swap(&board.sleepers, 0)
+        pthread_cond_broadcast(&turn)
+        pthread_mutex_unlock(&lock)
+
+
+cdef void await_end(Phase *phase) noexcept nogil:
+    """Until all tasks of a phase are done, or nobody wants them."""
+    cdef long began = nanoseconds()
+    cdef int i
+    while nanoseconds() - began < SPIN_NS:
+        for i in range(SPINS):
+            if ended(phase):
+                return
+            pause()
+    pthread_mutex_lock(&lock)
+    while True:
+        swap(&board.sleepers, 1)
+        if ended(phase):
+            break
+        pthread_cond_wait(&turn, &lock)
+    pthread_mutex_unlock(&lock)
+
+
+cdef void take_tasks(Phase *phases, long count, int thread, Ask ask, void *asked) noexcept nogil:
+    """A thread's way through the phases. (The caller, who alone has an `ask`, has asked before the first.)"""
+    cdef long p, i, taken
+    cdef Phase *phase
+    for p in range(count):
+        phase = &phases[p]
+        if p and phase.asks and ask != NULL and ask(asked):
+            swap(&board.stop, 1)
+            wake_all()
+        taken = 0
+        i = take_next(&phase.next)
+        while i < phase.tasks and not load(&board.stop):
+            phase.task(phase.job, i, phase.scratch + thread * phase.scratch_size)
+            taken += 1
+            i = take_next(&phase.next)
+        if load(&board.stop):
+            return
+        if p + 1 < count and add(&phase.done, taken) != phase.tasks:
+            await_end(phase)
+        elif p + 1 < count and taken:
+            wake_all()
+
+
 cdef void *lead(void *nothing) noexcept nogil:
     """The leader's life."""
     global leader
@@ -207,10 +259,10 @@ cdef void *lead(void *nothing) noexcept nogil:
         if not move(&state, POSTED, RUNNING):
             continue  # the caller did everything itself
         if board.helpers == 1:
-            take_tasks(board.scratch + board.scratch_size)
+            take_tasks(board.phases, board.count, 1, NULL, NULL)
         else:
             for i in prange(board.helpers, num_threads=board.helpers, schedule="static", chunksize=1):
-                take_tasks(board.scratch + (i + 1) * board.scratch_size)
+                take_tasks(board.phases, board.count, i + 1, NULL, NULL)
         if swap(&state, IDLE) == AWAITED:
             wake(&done)
     return NULL
@@ -225,25 +277,38 @@ cdef bint have_leader() noexcept nogil:
     return leading
 
 
-cdef void share(Task task, const void *job, long tasks, char *scratch, size_t scratch_size, int threads) noexcept nogil:
-    """Run tasks 0 .. tasks-1, each exactly once; a thread takes the next one when it is done with its last.
+cdef void share(Phase *phases, long count, int threads, Ask ask, void *asked) noexcept nogil:
+    """Run the phases, one after the other, each of their tasks exactly once; a thread takes the next one when it is done
+    with its last.
 
-    The calling thread has the first `scratch_size` bytes of scratch, and each of the other threads the like."""
+    The calling thread has the first `scratch_size` bytes of a phase's scratch, each of the other threads the like.
+    Before a phase that `asks` the caller does, unless `ask` is NULL: the rest is left undone if the answer is yes."""
+    cdef long p, widest = 0
+    cdef Phase *phase
+    for p in range(count):
+        widest = max(widest, phases[p].tasks - phases[p].next)
+    threads = <int>min(<long>threads, widest)
+    for p in range(count):
+        phase = &phases[p]
+        if phase.asks and ask != NULL and ask(asked):
+            return
+        while phase.next < phase.tasks:
+            if threads > 1 and (phase.next + 1 < phase.tasks or p + 1 < count) and not load(&taken) and not swap(&taken, 1):
+                post(phase, count - p, threads - 1, ask, asked)
+                return
+            phase.task(phase.job, phase.next, phase.scratch)
+            phase.next += 1
+
+
+cdef void post(Phase *phases, long count, int helpers, Ask ask, void *asked) noexcept nogil:
+    """Run what is left with helpers. The board is the caller's."""
     global board
-    cdef long i
-    for i in range(tasks):
-        if threads > 1 and i + 1 < tasks and not load(&taken) and not swap(&taken, 1):
-            break
-        task(job, i, scratch)
-    else:
-        return
-    board.task, board.job, board.tasks, board.next = task, job, tasks, i
-    board.scratch, board.scratch_size = scratch, scratch_size
-    board.helpers = <int>min(<long>threads, tasks - i) - 1
+    phases.done = phases.next
+    board.phases, board.count, board.helpers, board.stop, board.sleepers = phases, count, helpers, 0, 0
     if have_leader() and swap(&state, POSTED) == ASLEEP:
         keep_off(leader)
         wake(&posted)
-    take_tasks(scratch)
+    take_tasks(phases, count, 0, ask, asked)
     if leading and not move(&state, POSTED, IDLE):
         await_state(RUNNING, AWAITED, &done)
     swap(&taken, 0)

@@ -1,22 +1,21 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Tensors: the loops of the steps that are neither convolution, pool nor activation (planning/tensors.py).
 
-In: their specs; C-ordered NumPy arrays (images, *spec.image) that the caller has checked.  Out: numbers in y.
+In: their specs; C-ordered images that the caller has checked.  Out: numbers in y.
 Moves copy elements and are here whole; the arithmetic of the others is in kernels/tensors.inc.c.
 """
 
-cimport numpy as cnp
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from ._core cimport Buffer, ceil_div, compute, data_of, int_table, kernels_of, lines
+from ._core cimport Buffer, Call, Kernel, Phases, ceil_div, int_table, kernels_of, lines
 from .kernels cimport (
     CCONV_DIV_INTO, CCONV_PRELU_OF, CCONV_SUB_FROM, cconv_kernels, cconv_lrn, cconv_resize,
 )
 
-from ..planning import tensors
+from math import prod
 
-cnp.import_array()
+from ..planning import tensors
 
 cdef enum:
     RUN = 1 << 14  # elements of a task
@@ -73,7 +72,9 @@ cdef void locate(const Nest *nest, long row, long *index, long *source, long *ta
 cdef struct Move:
     Nest nest
     long begin, at, source, target
-    int itemsize
+    long count  # elements of y
+    int itemsize, filled
+    double fill
     const char *x
     char *y
 
@@ -97,6 +98,17 @@ cdef void move_row(const Loop *loop, const char *x, char *y, int itemsize) noexc
             (<uint64_t *>y)[i * to] = (<const uint64_t *>x)[i * step]
 
 
+cdef void fill_task(const void *untyped, long index, char *scratch) noexcept nogil:
+    """One run of neighbouring elements of y."""
+    cdef const Move *job = <const Move *>untyped
+    cdef long i
+    for i in range(index * RUN, min(job.count, (index + 1) * RUN)):
+        if job.itemsize == 4:
+            (<float *>job.y)[i] = <float>job.fill
+        else:
+            (<double *>job.y)[i] = job.fill
+
+
 cdef void move_task(const void *untyped, long index, char *scratch) noexcept nogil:
     """Some rows of one image."""
     cdef const Move *job = <const Move *>untyped
@@ -112,18 +124,17 @@ cdef void move_task(const void *untyped, long index, char *scratch) noexcept nog
         row += 1
 
 
-cdef class Moving:
+cdef class Moving(Kernel):
     """A MoveSpec."""
 
     cdef Move job
     cdef list owners
-    cdef object fill
 
     def __init__(self, spec, str isa):
         cdef int i
         cdef Loop *loop
         self.owners = []
-        self.fill = spec.fill
+        self.job.filled, self.job.fill = spec.fill is not None, spec.fill or 0
         self.job.begin, self.job.at, self.job.source, self.job.target = spec.begin, spec.at, spec.source, spec.target
         self.job.itemsize = 4 if spec.dtype == "float32" else 8
         if len(spec.axes) > MOST_LOOPS:
@@ -137,18 +148,15 @@ cdef class Moving:
                 loop.table = int_table(self.owners, axis.table)
         set_rows(&self.job.nest)
 
-    def scratch_bytes(self, long images, int threads):
-        """None is needed."""
-        return 0
-
-    def run(self, cnp.ndarray x not None, weights, bias, second, cnp.ndarray y not None, int threads,
-            Buffer scratch not None):
+    cdef int enter(self, Phases phases, const Call *call) except -1:
         """The places of y that the spec says; what others have written there stays."""
         cdef Move job = self.job
-        job.x, job.y = data_of(x), data_of(y)
-        if self.fill is not None:
-            y.fill(self.fill)
-        compute(move_task, &job, x.shape[0] * job.nest.tasks, scratch.data, 0, threads)
+        cdef const void *kept
+        job.x, job.y, job.count = call.x, call.y, call.images * job.target
+        kept = phases.keep(&job, sizeof(job))
+        if job.filled:
+            phases.add(fill_task, kept, 0, ceil_div(job.count, RUN), NULL, 0)
+        return phases.add(move_task, kept, 0, call.images * job.nest.tasks, NULL, 0)
 
 
 cdef struct Rows:
@@ -180,7 +188,7 @@ cdef void arithmetic_task(const void *untyped, long index, char *scratch) noexce
         row += 1
 
 
-cdef class Arithmetic:
+cdef class Arithmetic(Kernel):
     """An ArithmeticSpec for one ISA; what follows it in y, an activation, is a step of its own."""
 
     cdef Rows job
@@ -202,16 +210,11 @@ cdef class Arithmetic:
             job.nest.loop[i].source, job.nest.loop[i].target = loop.x, loop.other
         set_rows(&job.nest)
 
-    def scratch_bytes(self, long images, int threads):
-        """None is needed."""
-        return 0
-
-    def run(self, cnp.ndarray x not None, weights, bias, second, cnp.ndarray y not None, int threads,
-            Buffer scratch not None):
-        """y = x <kind> second, or x <kind> weights; all C-ordered."""
+    cdef int enter(self, Phases phases, const Call *call) except -1:
+        """y = x <kind> second, or x <kind> weights."""
         cdef Rows job = self.job
-        job.x, job.other, job.y = data_of(x), data_of(weights if second is None else second), data_of(y)
-        compute(arithmetic_task, &job, x.shape[0] * job.nest.tasks, scratch.data, 0, threads)
+        job.x, job.other, job.y = call.x, call.weights if call.second == NULL else call.second, call.y
+        return phases.add(arithmetic_task, phases.keep(&job, sizeof(job)), 0, call.images * job.nest.tasks, NULL, 0)
 
 
 cdef struct Elements:
@@ -231,30 +234,27 @@ cdef void function_task(const void *untyped, long index, char *scratch) noexcept
     job.kernels.function(job.kind, job.parameters, min(<long>RUN, job.count - index * RUN), job.x + at, job.y + at)
 
 
-cdef class Function:
+cdef class Function(Kernel):
     """A FunctionSpec for one ISA."""
 
     cdef Elements job
     cdef list owners
+    cdef long size  # elements of an image
 
     def __init__(self, spec, str isa):
         self.owners = []
+        self.size = prod(spec.image)
         self.job.kernels = kernels_of(isa, spec.dtype)
         self.job.kind = _FUNCTION_CODES[spec.kind]
         self.job.parameters = double_table(self.owners, spec.parameters)
         self.job.itemsize = 4 if spec.dtype == "float32" else 8
 
-    def scratch_bytes(self, long images, int threads):
-        """None is needed."""
-        return 0
-
-    def run(self, cnp.ndarray x not None, weights, bias, second, cnp.ndarray y not None, int threads,
-            Buffer scratch not None):
-        """y = function(x); both C-ordered."""
+    cdef int enter(self, Phases phases, const Call *call) except -1:
+        """y = function(x)."""
         cdef Elements job = self.job
-        job.count = x.size
-        job.x, job.y = data_of(x), data_of(y)
-        compute(function_task, &job, ceil_div(job.count, RUN), scratch.data, 0, threads)
+        job.count = call.images * self.size
+        job.x, job.y = call.x, call.y
+        return phases.add(function_task, phases.keep(&job, sizeof(job)), 0, ceil_div(job.count, RUN), NULL, 0)
 
 
 cdef struct Maps:
@@ -286,15 +286,14 @@ cdef void resize_task(const void *untyped, long index, char *scratch) noexcept n
     job.kernels.resize(&job.resize, job.x + index * job.in_bytes, scratch, job.y + index * job.out_bytes)
 
 
-cdef class Mapping:
+cdef class Mapping(Kernel):
     """What softmax, LRN and resizing share: an image or a map is a task."""
 
     cdef Maps job
     cdef list owners
     cdef size_t scratch_size
 
-    def scratch_bytes(self, long images, int threads):
-        """Bytes of scratch that a run needs."""
+    cpdef size_t scratch_bytes(self, long images, int threads):
         return self.scratch_size * threads
 
 
@@ -308,12 +307,11 @@ cdef class Softmax(Mapping):
         self.job.in_bytes = self.job.out_bytes = spec.C * spec.inner * itemsize
         self.scratch_size = lines(2 * spec.inner * itemsize)
 
-    def run(self, cnp.ndarray x not None, weights, bias, second, cnp.ndarray y not None, int threads,
-            Buffer scratch not None):
-        """y = softmax(x) over the channels; both C-ordered."""
+    cdef int enter(self, Phases phases, const Call *call) except -1:
+        """y = softmax(x) over the channels."""
         cdef Maps job = self.job
-        job.x, job.y = data_of(x), data_of(y)
-        compute(softmax_task, &job, x.shape[0], scratch.data, self.scratch_size, threads)
+        job.x, job.y = call.x, call.y
+        return phases.add(softmax_task, phases.keep(&job, sizeof(job)), 0, call.images, call.scratch, self.scratch_size)
 
 
 cdef class Lrn(Mapping):
@@ -328,12 +326,11 @@ cdef class Lrn(Mapping):
         self.job.image_bytes = spec.C * spec.inner * (4 if spec.dtype == "float32" else 8)
         self.scratch_size = 0
 
-    def run(self, cnp.ndarray x not None, weights, bias, second, cnp.ndarray y not None, int threads,
-            Buffer scratch not None):
-        """y = lrn(x); both C-ordered."""
+    cdef int enter(self, Phases phases, const Call *call) except -1:
+        """y = lrn(x)."""
         cdef Maps job = self.job
-        job.x, job.y = data_of(x), data_of(y)
-        compute(lrn_task, &job, x.shape[0] * job.channels, scratch.data, 0, threads)
+        job.x, job.y = call.x, call.y
+        return phases.add(lrn_task, phases.keep(&job, sizeof(job)), 0, call.images * job.channels, NULL, 0)
 
 
 cdef class Resizing(Mapping):
@@ -345,6 +342,7 @@ cdef class Resizing(Mapping):
         rows, columns = spec.rows, spec.columns
         self.owners = []
         self.job.kernels = kernels_of(isa, spec.dtype)
+        self.job.channels = spec.C
         how.width, how.outputs_high, how.outputs_wide = spec.W, len(rows.low), len(columns.low)
         how.row_low, how.row_high = int_table(self.owners, rows.low), int_table(self.owners, rows.high)
         how.column_low, how.column_high = int_table(self.owners, columns.low), int_table(self.owners, columns.high)
@@ -354,12 +352,12 @@ cdef class Resizing(Mapping):
         self.job.out_bytes = how.outputs_high * how.outputs_wide * itemsize
         self.scratch_size = lines(spec.W * itemsize)
 
-    def run(self, cnp.ndarray x not None, weights, bias, second, cnp.ndarray y not None, int threads,
-            Buffer scratch not None):
-        """y = resize(x); both C-ordered."""
+    cdef int enter(self, Phases phases, const Call *call) except -1:
+        """y = resize(x)."""
         cdef Maps job = self.job
-        job.x, job.y = data_of(x), data_of(y)
-        compute(resize_task, &job, x.shape[0] * x.shape[1], scratch.data, self.scratch_size, threads)
+        job.x, job.y = call.x, call.y
+        return phases.add(
+            resize_task, phases.keep(&job, sizeof(job)), 0, call.images * job.channels, call.scratch, self.scratch_size)
 
 
 cdef void matmul_task(const void *untyped, long index, char *scratch) noexcept nogil:
@@ -377,7 +375,7 @@ cdef void matmul_task(const void *untyped, long index, char *scratch) noexcept n
                            job.y + index * matrix.target * job.itemsize)
 
 
-cdef class MatMul:
+cdef class MatMul(Kernel):
     """A MatMulSpec for one ISA."""
 
     cdef Rows job
@@ -397,14 +395,10 @@ cdef class MatMul:
         job.nest.loop[loops].count, job.nest.loop[loops].source, job.nest.loop[loops].target = spec.M, spec.K, spec.N
         set_rows(&job.nest)
 
-    def scratch_bytes(self, long images, int threads):
-        """None is needed."""
-        return 0
-
-    def run(self, cnp.ndarray x not None, weights, bias, second, cnp.ndarray y not None, int threads,
-            Buffer scratch not None):
-        """y = x @ second, or x @ weights; all C-ordered."""
+    cdef int enter(self, Phases phases, const Call *call) except -1:
+        """y = x @ second, or x @ weights."""
         cdef Rows job = self.job
-        job.x, job.other, job.y = data_of(x), data_of(weights if second is None else second), data_of(y)
-        compute(matmul_task, &job, x.shape[0] * job.nest.rows * job.nest.loop[job.nest.loops - 1].count,
-                scratch.data, 0, threads)
+        job.x, job.other, job.y = call.x, call.weights if call.second == NULL else call.second, call.y
+        return phases.add(
+            matmul_task, phases.keep(&job, sizeof(job)), 0,
+            call.images * job.nest.rows * job.nest.loop[job.nest.loops - 1].count, NULL, 0)

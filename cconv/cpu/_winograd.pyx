@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Winograd: the loops of a convolution over blocks of tiles: transform, multiply, transform back.
 
-In: a ConvSpec and its Winograd tiling, packed weights, NumPy arrays that the caller has checked.  Out: numbers in y.
+In: a ConvSpec and its Winograd tiling, packed weights, images that the caller has checked.  Out: numbers in y.
 The arithmetic is in kernels/winograd.inc.c and multiply.inc.c, the decisions in planning/algorithm.py.
 
 The tiles of all images are one sequence, cut into blocks. Either a thread takes a block and does everything, its
@@ -14,7 +14,9 @@ cimport numpy as cnp
 from libc.stdint cimport int32_t
 from libc.string cimport memset
 
-from ._core cimport Buffer, borrow, ceil_div, compute, data_of, finish_of, int_table, kernels_of, lines, share
+from ._core cimport (
+    Buffer, Call, Kernel, Phases, borrow, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share_tasks,
+)
 from .kernels cimport cconv_finish, cconv_kernels, cconv_transform, cconv_winograd
 
 cnp.import_array()
@@ -33,7 +35,7 @@ cdef struct Blocks:
     long C, K, panels, group, groups, chain, points  # group: panels of a task; chain: products of one
     long tiles, pitch, strip, count, blocks  # tiles of a block, as whole vectors, at once; of all images; blocks
     long point_in, point_out, point_weights  # elements from one point to the next: transformed input, products, filters
-    long held, begin, parts_in  # shared blocks: how many at a time, the first of these, parts of the channels
+    long held, parts_in  # shared blocks: how many at a time, parts of the channels
     size_t block_bytes, products_at, sums_at, strip_at, filters_at  # of transformed input; of a thread's scratch
     long taps
     const int32_t *offset
@@ -154,18 +156,18 @@ cdef void input_task(const void *untyped, long index, char *scratch) noexcept no
     """A part of the channels of a shared block."""
     cdef const Blocks *job = <const Blocks *>untyped
     cdef long block = index // job.parts_in, part = index % job.parts_in
-    transform_input(job, job.begin + block, part * job.C // job.parts_in, (part + 1) * job.C // job.parts_in,
-                    job.shared + block * job.block_bytes, scratch + job.strip_at)
+    transform_input(job, block, part * job.C // job.parts_in, (part + 1) * job.C // job.parts_in,
+                    job.shared + block % job.held * job.block_bytes, scratch + job.strip_at)
 
 
 cdef void output_task(const void *untyped, long index, char *scratch) noexcept nogil:
     """Some panels of a shared block."""
     cdef const Blocks *job = <const Blocks *>untyped
     cdef long block = index // job.groups
-    multiply_group(job, job.begin + block, index % job.groups, job.shared + block * job.block_bytes, scratch)
+    multiply_group(job, block, index % job.groups, job.shared + block % job.held * job.block_bytes, scratch)
 
 
-cdef class WinogradConvolution:
+cdef class WinogradConvolution(Kernel):
     """A ConvSpec cut by a Winograd tiling for one ISA. Holds tables, no weights; run() may be called from many threads."""
 
     cdef Blocks job
@@ -247,8 +249,7 @@ cdef class WinogradConvolution:
         cdef const cconv_winograd *how = &self.job.how
         return images * how.dilation_h * how.dilation_w * how.tiles_high * how.tiles_wide
 
-    def scratch_bytes(self, long images, int threads):
-        """Bytes of scratch that a run needs."""
+    cpdef size_t scratch_bytes(self, long images, int threads):
         if self.job.held:
             return min(self.job.held, self._blocks(images)) * self.job.block_bytes + threads * self._own()
         return threads * self.scratch_size
@@ -270,35 +271,35 @@ cdef class WinogradConvolution:
         if packed.nbytes < SHARED_PACKING:
             threads = 1
         with nogil:
-            share(filter_task, &job, self.job.panels, NULL, 0, threads)
+            share_tasks(filter_task, &job, self.job.panels, threads)
         return packed
 
-    def run(self, cnp.ndarray x not None, Buffer weights not None, cnp.ndarray bias, cnp.ndarray residual,
-            cnp.ndarray y not None, int threads, Buffer scratch not None):
-        """y = activation(conv(x) + bias + residual); y, bias and residual C-ordered, x with its rows in one piece."""
+    cdef int enter(self, Phases phases, const Call *call) except -1:
+        """y = activation(conv(x) + bias + second); x with its rows in one piece."""
         cdef Blocks job = self.job
         cdef size_t own = self._own()
-        cdef long blocks
+        cdef long begin, end
         cdef char *scratches
-        job.count = self._count(x.shape[0])
-        job.blocks = self._blocks(x.shape[0])
-        job.x = data_of(x)
-        job.how.image_stride, job.how.channel_stride, job.how.row_stride = x.strides[0], x.strides[1], x.strides[2]
-        job.weights, job.bias, job.residual, job.y = weights.data, data_of(bias), data_of(residual), data_of(y)
+        cdef const void *kept
+        job.count, job.blocks = self._count(call.images), self._blocks(call.images)
+        job.x = call.x
+        job.how.image_stride, job.how.channel_stride, job.how.row_stride = call.x_n, call.x_c, call.x_h
+        job.weights, job.bias, job.residual, job.y = call.weights, call.bias, call.second, call.y
         if not job.held:
-            compute(whole_task, &job, job.blocks, scratch.data, self.scratch_size, threads)
-            return
-        job.begin, job.held = 0, min(job.held, job.blocks)
-        job.shared = scratch.data
+            return phases.add(
+                whole_task, phases.keep(&job, sizeof(job)), 0, job.blocks, call.scratch, self.scratch_size)
+        job.held = min(job.held, job.blocks)
+        job.shared = call.scratch
         scratches = job.shared + job.held * job.block_bytes
-        job.parts_in = min(job.C, ceil_div(PARTS * max(threads, 1), job.held))
+        job.parts_in = min(job.C, ceil_div(PARTS * max(call.threads, 1), job.held))
         # A thread's scratch has no room of its own for transformed input: its parts move to the front.
         job.filters_at -= job.products_at
         job.strip_at -= job.products_at
         job.sums_at -= job.products_at
         job.products_at = 0
-        while job.begin < job.blocks:
-            blocks = min(job.held, job.blocks - job.begin)
-            compute(input_task, &job, blocks * job.parts_in, scratches, own, threads)
-            compute(output_task, &job, blocks * job.groups, scratches, own, threads)
-            job.begin += blocks
+        kept = phases.keep(&job, sizeof(job))
+        for begin in range(0, job.blocks, job.held):
+            end = min(begin + job.held, job.blocks)
+            phases.add(input_task, kept, begin * job.parts_in, end * job.parts_in, scratches, own)
+            phases.add(output_task, kept, begin * job.groups, end * job.groups, scratches, own)
+        return 0

@@ -197,6 +197,24 @@ class _After:
 
 
 @pytest.mark.parametrize("polls", [0, 1, 5])
+def test_a_flag_that_fails_ends_the_run_with_its_error(polls, normal):
+    class Broken(_After):
+        def is_set(self):
+            if super().is_set():
+                raise KeyError("flag")
+            return False
+
+    model = load("resnet18")
+    x = normal((1, 3, 40, 40))
+    expected = model(x)
+    flag = Broken(polls)
+    with pytest.raises(KeyError, match="flag"):
+        model.run(x, cancel=flag)
+    assert flag.left == -1
+    np.testing.assert_array_equal(model(x), expected)
+
+
+@pytest.mark.parametrize("polls", [0, 1, 5])
 def test_a_cancelled_run_ends_between_steps_and_harms_no_later_one(polls, normal):
     model = load("resnet18")
     x = normal((1, 3, 40, 40))

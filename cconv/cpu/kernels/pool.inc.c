@@ -5,11 +5,14 @@
  * First down the columns of the windows, then along the row. The order of a sum depends on the window alone, and averages
  * sum in double: a global one has too many terms for a float.
  */
-static inline __attribute__((always_inline)) V NAME(larger)(V a, V b) { return select((a > b) | (a != a), a, b); }
+/* b where one of the two is NaN by the maximum alone, which is one instruction; a set mask, too, is NaN. */
+static inline __attribute__((always_inline)) V NAME(larger)(V a, V b) {
+    return (V)((NAME(comparison))select(a > b, a, b) | (a != a));
+}
 static inline __attribute__((always_inline)) T NAME(larger_one)(T a, T b) { return a > b || a != a ? a : b; } /* NaN wins */
 
 /* row[w] = the maximum of `rows` rows, `pitch` apart. */
-static void NAME(largest_rows)(long rows, long pitch, long width, const T *x, T *row) {
+static inline __attribute__((always_inline)) void NAME(largest_rows)(long rows, long pitch, long width, const T *x, T *row) {
     long w = 0;
     for (; width >= LANES && w < width; w += LANES) {
         if (w > width - LANES) w = width - LANES; /* the last vector begins earlier */
@@ -49,9 +52,20 @@ static void NAME(pool_max)(const cconv_pool *how, const T *source, T *scratch, T
     for (long i = 0; i < how->right + 2 * LANES; i++) row[width + i] = -INFINITY;
     for (long p = 0; p < how->outputs_high; p++, y += outputs) {
         const long rows = (how->row_stop[p] - how->row_start[p] + how->row_step - 1) / how->row_step;
-        NAME(largest_rows)(rows, how->row_step * width, width, source + how->row_start[p] * width, row);
-        if (how->stride == 1)
+        const T *first = source + how->row_start[p] * width;
+        /* Loops of two or three turns cost as much as what they repeat: these are unrolled. */
+        if (rows == 3)
+            NAME(largest_rows)(3, how->row_step * width, width, first, row);
+        else if (rows == 2)
+            NAME(largest_rows)(2, how->row_step * width, width, first, row);
+        else
+            NAME(largest_rows)(rows, how->row_step * width, width, first, row);
+        if (how->stride == 1 && how->taps == 3)
+            NAME(largest_along)(1, outputs, 3, step, scratch, y);
+        else if (how->stride == 1)
             NAME(largest_along)(1, outputs, how->taps, step, scratch, y);
+        else if (how->stride == 2 && how->taps == 3)
+            NAME(largest_along)(2, outputs, 3, step, scratch, y);
         else if (how->stride == 2)
             NAME(largest_along)(2, outputs, how->taps, step, scratch, y);
         else
