@@ -38,16 +38,24 @@ cdef struct Call:  # what a kernel computes on: C-ordered images, but for x, who
     char *scratch
 
 
+cdef enum:
+    JOB = 512  # bytes of a large job
+    FEW = 2  # phases and jobs that need no memory of their own
+    FEW_BYTES = 64 + 2 * (128 + 512)  # these, from a cache line on
+
+
 @cython.final
 cdef class Phases:
-    cdef Buffer memory
-    cdef long count
-    cdef Buffer chunk  # of jobs; full ones are in `chunks`
-    cdef size_t used
-    cdef list chunks
+    cdef Phase *phases
+    cdef long count, room
+    cdef char *jobs
+    cdef size_t used, jobs_size
+    cdef list buffers  # where phases and jobs lie, unless they are few
+    cdef char few[FEW_BYTES]
     cdef bint begins  # whether the next phase is the first of a step
 
     cdef void begin_step(self) noexcept
+    cdef int hold(self, Buffer buffer) except -1
     cdef const void *keep(self, const void *job, size_t nbytes) except NULL
     cdef int add(self, Task task, const void *job, long begin, long end, char *scratch, size_t scratch_size) except -1
     cdef int run(self, int threads, cancel) except -1

@@ -10,7 +10,7 @@ cimport cython
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
-from ._pool cimport Buffer
+from ._pool cimport LINE, Buffer
 from ._team cimport Phase, Task, share
 from .kernels cimport cconv_finish, cconv_isa, cconv_kernels, cconv_list, cconv_select
 
@@ -62,10 +62,6 @@ cdef const int32_t *int_table(list owners, values) except NULL:
     return table
 
 
-cdef enum:
-    JOB = 512  # bytes of a large job
-
-
 @cython.final
 cdef class Question:
     """Whether a run was cancelled, asked without the GIL."""
@@ -83,14 +79,25 @@ cdef bint ask(void *question) noexcept with gil:
     return asked.answer
 
 
+if FEW_BYTES < LINE + FEW * (sizeof(Phase) + JOB):
+    raise ImportError("FEW_BYTES is too small")
+
+
 @cython.final
+@cython.freelist(16)
 cdef class Phases:
     """The phases of a run, and the jobs of their tasks."""
 
     def __cinit__(self, long steps):
-        self.memory = Buffer(max(1, steps) * sizeof(Phase))
-        self.chunk = Buffer(max(1, steps) * JOB)
-        self.chunks = []
+        cdef Buffer phases, jobs
+        if steps == 1:
+            self.phases, self.room = <Phase *>(self.few + (LINE - <size_t>self.few % LINE) % LINE), FEW
+            self.jobs, self.jobs_size = <char *>(self.phases + FEW), FEW * JOB
+            return
+        phases, jobs = Buffer(max(1, steps) * sizeof(Phase)), Buffer(max(1, steps) * JOB)
+        self.phases, self.room = <Phase *>phases.data, max(1, steps)
+        self.jobs, self.jobs_size = jobs.data, jobs.nbytes
+        self.buffers = [phases, jobs]
 
     cdef void begin_step(self) noexcept:
         """What is added next is a step of its own, before which a run may be cancelled."""
@@ -98,24 +105,33 @@ cdef class Phases:
 
     cdef const void *keep(self, const void *job, size_t nbytes) except NULL:
         """A copy of a job that lives as long as the phases."""
+        cdef Buffer more
         cdef char *at
-        if self.used + nbytes > self.chunk.nbytes:
-            self.chunks.append(self.chunk)
-            self.chunk, self.used = Buffer(max(nbytes, self.chunk.nbytes)), 0
-        at = self.chunk.data + self.used
+        if self.used + nbytes > self.jobs_size:
+            more = Buffer(max(nbytes, self.jobs_size))
+            self.hold(more)
+            self.jobs, self.jobs_size, self.used = more.data, more.nbytes, 0
+        at = self.jobs + self.used
         memcpy(at, job, nbytes)
         self.used += lines(nbytes)
         return at
+
+    cdef int hold(self, Buffer buffer) except -1:
+        if self.buffers is None:
+            self.buffers = []
+        self.buffers.append(buffer)
+        return 0
 
     cdef int add(self, Task task, const void *job, long begin, long end, char *scratch, size_t scratch_size) except -1:
         """Tasks begin .. end-1 of a kept job, after all that were added before are done."""
         cdef Buffer larger
         cdef Phase *phase
-        if (self.count + 1) * sizeof(Phase) > self.memory.nbytes:
-            larger = Buffer(2 * self.memory.nbytes)
-            memcpy(larger.data, self.memory.data, self.memory.nbytes)
-            self.memory = larger
-        phase = <Phase *>self.memory.data + self.count
+        if self.count == self.room:
+            larger = Buffer(2 * self.room * sizeof(Phase))
+            memcpy(larger.data, self.phases, self.room * sizeof(Phase))
+            self.hold(larger)
+            self.phases, self.room = <Phase *>larger.data, 2 * self.room
+        phase = self.phases + self.count
         phase.task, phase.job, phase.tasks, phase.scratch, phase.scratch_size = task, job, end, scratch, scratch_size
         phase.next = phase.done = begin
         phase.asks, self.begins = self.begins, False
@@ -128,15 +144,15 @@ cdef class Phases:
         cdef Question question
         if cancel is None:
             if threads == 0:
-                share(<Phase *>self.memory.data, self.count, 1, NULL, NULL)
+                share(self.phases, self.count, 1, NULL, NULL)
                 return 0
             with nogil:
-                share(<Phase *>self.memory.data, self.count, threads, NULL, NULL)
+                share(self.phases, self.count, threads, NULL, NULL)
             return 0
         question = Question()
         question.cancel = cancel
         with nogil:
-            share(<Phase *>self.memory.data, self.count, max(threads, 1), ask, <void *>question)
+            share(self.phases, self.count, max(threads, 1), ask, <void *>question)
         if question.error is not None:
             raise question.error
         if question.answer:

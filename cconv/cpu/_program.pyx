@@ -16,6 +16,9 @@ from math import prod
 
 cnp.import_array()
 
+cdef enum:
+    FEW_VALUES = 4  # of a plan that need no memory for their places
+
 cdef Buffer NOTHING = Buffer(0)
 
 
@@ -65,7 +68,8 @@ cdef class Step:
             call.x_n = self.image[0] * call.x_c
         else:
             x = self.readable(x)
-            copies.append(x)
+            if x is not arrays[self.x]:
+                copies.append(x)
             call.x = <const char *>cnp.PyArray_DATA(x)
             call.x_n, call.x_c, call.x_h, call.x_w = x.strides[0], x.strides[1], x.strides[2], x.strides[3]
         if self.second < 0:
@@ -190,10 +194,14 @@ cdef class Program:
         cdef Phases phases
         cdef Call call
         cdef list copies = []  # of inputs, for as long as they are read
-        cdef Buffer places = Buffer(geometry.values * sizeof(void *))
-        cdef char **at = <char **>places.data  # the values in the arena
+        cdef char *few[FEW_VALUES]
+        cdef char **at = few  # the values in the arena
+        cdef Buffer places
         cdef cnp.ndarray array
         count = len(geometry.steps)
+        if geometry.values > FEW_VALUES:
+            places = Buffer(geometry.values * sizeof(void *))
+            at = <char **>places.data
         for step in geometry.steps:
             nbytes = max(nbytes, step.kernel.scratch_bytes(runs * step.times, max(threads, 1)))
         if nbytes:
