@@ -1,0 +1,52 @@
+"""Ledger: who used how much. Append-only usage events, durable before `append` returns, each billed once.
+
+In: Events, with the bill and the shapes it came from.  Out: receipts, totals as exact integers, rows, an audit.
+
+    callers --append, reserve, release--> [ queue ] --> one writer thread --> one transaction, one fsync --> receipts
+                                                                 ^
+    lenient mode: callers --> spool file ------------------------+
+    totals, events, audit <-- read connections of their own, some rows at a time
+
+Service and batch jobs bill with it. Needs SQLAlchemy and Alembic, for PostgreSQL psycopg: `pip install cconv[ledger]`.
+"""
+
+from .book import Ledger
+from .errors import (
+    EventConflict,
+    EventError,
+    KeyExhausted,
+    KeyInProgress,
+    KeyReused,
+    LedgerClosed,
+    LedgerDoubtful,
+    LedgerError,
+    LedgerForked,
+    LedgerUnavailable,
+    SchemaOutdated,
+)
+from .event import Event, Receipt
+from .keys import Reservation
+from .migrate import migrate
+from .query import Audit, Difference, Total
+
+__all__ = [
+    "Audit",
+    "Difference",
+    "Event",
+    "EventConflict",
+    "EventError",
+    "KeyExhausted",
+    "KeyInProgress",
+    "KeyReused",
+    "Ledger",
+    "LedgerClosed",
+    "LedgerDoubtful",
+    "LedgerError",
+    "LedgerForked",
+    "LedgerUnavailable",
+    "Receipt",
+    "Reservation",
+    "SchemaOutdated",
+    "Total",
+    "migrate",
+]
