@@ -1,0 +1,189 @@
+"""Keys: a request that is sent again is computed again at most three times, and billed once; across processes too."""
+
+import json
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from cconv import ledger
+from cconv.ledger import Ledger
+
+
+def test_one_bill_three_repetitions_and_no_more(book, event):
+    first = book.reserve("anna", "k", "body")
+    assert (first.replay, first.event_id) == (0, None)
+    bill = book.record(first, event())
+    assert not bill.duplicate
+    assert bill.event.idempotency_key == "k"
+    for replay in (1, 2, 3):
+        again = book.reserve("anna", "k", "body")
+        assert (again.replay, again.event_id) == (replay, bill.event.id)
+        assert book.record(again, event()) is None
+    for _ in range(3):
+        with pytest.raises(ledger.KeyExhausted, match="at most 3"):
+            book.reserve("anna", "k", "body")
+    assert len(list(book.events())) == 1
+
+
+@pytest.mark.parametrize("billed", [False, True])
+def test_another_body_under_a_key_is_refused(book, event, billed):
+    first = book.reserve("anna", "k", "body")
+    if billed:
+        book.record(first, event())
+    with pytest.raises(ledger.KeyReused):
+        book.reserve("anna", "k", "other body")
+
+
+def test_keys_belong_to_their_account(book, event):
+    for account in ("anna", "bert"):
+        book.record(book.reserve(account, "k", account), event())
+    assert [(total.account, total.events) for total in book.totals(by=["account"])] == [("anna", 1), ("bert", 1)]
+
+
+def test_while_the_first_is_computed_others_are_told_to_wait(book, event):
+    first = book.reserve("anna", "k", "body", lease_s=60)
+    with pytest.raises(ledger.KeyInProgress) as caught:
+        book.reserve("anna", "k", "body")
+    assert 50 < caught.value.retry_after_s <= 60
+    book.record(first, event())
+    assert book.reserve("anna", "k", "body").replay == 1
+
+
+def test_a_released_key_is_as_before(book, event):
+    book.release(book.reserve("anna", "k", "body"))
+    first = book.reserve("anna", "k", "other body")
+    assert first.replay == 0
+    book.record(first, event())
+    book.release(first)  # too late: it is billed
+    again = book.reserve("anna", "k", "other body")
+    assert again.replay == 1
+    book.release(again)
+    assert [book.reserve("anna", "k", "other body").replay for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_holder_of_whom_nothing_is_heard_is_replaced_and_there_is_one_bill(book, event):
+    slow = book.reserve("anna", "k", "body", lease_s=0.05)
+    time.sleep(0.1)
+    quick = book.reserve("anna", "k", "body", lease_s=60)
+    assert quick.replay == 0
+    with pytest.raises(ledger.KeyInProgress):
+        book.reserve("anna", "k", "body")
+    bill = book.record(quick, event())
+    assert book.record(slow, event()) == (bill.event, True)
+    book.release(slow)
+    assert book.reserve("anna", "k", "body").replay == 1
+    assert len(list(book.events())) == 1
+
+
+def test_a_bill_whose_reservation_was_given_back_still_holds_the_key(book, event):
+    first = book.reserve("anna", "k", "body")
+    book.release(first)
+    bill = book.record(first, event())
+    again = book.reserve("anna", "k", "body")
+    assert (again.replay, again.event_id) == (1, bill.event.id)
+    with pytest.raises(ledger.KeyReused):
+        book.reserve("anna", "k", "other body")
+
+
+def test_a_key_that_was_billed_by_its_event_alone_is_known(book, event):
+    book.append(event(idempotency_key="k"))
+    assert book.reserve("anna", "k", "body").replay == 1
+
+
+@pytest.mark.parametrize(
+    "fields", [("", "k", "f"), ("a", "", "f"), ("a", "k", ""), ("a", "k\n", "f"), ("a", "k" * 256, "f")]
+)
+def test_keys_that_cannot_be_are_refused(book, fields):
+    with pytest.raises(ledger.EventError):
+        book.reserve(*fields)
+
+
+def _answers(book, event, tries: int) -> list[str]:
+    """What a client hears that sends the same request until it is refused for good."""
+    heard = []
+    for _ in range(tries):
+        try:
+            mine = book.reserve("anna", "k", "body")
+        except ledger.KeyInProgress:
+            heard.append("wait")
+            time.sleep(0.005)
+        except ledger.KeyExhausted:
+            heard.append("exhausted")
+        else:
+            receipt = book.record(mine, event())
+            heard.append("replay" if receipt is None else "duplicate" if receipt.duplicate else "billed")
+    return heard
+
+
+def test_threads_that_send_one_request_share_one_bill_and_three_repetitions(book, event):
+    heard = []
+    threads = [threading.Thread(target=lambda: heard.extend(_answers(book, event, 3))) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    count = Counter(heard)
+    assert (count["billed"], count["replay"], count["duplicate"]) == (1, 3, 0)
+    assert len(list(book.events())) == 1
+
+
+CLIENT = """
+import json, sys, time
+from cconv import ledger
+heard, (url, keys) = {}, (sys.argv[1], int(sys.argv[2]))
+with ledger.Ledger(url, timeout_s=30) as book:
+    book.check()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for key in map(str, range(keys)):
+        for _ in range(400):
+            try:
+                mine = book.reserve("anna", key, "body")
+            except ledger.KeyInProgress:
+                time.sleep(0.002)
+                continue
+            except ledger.KeyExhausted:
+                break
+            event = ledger.Event(account="anna", model="m", shapes=[key], macs=1, flops=2, flops_other=0)
+            receipt = book.record(mine, event)
+            word = "replay" if receipt is None else "duplicate" if receipt.duplicate else "billed"
+            heard.setdefault(key, []).append(word)
+print(json.dumps(heard))
+"""
+
+
+def test_processes_that_send_the_same_requests_share_their_bills(url, python):
+    processes = [python(CLIENT, url, "10") for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    heard: dict[str, list] = {}
+    for process in processes:
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        for key, words in json.loads(out).items():
+            heard.setdefault(key, []).extend(words)
+    assert {key: sorted(words) for key, words in heard.items()} == {
+        str(key): ["billed", "replay", "replay", "replay"] for key in range(10)
+    }
+    with Ledger(url) as book:
+        assert [total.events for total in book.totals(by=[])] == [10]
+
+
+def test_a_process_that_dies_with_a_reservation_leaves_it_to_others(url, python, event):
+    script = """
+import os, signal, sys
+from cconv import ledger
+ledger.Ledger(sys.argv[1]).reserve("anna", "k", "body", lease_s=1.0)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    python(script, url).wait(timeout=30)
+    with Ledger(url) as book:
+        with pytest.raises(ledger.KeyInProgress) as caught:
+            book.reserve("anna", "k", "body")
+        time.sleep(caught.value.retry_after_s + 0.05)
+        assert not book.record(book.reserve("anna", "k", "body"), event()).duplicate
