@@ -27,7 +27,7 @@ from .errors import (
 from .event import Event, Receipt
 from .keys import Reservation
 from .migrate import migrate
-from .query import Audit, Difference, Total
+from .query import Audit, Difference, Total, as_csv, as_json
 
 __all__ = [
     "Audit",
@@ -48,5 +48,7 @@ __all__ = [
     "Reservation",
     "SchemaOutdated",
     "Total",
+    "as_csv",
+    "as_json",
     "migrate",
 ]

@@ -149,6 +149,11 @@ class Ledger:
             return None
         return self.append(replace(event, account=reservation.account, idempotency_key=reservation.key))
 
+    def require(self) -> None:
+        """LedgerUnavailable if `append` would refuse at once; asks nobody, so that work may be refused beforehand."""
+        if self._spool is None:
+            self._writer.require()
+
     def check(self) -> None:
         """Write something that is no event, as a test; LedgerUnavailable if that fails."""
         self._submit(probe_all, None)

@@ -15,7 +15,7 @@ from .errors import EventError
 #: What a column of 64 bits takes. Sums may be larger.
 LARGEST = 2**63 - 1
 LONGEST_TEXT = 255
-LONGEST_SHAPES = 65_536
+LONGEST_SHAPES = 1 << 20
 BILL = ("macs", "flops", "flops_other")
 #: What must agree for two events to be the same bill; the rest says when and how fast.
 IDENTITY = ("account", "model", "version", "images", "shapes", *BILL)

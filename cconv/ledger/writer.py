@@ -51,6 +51,13 @@ class Writer:
         if os.getpid() != self._pid:
             raise LedgerForked("ledger: it was opened by this process's parent; open one here")
 
+    def require(self) -> None:
+        """The error of the last attempt, if that is why everything is refused now."""
+        self.check_process()
+        fault = self._fault
+        if fault is not None:
+            raise type(fault)(str(fault))
+
     def submit(self, function, argument, timeout_s: float):
         """Run it in the next transaction and wait until that is on the disk."""
         self.check_process()
