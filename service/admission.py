@@ -24,6 +24,9 @@ class Permit:
         self._admission = admission
         #: On time.monotonic()'s clock.
         self.deadline = deadline
+        #: What the client calls its request, what makes it this one, and its idempotency key.
+        self.request_id = self.asked = self.key = ""
+        self.body_bytes = 0
         self.bytes = 0
         self.flops = 0
         self.held = True
@@ -54,6 +57,7 @@ class Admission:
         if body_bytes is not None:
             self.body(body_bytes)
         permit = Permit(self, time.monotonic() + self._settings.deadline_s)
+        permit.body_bytes = body_bytes or 0
         with self._lock:
             if self._requests >= self._settings.queue_requests:
                 raise Overloaded(f"the server is full: {self._requests} requests are waiting or running; try again")

@@ -17,6 +17,7 @@ from .admission import Admission
 from .config import Settings
 from .engine import Engine
 from .errors import InvalidRequest, Overloaded, ServiceError, TooLarge, UnsupportedEncoding
+from .ledger import Book
 from .metrics import Metrics
 from .pipeline import Pipeline
 from .routes import register
@@ -79,7 +80,8 @@ def build(settings: Settings | None = None) -> flask.Flask:
     _log()
     engine = Engine(settings.models, settings.model_repository)
     scheduler = Scheduler(metrics, settings.max_batch)
-    pipeline = Pipeline(settings, engine, Admission(settings, metrics), scheduler, metrics)
+    book = Book(settings, metrics)
+    pipeline = Pipeline(settings, engine, Admission(settings, metrics), scheduler, metrics, book)
     atexit.register(pipeline.close)
 
     # The package, not this module: templates/ and static/ lie beside it.
@@ -139,7 +141,7 @@ def _answer_errors(app: flask.Flask, settings: Settings, metrics: Metrics) -> No
 
     @app.errorhandler(ServiceError)
     def refused(error):
-        again = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else {}
+        again = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
         return refusal(str(error), error.status, error.reason, again)
 
     @app.errorhandler(WireError)

@@ -56,6 +56,16 @@ class Metrics:
         self.bytes_in = Counter("cconv_bytes_in", "Bytes of request bodies announced.", registry=self.registry)
         self.bytes_out = Counter("cconv_bytes_out", "Bytes of computed answers.", registry=self.registry)
 
+        self.ledger_writes = Counter("cconv_ledger_writes", "Bills recorded.", registry=self.registry)
+        self.ledger_failures = Counter(
+            "cconv_ledger_failures",
+            "Requests refused because their bill could not be recorded.",
+            registry=self.registry,
+        )
+        self.replays = Counter(
+            "cconv_replays", "Requests answered again under an idempotency key, unbilled.", registry=self.registry
+        )
+
     def answered(self, route: str, code: int, seconds: float) -> None:
         self.requests.labels(route, str(code)).inc()
         self.seconds.labels(route).observe(seconds)

@@ -36,7 +36,7 @@ FLOORS = (
     ("service.pipeline",),
     ("service.routes",),
     ("service.factory",),
-    ("service", "service.gunicorn"),
+    ("service", "service.gunicorn", "service.__main__"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: A package's own __init__, not all that is in the package.
