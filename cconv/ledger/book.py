@@ -72,7 +72,8 @@ class Ledger:
     ):
         if not timeout_s > 0 or replays < 0 or spool_bytes < 1:
             raise ArgumentError("ledger: expected timeout_s > 0, replays >= 0 and spool_bytes >= 1")
-        self._database = Database(url, timeout_s)
+        # A little less, so that the database's own refusal, which is certain, comes first.
+        self._database = Database(url, 0.8 * timeout_s)
         self._timeout_s, self._replays = timeout_s, replays
         self._writer = Writer(self._database)
         self._spool = None if spool is None else Spool(Path(spool).absolute(), spool_bytes)

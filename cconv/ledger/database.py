@@ -58,7 +58,9 @@ class Database:
             connect = {"creator": self._connect_sqlite}
         elif kind == "postgresql":
             self.url = self.url.set(drivername="postgresql+psycopg")
-            connect = {"connect_args": {"connect_timeout": CONNECT_S, "tcp_user_timeout": round(1000 * timeout_s)}}
+            alive = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+            limits = {"connect_timeout": CONNECT_S, "tcp_user_timeout": round(1000 * timeout_s), **alive}
+            connect = {"connect_args": limits}
         else:
             raise ArgumentError(f"ledger: expected a URL sqlite:///... or postgresql://..., got {kind}:")
         try:
@@ -88,7 +90,7 @@ class Database:
         connection = self._engine.connect().execution_options(**_WRITES)
         try:
             self._harden(connection)
-            self._set_timeouts(connection)
+            self._set_timeouts(connection, "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
             self.check_schema(connection)
             connection.rollback()
         except BaseException:
@@ -116,7 +118,7 @@ class Database:
             if self.is_sqlite:
                 self._pragma(connection, "query_only", "ON", 1)
             else:
-                self._set_timeouts(connection)
+                self._set_timeouts(connection, "statement_timeout", "lock_timeout")  # whoever reads may be slow
             self.check_schema(connection)
             yield connection
 
@@ -156,9 +158,9 @@ class Database:
             connection.exec_driver_sql("SET synchronous_commit = on")
         connection.commit()
 
-    def _set_timeouts(self, connection: Connection) -> None:
+    def _set_timeouts(self, connection: Connection, *names: str) -> None:
         if not self.is_sqlite:
-            for name in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
+            for name in names:
                 connection.exec_driver_sql(f"SET {name} = {round(1000 * self.timeout_s)}")
             connection.commit()
 
@@ -191,5 +193,7 @@ def unavailable(error: BaseException, kind: type[LedgerUnavailable] = LedgerUnav
 def concerns_one(error: BaseException) -> bool:
     """Whether an error is about one operation's own rows, so that others of its group may do without it."""
     if isinstance(error, sa.exc.IntegrityError | sa.exc.DataError):
+        return True
+    if not isinstance(error, (sa.exc.SQLAlchemyError, sqlite3.Error, OSError, LedgerUnavailable)):
         return True
     return (getattr(getattr(error, "orig", None), "sqlstate", None) or "").startswith(_CONFLICT)

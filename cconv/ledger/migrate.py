@@ -7,8 +7,10 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 
 from .database import Database
+from .errors import SchemaOutdated
 
 
 def config(database: Database) -> Config:
@@ -29,4 +31,7 @@ def migrate(url: str, revision: str = "head") -> None:
     """
     database = Database(url)
     with database.translated():
-        command.upgrade(config(database), revision)
+        try:
+            command.upgrade(config(database), revision)
+        except CommandError as error:
+            raise SchemaOutdated(f"ledger: expected tables of a version that this one knows: {error}") from error

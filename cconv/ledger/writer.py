@@ -79,6 +79,9 @@ class Writer:
         except TimeoutError:
             if task.future.cancel():
                 raise LedgerUnavailable(f"ledger: no turn in {timeout_s} s; nothing was recorded") from None
+            # The next ones need not wait as long to learn it; the thread takes this back when it has written something.
+            with self._changed:
+                self._fault = self._fault or LedgerUnavailable(f"ledger: no answer in {timeout_s} s")
             raise LedgerDoubtful(f"ledger: no answer in {timeout_s} s; it may be recorded") from None
 
     def close(self, timeout_s: float) -> bool:
@@ -102,6 +105,7 @@ class Writer:
                     self._fault = None
             else:
                 pause = min(2 * pause, longest)
+        self._refuse_waiting(LedgerClosed("ledger: it is closed; nothing was recorded"))
         self._disconnect()
 
     def _take(self, pause_s: float) -> list[_Task] | None:
@@ -155,18 +159,24 @@ class Writer:
 
     def _fail(self, group: list[_Task], error: LedgerUnavailable) -> None:
         """Refuse the group, what waits behind it and what comes; nobody's request thread is held up by a dead disk."""
+        certain = LedgerUnavailable(str(error)) if isinstance(error, LedgerDoubtful) else error
         with self._changed:
-            certain = LedgerUnavailable(str(error)) if isinstance(error, LedgerDoubtful) else error
             self._fault = certain
+        self._refuse_waiting(certain)
+        for task in group:
+            task.future.set_exception(type(error)(str(error)))
+
+    def _refuse_waiting(self, error: LedgerUnavailable) -> None:
+        with self._changed:
             waiting = [task for task in self._queue if task.future.set_running_or_notify_cancel()]
             self._queue.clear()
-        for tasks, kind in ((group, error), (waiting, certain)):
-            for task in tasks:
-                task.future.set_exception(type(kind)(str(kind)))
+        for task in waiting:
+            task.future.set_exception(type(error)(str(error)))
 
     def _transact(self, group: list[_Task]) -> dict[_Task, object]:
         """All of it in one durable transaction, or an error. A connection that died meanwhile is replaced, once."""
         again = self._connection is not None
+        doubtful = False
         while True:
             committing = False
             try:
@@ -178,11 +188,12 @@ class Writer:
                 transaction.commit()
             except Exception as error:
                 self._abandon(error)
-                repeatable = not committing or all(task.function.repeatable for task in group)
+                doubtful = doubtful or (committing and not concerns_one(error))
+                repeatable = not doubtful or all(task.function.repeatable for task in group)
                 if again and _lost_connection(error) and repeatable:
                     again = False
                     continue
-                if committing and not concerns_one(error):
+                if doubtful:
                     raise unavailable(error, LedgerDoubtful) from error
                 raise
             self.groups += 1

@@ -60,3 +60,5 @@ def test_tables_of_another_version_are_refused(url, event):
             book.append(event())
         with pytest.raises(ledger.SchemaOutdated):
             list(book.events())
+    with pytest.raises(ledger.SchemaOutdated, match="9999"):
+        ledger.migrate(url)

@@ -1,9 +1,12 @@
 """PostgreSQL: servers that stop, crash, cut connections, hold locks or keep nothing; test_faults.py has SQLite's."""
 
+import os
+import signal
 import threading
 import time
 
 import pytest
+import sqlalchemy as sa
 
 from cconv import ledger
 from cconv.ledger import Ledger
@@ -99,6 +102,51 @@ def test_connections_that_the_server_ends_lose_nothing(postgres, postgres_url, e
         _until_available(book.check)
         ids = _until_available(lambda: [e.id for e in book.events()])
     assert sorted(acknowledged) == sorted(ids)
+
+
+def test_a_server_that_hangs_is_a_refusal_in_time(postgres_url, event):
+    """Its process is stopped: the connection stays open, and no answer comes."""
+    with Ledger(postgres_url, timeout_s=1) as book:
+        book.append(event(id="before"))
+        pid = book._writer._connection.connection.driver_connection.info.backend_pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            with pytest.raises(ledger.LedgerDoubtful):
+                book.append(event(id="doubtful"))
+            for _ in range(10):
+                with pytest.raises(ledger.LedgerUnavailable) as caught:
+                    book.append(event(id="refused"))
+                assert not isinstance(caught.value, ledger.LedgerDoubtful)
+            assert time.monotonic() - began < 2, "who comes later is refused at once"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        _until_available(book.check)
+        book.append(event(id="doubtful"))
+        assert sorted(e.id for e in book.events()) == ["before", "doubtful"]
+
+
+def test_a_commit_without_an_answer_is_doubtful_even_if_the_server_is_gone_then(postgres, postgres_url, event):
+    with Ledger(postgres_url) as book:
+        book.append(event(id="before"))
+        connection = book._writer._connection
+
+        def commit_and_cut(_):
+            """The server commits, and its answer is lost with it."""
+            connection.connection.driver_connection.commit()
+            postgres.stop("fast")
+            raise sa.exc.OperationalError("COMMIT", None, Exception("connection lost"), connection_invalidated=True)
+
+        sa.event.listen(connection, "commit", commit_and_cut)
+        try:
+            with pytest.raises(ledger.LedgerDoubtful):
+                book.append(event(id="doubtful"))
+        finally:
+            postgres.start()
+        _until_available(book.check)
+        again = event(id="doubtful")
+        assert book.append(again).duplicate
+        assert sorted(e.id for e in book.events()) == ["before", "doubtful"]
 
 
 def test_a_lock_that_is_held_is_a_refusal_in_time(postgres, postgres_url, event):
