@@ -4,6 +4,7 @@ In: a bill.  Out: Bills, of which `settle` returns once the record is durable; t
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -68,6 +69,8 @@ class Book:
         self._metrics = metrics
         self._lease_s = settings.deadline_s + LEASE_S
         self._ledger = None
+        #: Keys of requests that failed with the ledger. Beyond so many their leases end by themselves.
+        self._owed: deque[ledger.Reservation] = deque(maxlen=1000)
         if settings.ledger:
             spool = settings.ledger_spool or None
             self._ledger = ledger.Ledger(settings.ledger, spool=spool, timeout_s=settings.ledger_timeout_s)
@@ -110,6 +113,7 @@ class Book:
             event = ledger.Event(account=ACCOUNT, **bill, **fields)
             reservation = None
             if key:
+                self._pay_back()
                 reservation = self._ledger.reserve(ACCOUNT, key, fingerprint(), lease_s=self._lease_s)
             return Bill(self, event, reservation)
 
@@ -125,8 +129,17 @@ class Book:
         self._metrics.ledger_writes.inc()
 
     def release(self, reservation: ledger.Reservation) -> None:
-        with suppress(ledger.LedgerUnavailable):  # then its lease ends
+        try:
             self._ledger.release(reservation)
+        except ledger.LedgerUnavailable:
+            self._owed.append(reservation)
+
+    def _pay_back(self) -> None:
+        """Give back the keys that could not be while the ledger failed."""
+        for _ in range(len(self._owed)):
+            self._ledger.require()
+            with suppress(IndexError):  # another thread was quicker
+                self.release(self._owed.popleft())
 
     @contextmanager
     def _failing(self) -> Iterator[None]:

@@ -240,6 +240,28 @@ def test_while_the_ledger_fails_nothing_is_answered_and_then_everything_again(ma
     assert len(rows()) == 2
 
 
+def test_a_key_whose_bill_could_not_be_recorded_is_given_back(make_app, url, rows, locked):
+    """The ledger fails while the request is computed."""
+    client = make_app(ledger=url, ledger_timeout_s=0.3).test_client()
+    scheduler = client.application.extensions["cconv"]._scheduler
+    run, lock = scheduler.run, locked()
+
+    def run_and_lock(*arguments):
+        lock.__enter__()
+        return run(*arguments)
+
+    scheduler.run = run_and_lock
+    assert conv2d(client, "k").status_code == 503
+    lock.__exit__(None, None, None)
+    scheduler.run = run
+    end = time.monotonic() + 10
+    while (answer := conv2d(client, "k")).status_code == 503:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert (answer.status_code, "Idempotent-Replay" in answer.headers) == (200, False)
+    assert len(rows()) == 1
+
+
 def test_a_ledger_that_is_not_there_leaves_the_service_alive_and_not_ready(make_app, tmp_path):
     client = make_app(ledger=f"sqlite:///{tmp_path}/none.db", ledger_timeout_s=1.0).test_client()
     assert client.get("/livez").status_code == 200
