@@ -102,11 +102,12 @@ def build(settings: Settings | None = None) -> flask.Flask:
 
 
 def _log() -> None:
-    """The service's rooms, which Flask's own logger is one of, write where gunicorn writes, if it runs them."""
-    logger = logging.getLogger(__package__)
-    logger.setLevel(logging.INFO)
-    if handlers := logging.getLogger("gunicorn.error").handlers:
-        logger.handlers = list(handlers)
+    """The service's rooms, which Flask's own logger is one of, and the library write where gunicorn writes."""
+    for name in (__package__, "cconv"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        if handlers := logging.getLogger("gunicorn.error").handlers:
+            logger.handlers = list(handlers)
 
 
 def _guard(app: flask.Flask, metrics: Metrics) -> None:

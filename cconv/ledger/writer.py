@@ -6,6 +6,7 @@ or the error that kept it from being so.
 After a failure everything is refused at once, until the thread, which tries from time to time, has written something.
 """
 
+import logging
 import os
 import threading
 from collections import deque
@@ -19,6 +20,7 @@ from .database import Database, concerns_one, unavailable
 from .errors import EventError, LedgerClosed, LedgerDoubtful, LedgerError, LedgerForked, LedgerUnavailable
 from .rows import probe_all
 
+log = logging.getLogger(__name__)
 MOST_IN_GROUP = 256
 MOST_WAITING = 10_000
 #: Between two attempts to write again: the first pause, and the longest.
@@ -101,6 +103,7 @@ class Writer:
                 self._commit(group)
                 pause = RETRY_S[0]
             elif self._recovers():
+                log.warning("the ledger works again")
                 with self._changed:
                     self._fault = None
             else:
@@ -137,6 +140,7 @@ class Writer:
                 for task in group:
                     self._commit_or_refuse(task)
             elif concerns_one(error):
+                log.error("the ledger refused an operation", exc_info=error)
                 group[0].future.set_exception(_refusal(error))
             else:
                 self._fail(group, _as_unavailable(error))
@@ -160,6 +164,7 @@ class Writer:
     def _fail(self, group: list[_Task], error: LedgerUnavailable) -> None:
         """Refuse the group, what waits behind it and what comes; nobody's request thread is held up by a dead disk."""
         certain = LedgerUnavailable(str(error)) if isinstance(error, LedgerDoubtful) else error
+        log.error("the ledger fails and refuses everything: %s", error)
         with self._changed:
             self._fault = certain
         self._refuse_waiting(certain)

@@ -18,6 +18,7 @@ import pytest
 
 from cconv import ledger
 from cconv.ledger import Ledger, database
+from cconv.ledger.rows import append_all
 
 SHIM = """
 #define _GNU_SOURCE
@@ -210,7 +211,39 @@ def _until_available(call, seconds: float = 10):
             time.sleep(0.02)
 
 
-def test_a_dead_database_does_not_pile_up_its_callers(sqlite_url, event):
+def test_one_operation_that_fails_takes_no_other_with_it(url, event, caplog):
+    """Of a group that shares a transaction."""
+
+    def fail_all(connection, arguments):
+        if any(arguments):
+            raise ZeroDivisionError("a bug")
+        return arguments
+
+    fail_all.repeatable = True
+    with Ledger(url) as book:
+        outcomes = []
+
+        def work(function, argument):
+            try:
+                outcomes.append(book._submit(function, argument) or "done")
+            except ledger.LedgerUnavailable as error:
+                outcomes.append(str(error))
+
+        tasks = [(fail_all, n == 3) for n in range(6)] + [(append_all, event()) for _ in range(6)]
+        threads = [threading.Thread(target=work, args=task) for task in tasks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [outcome for outcome in outcomes if isinstance(outcome, str) and "bug" in outcome] == [
+            "ledger: ZeroDivisionError: a bug"
+        ]
+        book.require()
+        assert len(list(book.events())) == 6
+    assert "the ledger refused an operation" in caplog.text
+
+
+def test_a_dead_database_does_not_pile_up_its_callers(sqlite_url, event, caplog):
     """A hundred threads are refused within the time of one."""
     with Ledger(sqlite_url, timeout_s=0.5) as book:
         book.check()
@@ -234,6 +267,8 @@ def test_a_dead_database_does_not_pile_up_its_callers(sqlite_url, event):
         lock.close()
         _until_available(book.check)
         assert list(book.events()) == []
+    assert "the ledger fails and refuses everything" in caplog.text
+    assert "the ledger works again" in caplog.text
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path, event):
