@@ -173,8 +173,12 @@ def test_a_request_that_is_sent_again_is_billed_once_answered_four_times_and_the
 
 
 @pytest.mark.parametrize(
-    "other", [{"padding": 1}, {"bias": [0.0]}, {"dtype": "float64"}, {"precision": "high"}, {"query": "?format=npy"}]
-)
+    "other",
+    [
+        {"padding": 1}, {"weight": [[[[0, 1], [2, 3]], [[1, 2], [3, 5]]]]}, {"bias": [0.0]}, {"dtype": "float64"},
+        {"precision": "high"}, {"query": "?format=npy"},
+    ],
+)  # fmt: skip
 def test_another_request_under_a_key_is_refused_and_leaves_no_row(client, rows, other):
     assert conv2d(client, "key-1").status_code == 200
     refused = conv2d(client, "key-1", **other)
