@@ -27,4 +27,6 @@ export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=pri
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
 export PYTHONPATH="$work/site" PYTHONMALLOC=malloc
 # Of the generated layers one in five: all of them would take half an hour, and each reaches every kernel anyway.
-"$python" -m pytest -q -m "not slow" --cconv-from "$work/site" --one-in 5 -p no:cacheprovider kernels backends
+tests() { "$python" -m pytest -q --cconv-from "$work/site" --one-in 5 -p no:cacheprovider kernels backends "$@"; }
+tests -n auto -m "not slow and not alone"
+tests -m "not slow and alone and not timed"
