@@ -1,11 +1,13 @@
 """Main: `python -m service audit`, every recorded bill computed again from its shapes.
 
 In: the ledger of CCONV_LEDGER, and the models that the service serves.  Out: the bills that differ, and exit code 1 if
-there are any; those of models that are gone are counted and shown, and are no failure.
+there are any, or if they cannot be computed for another reason than that their model is not served any more, or if none
+could be computed. What waits in a spool is not in the ledger yet.
 """
 
 import argparse
 import sys
+from dataclasses import replace
 
 from .config import Settings
 from .engine import Engine
@@ -15,7 +17,9 @@ from .metrics import Metrics
 
 
 def audit(settings: Settings) -> int:
-    engine, book = Engine(settings.models, settings.model_repository), Book(settings, Metrics())
+    engine = Engine(settings.models, settings.model_repository)
+    # Without the spool: it is the service's, and who opens one empties it.
+    book = Book(replace(settings, ledger_spool=""), Metrics())
     try:
         for entry in engine.repository.pending:
             try:
@@ -32,8 +36,12 @@ def audit(settings: Settings) -> int:
             event = difference.event
             expected = "unknown" if difference.expected is None else difference.expected
             print(f"{event.id} {event.model}: recorded {difference.recorded}, computed {expected}: {difference.reason}")
-        print(f"{found.checked} bills, {found.wrong} wrong, {found.unknown} that could not be computed")
-        return 1 if found.wrong else 0
+        print(
+            f"{found.checked} bills, {found.right} right, {found.wrong} wrong, {found.unknown} of models that are not "
+            f"served, {found.failed} that could not be computed"
+        )
+        nothing = found.checked and not found.right
+        return 1 if found.wrong or found.failed or nothing else 0
     finally:
         book.close()
 

@@ -26,7 +26,8 @@ class Permit:
         self.deadline = deadline
         #: What the client calls its request, what makes it this one, and its idempotency key.
         self.request_id = self.asked = self.key = ""
-        self.body_bytes = 0
+        #: How many bytes of its body have been read.
+        self.came = lambda: 0
         self.bytes = 0
         self.flops = 0
         self.held = True
@@ -57,7 +58,6 @@ class Admission:
         if body_bytes is not None:
             self.body(body_bytes)
         permit = Permit(self, time.monotonic() + self._settings.deadline_s)
-        permit.body_bytes = body_bytes or 0
         with self._lock:
             if self._requests >= self._settings.queue_requests:
                 raise Overloaded(f"the server is full: {self._requests} requests are waiting or running; try again")

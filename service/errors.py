@@ -83,7 +83,7 @@ class Unavailable(ServiceError):
 
 
 class NotRecorded(ServiceError):
-    """The ledger cannot be written; an answer without its record would be for nothing."""
+    """The ledger cannot be written, or read; an answer without its record would be for nothing."""
 
     status = 503
     reason = "ledger"

@@ -43,7 +43,7 @@ class Body(RawIOBase):
     """
 
     def __init__(self, stream, announced: int | None):
-        self._stream, self._announced, self._came = stream, announced, 0
+        self._stream, self._announced, self.came = stream, announced, 0
 
     def readable(self) -> bool:
         return True
@@ -55,10 +55,10 @@ class Body(RawIOBase):
             raise
         except Exception as error:  # broken chunks, a lost connection: the server in front of us has its own names
             raise InvalidRequest("body: expected a whole body, got one that is broken or cut short") from error
-        self._came += len(data)
+        self.came += len(data)
         ended = size is None or size < 0 or (size and not data)
-        if ended and self._announced is not None and self._came < self._announced:
-            raise InvalidRequest(f"body: expected {self._announced} bytes by its Content-Length, got {self._came}")
+        if ended and self._announced is not None and self.came < self._announced:
+            raise InvalidRequest(f"body: expected {self._announced} bytes by its Content-Length, got {self.came}")
         return data
 
 

@@ -62,6 +62,17 @@ class Metrics:
             "Requests refused because their bill could not be recorded.",
             registry=self.registry,
         )
+        self.ledger_doubtful = Counter(
+            "cconv_ledger_doubtful",
+            "Of these, requests whose bill may be recorded all the same: the database did not say.",
+            registry=self.registry,
+        )
+        self.ledger_waiting = Gauge(
+            "cconv_ledger_waiting_bytes", "Bytes of bills that wait for the database.", registry=self.registry
+        )
+        self.ledger_refused = Gauge(
+            "cconv_ledger_refused_lines", "Lines of the spool that no ledger takes.", registry=self.registry
+        )
         self.replays = Counter(
             "cconv_replays", "Requests answered again under an idempotency key, unbilled.", registry=self.registry
         )

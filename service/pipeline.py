@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeVar
 
@@ -81,6 +81,13 @@ def _fingerprint(permit: Permit, tasks: Sequence[Task]) -> str:
             digest.update(repr((array.shape, array.dtype.str)).encode())
             digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
+
+
+def _bytes_of(answer) -> int:
+    """Of what a route makes of an outcome: text, bytes, arrays, and lists of these."""
+    if isinstance(answer, (list, tuple)):
+        return sum(map(_bytes_of, answer))
+    return answer.nbytes if isinstance(answer, np.ndarray) else len(answer)
 
 
 def _time_left(permit: Permit) -> float:
@@ -305,10 +312,10 @@ class Pipeline:
         entry = self._open(permit, tasks, cost)
         try:
             results = self._scheduler.run(tasks, permit.deadline)
-            outcome = Outcome(tasks, results, cost, entry.replay)
+            outcome = Outcome(tasks, results, cost)
             try:
                 answer = encode(outcome)
-                entry.settle(**outcome.times())
+                billed = entry.settle(permit.deadline, bytes_out=_bytes_of(answer), **outcome.times())
             except Exception:
                 for task in tasks:
                     self.metrics.discarded(task.label, engine.DEVICE, task.quote.flops)
@@ -316,8 +323,9 @@ class Pipeline:
         except BaseException:
             entry.drop()
             raise
-        if not entry.replay:
-            self.metrics.billed(tasks[0].label, engine.DEVICE, cost, sum(task.count for task in tasks))
+        if not billed:  # a replay, or another server was quicker with the same request
+            return replace(outcome, replay=True), answer
+        self.metrics.billed(tasks[0].label, engine.DEVICE, cost, sum(task.count for task in tasks))
         return outcome, answer
 
     def _open(self, permit: Permit, tasks: Sequence[Task], cost: Cost) -> Bill:
@@ -334,7 +342,7 @@ class Pipeline:
             images=sum(task.count for task in tasks),
             shapes=[task.shapes for task in tasks],
             request_id=permit.request_id,
-            bytes_in=permit.body_bytes,
+            bytes_in=permit.came(),
         )
 
     def _admit(self, permit: Permit, tasks: Sequence[Task], more_bytes: int = 0) -> None:

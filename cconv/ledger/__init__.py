@@ -10,8 +10,8 @@ In: Events, with the bill and the shapes it came from.  Out: receipts, totals as
 Service and batch jobs bill with it. Needs SQLAlchemy and Alembic, for PostgreSQL psycopg: `pip install cconv[ledger]`.
 """
 
-from .book import Ledger
 from .errors import (
+    CannotRecompute,
     EventConflict,
     EventError,
     KeyExhausted,
@@ -21,16 +21,21 @@ from .errors import (
     LedgerDoubtful,
     LedgerError,
     LedgerForked,
+    LedgerRefused,
+    LedgerTimeout,
     LedgerUnavailable,
     SchemaOutdated,
 )
 from .event import Event, Receipt
 from .keys import Reservation
+from .ledger import Ledger
 from .migrate import migrate
-from .query import Audit, Difference, Total, as_csv, as_json
+from .query import GROUPS, Audit, Difference, Total, as_csv, as_json
 
 __all__ = [
+    "GROUPS",
     "Audit",
+    "CannotRecompute",
     "Difference",
     "Event",
     "EventConflict",
@@ -43,6 +48,8 @@ __all__ = [
     "LedgerDoubtful",
     "LedgerError",
     "LedgerForked",
+    "LedgerRefused",
+    "LedgerTimeout",
     "LedgerUnavailable",
     "Receipt",
     "Reservation",

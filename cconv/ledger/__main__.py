@@ -7,8 +7,8 @@ import argparse
 import sys
 
 from ..errors import CconvError
-from .book import Ledger
 from .event import Event
+from .ledger import Ledger
 from .migrate import migrate
 from .query import Total, as_csv, as_json
 

@@ -4,7 +4,7 @@ In: a URL.  Out: connections of SQLAlchemy's, and database errors as the ledger'
 
 SQLite before 3.51.3 (but for two back-ports) may corrupt a WAL database with two connections, so there the journal is a
 rollback journal, kept from transaction to transaction: about four fsyncs for a commit where WAL has one, shared by all
-events of a group. Readers hold a lock against commits then, so they read some rows at a time (`pause`).
+events of a group. Readers hold a lock against commits then, so they look at some rows at a time (`pause`).
 """
 
 import sqlite3
@@ -21,6 +21,8 @@ from . import schema
 from .errors import LedgerUnavailable, SchemaOutdated
 
 CONNECT_S = 3
+#: The first with RETURNING.
+OLDEST_SQLITE = (3, 35, 0)
 #: Execution option of connections that write: SQLite takes its lock at once, since a reader cannot become a writer.
 _WRITES = {"ledger_writes": True}
 #: Classes of SQLSTATE that a transaction of its own may get over: conflicts with other transactions.
@@ -52,6 +54,9 @@ class Database:
         kind = self.url.get_backend_name()
         self.is_sqlite = kind == "sqlite"
         if self.is_sqlite:
+            if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+                expected = ".".join(map(str, OLDEST_SQLITE))
+                raise ArgumentError(f"ledger: expected SQLite {expected} or newer, got {sqlite3.sqlite_version}")
             if self.url.database in (None, "", ":memory:"):
                 raise ArgumentError("ledger: expected a file, sqlite:///path, got none")
             self._path = Path(self.url.database).absolute()
@@ -112,20 +117,19 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A connection that cannot write, and sees one state: PostgreSQL's throughout, SQLite's until it pauses."""
-        options = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        """A connection that cannot write."""
+        options = {} if self.is_sqlite else {"postgresql_readonly": True}
         with self.translated(), self._engine.connect().execution_options(**options) as connection:
             if self.is_sqlite:
                 self._pragma(connection, "query_only", "ON", 1)
             else:
-                self._set_timeouts(connection, "statement_timeout", "lock_timeout")  # whoever reads may be slow
+                self._set_timeouts(connection, "statement_timeout", "lock_timeout")
             self.check_schema(connection)
             yield connection
 
     def pause(self, connection: Connection) -> None:
-        """Between two pages of rows: let SQLite's writer commit. Its rows never change, so later pages fit."""
-        if self.is_sqlite:
-            connection.rollback()
+        """Between two looks at the rows, which never change: SQLite's writer may commit, PostgreSQL's vacuum go on."""
+        connection.rollback()
 
     def check_schema(self, connection: Connection) -> None:
         found = None
@@ -196,4 +200,9 @@ def concerns_one(error: BaseException) -> bool:
         return True
     if not isinstance(error, (sa.exc.SQLAlchemyError, sqlite3.Error, OSError, LedgerUnavailable)):
         return True
+    return is_conflict(error)
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether another transaction stood in the way."""
     return (getattr(getattr(error, "orig", None), "sqlstate", None) or "").startswith(_CONFLICT)

@@ -18,12 +18,20 @@ class EventConflict(LedgerError, ValueError):
     """An event of this id is recorded with another bill; the new one is not."""
 
 
+class LedgerRefused(LedgerError, RuntimeError):
+    """This one operation fails, and would the next time: rows that no table takes, or a fault in the ledger."""
+
+
+class LedgerTimeout(LedgerError, TimeoutError):
+    """A question took longer than it may."""
+
+
 class LedgerUnavailable(LedgerError, RuntimeError):
     """The database or its disk fails, or is too slow. Nothing was recorded."""
 
 
 class LedgerDoubtful(LedgerUnavailable):
-    """The answer to a commit did not come: it may be recorded. The same event again gives one row either way."""
+    """A commit's answer did not come in time: it may be recorded. The same event again gives one row either way."""
 
 
 class LedgerClosed(LedgerUnavailable):
@@ -47,14 +55,18 @@ class KeyExhausted(LedgerError, RuntimeError):
 
 
 class KeyInProgress(LedgerError, RuntimeError):
-    """The first request of this idempotency key is not done.
+    """A request of this idempotency key is being computed.
 
     Attributes
     ----------
     retry_after_s : float
-        When it may be taken over if nothing more is heard of it.
+        When to ask again: most requests are done by then.
     """
 
     def __init__(self, text: str, retry_after_s: float):
         super().__init__(text)
         self.retry_after_s = retry_after_s
+
+
+class CannotRecompute(LedgerError, LookupError):
+    """What an audit's function raises of a bill that cannot be computed any more, as its model is gone."""

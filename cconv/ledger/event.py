@@ -88,9 +88,9 @@ class Event:
 
     def __post_init__(self):
         for name in TEXTS:
-            _check_text(name, getattr(self, name))
+            check_text(name, getattr(self, name))
         if self.idempotency_key is not None:
-            _check_text("idempotency_key", self.idempotency_key)
+            check_text("idempotency_key", self.idempotency_key)
             if not self.idempotency_key:
                 raise EventError("idempotency_key: expected a text, got an empty one")
         for name in ("id", "account", "model"):
@@ -132,7 +132,8 @@ TEXTS = ("id", "account", "model", "version", "device", "algorithm", "request_id
 NUMBERS = ("at", "images", "bytes_in", "bytes_out", "queue_us", "compute_us", *BILL)
 
 
-def _check_text(name: str, value) -> None:
+def check_text(name: str, value) -> None:
+    """EventError for what no column of text takes."""
     if not isinstance(value, str) or len(value) > LONGEST_TEXT or "\0" in value or not value.isprintable():
         raise EventError(f"{name}: expected at most {LONGEST_TEXT} printable characters, got {value!r:.60}")
 

@@ -1,29 +1,30 @@
 """Keys: Idempotency-Key, so that a client may send a request again and pay once.
 
-In: a connection within a transaction, an account's key and a fingerprint of the request.  Out: a Reservation, or the
-KeyReused, KeyInProgress or KeyExhausted that the caller gets.
+In: an account's key, a fingerprint of the request, and connections within the writer's transactions.  Out: a
+Reservation, or the KeyReused, KeyInProgress or KeyExhausted that the caller gets.
 
-    absent --reserve--> held by one until its lease ends --append--> billed --reserve, `replays` times--> used up
-       ^                  |  (then the next may take over)
-       +----- release ----+
+    absent --reserve--> held --record--> billed --reserve, record: `replays` times--> used up
+       ^                  |                ^            |
+       +----- release ----+                +- release --+
 
-The bill itself is unique by the events' own constraint, whatever clocks and leases say: they only save work.
+Who holds a key stands in this process's memory alone, so it ends with the process, and to give it back cannot fail. The
+database has the keys that are billed: a row is made in the transaction of the bill, and counts what was answered again.
+Processes that compute the same request at the same time do so for nothing: the bill is unique by the events' own
+constraint, and the later ones' answers count as repetitions.
 """
 
+import threading
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from .errors import KeyExhausted, KeyInProgress, KeyReused, LedgerError
-from .event import now_us
-from .rows import insert
+from .event import Event, Receipt
+from .rows import append_bound
 from .schema import idempotency_key as table
-
-#: A key may be released between two looks at it, but not for ever.
-_LOOKS = 8
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ class Reservation:
     ----------
     account, key, fingerprint : str
     replay : int
-        0 if it is to be billed: append an event with this idempotency key. Otherwise it has been, and this is so many
-        times again: append nothing.
+        0 if it is to be billed. Otherwise it has been, and this is so many times again.
     event_id : str or None
         Of a replay, what was billed.
     """
@@ -48,69 +48,71 @@ class Reservation:
     holder: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What reserve is asked for."""
+class Held:
+    """The keys that someone computes at this moment, in this process."""
 
-    reservation: Reservation
-    lease_us: int
-    replays: int
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._by_key: dict[tuple[str, str], Reservation] = {}
 
+    def take(self, mine: Reservation) -> None:
+        with self._lock:
+            found = self._by_key.setdefault((mine.account, mine.key), mine)
+        if found.fingerprint != mine.fingerprint:
+            raise _reused()
+        if found.holder != mine.holder:
+            raise KeyInProgress("idempotency key: its request is being computed; try again later", 1.0)
 
-def _at(reservation: Reservation):
-    return sa.and_(table.c.account == reservation.account, table.c.key == reservation.key)
-
-
-def reserve_all(connection: Connection, wishes: Sequence[Wish]) -> list[Reservation | LedgerError]:
-    """Repeatable: a first reservation is known by its holder; of a replay at worst one fewer is left."""
-    return [_reserve(connection, wish) for wish in wishes]
-
-
-def _reserve(connection: Connection, wish: Wish) -> Reservation | LedgerError:
-    mine = wish.reservation
-    for _ in range(_LOOKS):
-        now = now_us()
-        lease = {"holder": mine.holder, "lease_until": now + wish.lease_us}
-        row = {"account": mine.account, "key": mine.key, "fingerprint": mine.fingerprint, "replays": 0, **lease}
-        new = insert(connection, table).values(row).on_conflict_do_nothing().returning(table.c.key)
-        if connection.execute(new).first():
-            return mine
-        found = connection.execute(sa.select(table).where(_at(mine)).with_for_update()).first()
-        if found is None:
-            continue
-        if found.fingerprint not in ("", mine.fingerprint):
-            return KeyReused("idempotency key: expected the request that it was first sent with, got another")
-        if found.event_id is not None:
-            return _replay(connection, wish, found)
-        if found.holder != mine.holder and found.lease_until > now:
-            seconds = (found.lease_until - now) / 1e6
-            return KeyInProgress("idempotency key: its first request is not done; try again later", seconds)
-        connection.execute(sa.update(table).where(_at(mine)).values(lease))
-        return mine
-    return KeyInProgress("idempotency key: others reserve and release it all the time; try again later", 1.0)
+    def give(self, mine: Reservation) -> None:
+        with self._lock:
+            found = self._by_key.get((mine.account, mine.key))
+            if found is not None and found.holder == mine.holder:
+                del self._by_key[mine.account, mine.key]
 
 
-def _replay(connection: Connection, wish: Wish, found) -> Reservation | KeyExhausted:
-    mine = wish.reservation
-    if found.replays >= wish.replays:
-        return KeyExhausted(f"idempotency key: expected at most {wish.replays} repetitions, got another")
-    connection.execute(
-        sa.update(table).where(_at(mine)).values(replays=found.replays + 1, fingerprint=mine.fingerprint)
-    )
-    return Reservation(mine.account, mine.key, mine.fingerprint, found.replays + 1, found.event_id, mine.holder)
+def _reused() -> KeyReused:
+    return KeyReused("idempotency key: expected the request that it was first sent with, got another")
 
 
-def release_all(connection: Connection, reservations: Sequence[Reservation]) -> list[None]:
-    """Not repeatable: a replay that is given back twice would be one too many."""
-    for mine in reservations:
-        if mine.replay:
-            left = sa.update(table).where(_at(mine), table.c.replays > 0)
-            connection.execute(left.values(replays=table.c.replays - 1))
+def _at(mine: Reservation):
+    return sa.and_(table.c.account == mine.account, table.c.key == mine.key)
+
+
+def find_all(connection: Connection, wishes: Sequence[tuple[Reservation, int]]) -> list[Reservation | LedgerError]:
+    """Each reservation as the database knows its key, of which so many repetitions are allowed. Writes nothing."""
+    found = []
+    for mine, replays in wishes:
+        row = connection.execute(sa.select(table).where(_at(mine))).first()
+        if row is None:
+            found.append(mine)
+        elif row.fingerprint not in ("", mine.fingerprint):
+            found.append(_reused())
+        elif row.replays >= replays:
+            found.append(KeyExhausted(f"idempotency key: expected at most {replays} repetitions, got another"))
         else:
-            unused = (table.c.holder == mine.holder, table.c.event_id.is_(None))
-            connection.execute(sa.delete(table).where(_at(mine), *unused))
-    return [None for _ in reservations]
+            found.append(replace(mine, replay=row.replays + 1, event_id=row.event_id))
+    return found
 
 
-reserve_all.repeatable = True
-release_all.repeatable = False
+def record_all(
+    connection: Connection, wishes: Sequence[tuple[Reservation, Event]]
+) -> list[Receipt | LedgerError | None]:
+    """Bill each request under its key, or count that it was answered again. The same wish again changes nothing."""
+    receipts = iter(append_bound(connection, [(event, mine.fingerprint) for mine, event in wishes if not mine.replay]))
+    return [_repeated(connection, mine, None if mine.replay else next(receipts)) for mine, _ in wishes]
+
+
+def _repeated(
+    connection: Connection, mine: Reservation, receipt: Receipt | LedgerError | None
+) -> Receipt | LedgerError | None:
+    """Count a repetition: of what was known to be billed, or of what another process billed meanwhile."""
+    if isinstance(receipt, LedgerError) or (receipt is not None and not receipt.duplicate):
+        return receipt
+    row = connection.execute(sa.select(table).where(_at(mine)).with_for_update()).first()
+    if row is None:  # a duplicate by its id: another event, which has no key
+        return receipt
+    if row.fingerprint not in ("", mine.fingerprint):
+        return _reused()
+    values = {"fingerprint": mine.fingerprint, "replays": max(row.replays, mine.replay or 1)}
+    connection.execute(sa.update(table).where(_at(mine)).values(values))
+    return receipt

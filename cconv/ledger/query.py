@@ -2,30 +2,38 @@
 
 In: a database and a selection of events.  Out: iterators that hold a page of rows, or a row per group: exact integers,
 which SQLite's own SUM would not give beyond 2**63.
+
+Whoever reads SQLite keeps its writer from committing, so every statement looks at a bounded number of rows, whatever is
+selected: it walks along the index of times in parts. Events recorded after the beginning are not of the answer.
 """
 
 import csv
 import io
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain, islice
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ..errors import ArgumentError
 from .database import Database
-from .event import BILL, DAY_US, NAMES, Event, date
+from .errors import CannotRecompute, LedgerTimeout
+from .event import BILL, DAY_US, NAMES, Event, check_text, date
 from .schema import usage_event
 
-#: Rows of one look into the database: while SQLite reads them, it cannot commit.
-PAGE = 1000
-#: Numbers of rows that one statement adds up.
+#: Rows that are in memory at a time; one may have a megabyte.
+PAGE = 100
+#: Rows that one statement looks at.
 SPAN = 20_000
 #: Sums of the upper and lower 32 bits stay below 2**63 for two billion rows.
 _BITS = 32
 _EVENT = [usage_event.c[name] for name in NAMES]
-_SEQ = usage_event.c.seq
+_seq, _at = usage_event.c.seq, usage_event.c.at
+#: Where a row stands: rows are walked in this order.
+_place = sa.tuple_(_at, _seq)
 
 Bill = tuple[int, int, int]
 Recompute = Callable[[Event], Bill]
@@ -40,15 +48,17 @@ class Selection:
     since_us: int = 0
     until_us: int | None = None
 
-    def conditions(self) -> list:
-        at = usage_event.c.at
-        found = [at >= self.since_us]
-        if self.until_us is not None:
-            found.append(at < self.until_us)
+    #: Longest time for all of the answer.
+    timeout_s: float | None = None
+
+    def __post_init__(self):
         for name in ("account", "model"):
             if getattr(self, name) is not None:
-                found.append(usage_event.c[name] == getattr(self, name))
-        return found
+                check_text(name, getattr(self, name))
+
+    def conditions(self) -> list:
+        names = (name for name in ("account", "model") if getattr(self, name) is not None)
+        return [usage_event.c[name] == getattr(self, name) for name in names]
 
 
 @dataclass(frozen=True)
@@ -69,12 +79,13 @@ class Total:
         return {**asdict(self), **{name: str(getattr(self, name)) for name in BILL}}
 
 
-#: What totals may be grouped by.
 _GROUPS = {
-    "day": usage_event.c.at.op("/")(sa.literal_column(str(DAY_US))),
+    "day": _at.op("/")(sa.literal_column(str(DAY_US))),
     "model": usage_event.c.model,
     "account": usage_event.c.account,
 }
+#: What totals may be grouped by.
+GROUPS = tuple(_GROUPS)
 _ADDED = ("images", *BILL)
 
 
@@ -87,13 +98,26 @@ def _sums() -> list:
     return [sa.func.count(), *columns]
 
 
-def _span(connection: Connection, selection: Selection) -> tuple[int, int]:
-    """Numbers of the first and the last selected row; (1, 0) if there are none. Later rows are not of this answer."""
-    ends = sa.select(sa.func.min(_SEQ), sa.func.max(_SEQ))
-    if selection.since_us or selection.until_us is not None:  # by the index of `at`
-        ends = ends.where(*Selection(since_us=selection.since_us, until_us=selection.until_us).conditions())
-    first, last = connection.execute(ends).one()
-    return (1, 0) if first is None else (first, last)
+Place = tuple[int, int]
+
+
+def _spans(database: Database, connection: Connection, selection: Selection) -> Iterator[list]:
+    """Conditions that select a bounded number of rows each, and together the time that was asked for."""
+    ends = time.monotonic() + (float("inf") if selection.timeout_s is None else selection.timeout_s)
+    newest = connection.execute(sa.select(sa.func.max(_seq))).scalar()
+    start: Place | None = None if newest is None else (selection.since_us, 0)
+    asked = [_seq <= (newest or 0)]
+    if selection.until_us is not None:
+        asked.append(_at < selection.until_us)
+    while start is not None:
+        database.pause(connection)
+        if time.monotonic() > ends:
+            raise LedgerTimeout(f"ledger: no whole answer in {selection.timeout_s} s; ask for fewer days")
+        beyond = sa.select(_at, _seq).where(_place > sa.tuple_(*start), *asked[1:]).order_by(_at, _seq)
+        last = connection.execute(beyond.offset(SPAN - 1).limit(1)).first()
+        part = [_place > sa.tuple_(*start), *asked]
+        yield part if last is None else [*part, _place <= sa.tuple_(*last)]
+        start = last and tuple(last)
 
 
 def each_total(database: Database, by: Sequence[str], selection: Selection) -> Iterator[Total]:
@@ -109,11 +133,8 @@ def _totals(database: Database, by: tuple[str, ...], selection: Selection) -> It
     statement = sa.select(*groups, *_sums()).where(*selection.conditions()).group_by(*groups)
     found: dict[tuple, list[int]] = {}
     with database.reading() as connection:
-        first, last = _span(connection, selection)
-        for low in range(first, last + 1, SPAN):
-            database.pause(connection)
-            part = statement.where(_SEQ.between(low, min(last, low + SPAN - 1)))
-            for row in connection.execute(part):
+        for part in _spans(database, connection, selection):
+            for row in connection.execute(statement.where(*part)):
                 group, numbers = tuple(row[: len(by)]), [int(number or 0) for number in row[len(by) :]]
                 if not numbers[0]:
                     continue  # without groups, a sum of nothing is a row
@@ -129,21 +150,20 @@ def _totals(database: Database, by: tuple[str, ...], selection: Selection) -> It
 
 
 def each_event(database: Database, selection: Selection) -> Iterator[Event]:
-    statement = sa.select(_SEQ, *_EVENT).where(*selection.conditions()).order_by(_SEQ).limit(PAGE)
+    statement = sa.select(_seq, *_EVENT).where(*selection.conditions()).order_by(_at, _seq).limit(PAGE)
     with database.reading() as connection:
-        first, last = _span(connection, selection)
-        while first <= last:
-            database.pause(connection)
-            rows = connection.execute(statement.where(_SEQ.between(first, last))).mappings().all()
-            database.pause(connection)  # whoever asked may take its time with them
-            yield from map(Event.of, rows)
-            if len(rows) < PAGE:
-                return
-            first = rows[-1]["seq"] + 1
+        for part in _spans(database, connection, selection):
+            rest = part
+            while rest is not None:
+                rows = connection.execute(statement.where(*rest)).mappings().all()
+                database.pause(connection)  # whoever asked may take its time with them
+                yield from map(Event.of, rows)
+                full = len(rows) == PAGE
+                rest = [*part, _place > sa.tuple_(rows[-1]["at"], rows[-1]["seq"])] if full else None
 
 
 def as_json(rows: Iterable[Event | Total]) -> Iterator[str]:
-    """A JSON array in pieces, an object on each line."""
+    """A JSON array in pieces, an object on each line. Nothing before the first row is there, or known not to be."""
     before = "["
     for row in rows:
         yield f"{before}\n{json.dumps(row.shown())}"
@@ -152,10 +172,14 @@ def as_json(rows: Iterable[Event | Total]) -> Iterator[str]:
 
 
 def as_csv(rows: Iterable[Event | Total], kind: type[Event] | type[Total]) -> Iterator[str]:
-    """CSV in pieces, a line each, after one of names. Texts that a spreadsheet would compute get an apostrophe."""
-    names = [entry.name for entry in fields(kind)]
+    """CSV in pieces, a line each, after one of names, which comes when the first row is there, or known not to be.
+
+    Texts that a spreadsheet would compute get an apostrophe.
+    """
+    names, rows = [entry.name for entry in fields(kind)], iter(rows)
+    first = list(islice(rows, 1))
     yield _csv_line(names)
-    for row in rows:
+    for row in chain(first, rows):
         shown = row.shown()
         if kind is Event:
             shown["shapes"] = json.dumps(shown["shapes"])
@@ -187,13 +211,14 @@ class Audit:
 
     Attributes
     ----------
-    checked, wrong, unknown : int
-        Events seen; bills that differ; bills that could not be computed again.
+    checked, right, wrong, unknown, failed : int
+        Events seen, and of these: bills that are right; that differ; of which `recompute` said CannotRecompute; and
+        with which it failed otherwise, so that nothing is known of them either.
     """
 
     def __init__(self, events: Iterator[Event], recompute: Recompute):
         self._events, self._recompute = events, recompute
-        self.checked = self.wrong = self.unknown = 0
+        self.checked = self.right = self.wrong = self.unknown = self.failed = 0
 
     def __iter__(self) -> Iterator[Difference]:
         for event in self._events:
@@ -201,10 +226,15 @@ class Audit:
             recorded = tuple(getattr(event, name) for name in BILL)
             try:
                 expected = tuple(self._recompute(event))
-            except Exception as error:
+            except CannotRecompute as error:
                 self.unknown += 1
+                yield Difference(event, recorded, None, str(error))
+            except Exception as error:
+                self.failed += 1
                 yield Difference(event, recorded, None, f"{type(error).__name__}: {error}")
-                continue
-            if expected != recorded:
+            else:
+                if expected == recorded:
+                    self.right += 1
+                    continue
                 self.wrong += 1
                 yield Difference(event, recorded, expected, "the bill differs")

@@ -1,4 +1,5 @@
-"""Rows: what the writer does to the events' table. Each function takes a whole group of operations in one transaction.
+"""Rows: what the writer does to the events' table. Each function takes a whole group of operations in one transaction,
+and may be run again after a transaction of which nobody knows whether it was committed.
 
 In: a connection within a transaction, and events.  Out: for each a Receipt, or the EventConflict that its caller gets.
 """
@@ -31,17 +32,24 @@ def _append(dialect: str):
 
 
 def append_all(connection: Connection, events: Sequence[Event]) -> list[Receipt | EventConflict]:
-    """Insert what is new. Repeatable: the second time, everything is there."""
+    """Insert what is new."""
+    return append_bound(connection, [(event, "") for event in events])
+
+
+def append_bound(connection: Connection, pairs: Sequence[tuple[Event, str]]) -> list[Receipt | EventConflict]:
+    """Insert what is new, each event with the fingerprint that its idempotency key is for from now on."""
+    if not pairs:
+        return []
     # In the order of ids: two processes that insert the same ones wait for each other, not both.
-    rows = [event.row() for event in sorted(events, key=lambda event: event.id)]
+    rows = [event.row() for event, _ in sorted(pairs, key=lambda pair: pair[0].id)]
     fresh = set(connection.execute(_append(connection.dialect.name), rows).scalars())
     receipts = []
-    for event in events:
+    for event, fingerprint in pairs:
         stored = event if event.id in fresh else _stored(connection, event)
         fresh.discard(event.id)
         receipts.append(_receipt(event, stored))
         if event.idempotency_key is not None and stored == event:
-            _bind(connection, event)
+            _bind(connection, event, fingerprint)
     return receipts
 
 
@@ -65,13 +73,10 @@ def _stored(connection: Connection, event: Event) -> Event:
     return Event.of(rows[0])
 
 
-def _bind(connection: Connection, event: Event) -> None:
-    """The key's request is billed now; a key that nobody reserved, or whose reservation was given back, is made."""
-    statement = insert(connection, idempotency_key).values(
-        account=event.account, key=event.idempotency_key, fingerprint="", holder="", lease_until=0, replays=0,
-        event_id=event.id,
-    )  # fmt: skip
-    connection.execute(statement.on_conflict_do_update(index_elements=["account", "key"], set_={"event_id": event.id}))
+def _bind(connection: Connection, event: Event, fingerprint: str) -> None:
+    """The key's request is billed now; where it is already, this is the same event again."""
+    row = {"account": event.account, "key": event.idempotency_key, "fingerprint": fingerprint, "event_id": event.id}
+    connection.execute(insert(connection, idempotency_key).values(replays=0, **row).on_conflict_do_nothing())
 
 
 def probe_all(connection: Connection, probes: Sequence[None]) -> list[None]:
@@ -79,6 +84,3 @@ def probe_all(connection: Connection, probes: Sequence[None]) -> list[None]:
     statement = insert(connection, ledger_probe).values(id=1, at=now_us())
     connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_={"at": statement.excluded.at}))
     return [None for _ in probes]
-
-
-append_all.repeatable = append_groups.repeatable = probe_all.repeatable = True

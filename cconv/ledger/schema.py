@@ -19,25 +19,25 @@ usage_event = sa.Table(
     metadata,
     sa.Column("seq", _Number, primary_key=True, autoincrement=True),
     *(sa.Column(name, sa.String(LONGEST_TEXT), nullable=False, unique=name == "id") for name in TEXTS),
-    *(sa.Column(name, sa.BigInteger, nullable=False, index=name == "at") for name in NUMBERS),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in NUMBERS),
     sa.Column("shapes", sa.Text, nullable=False),
     sa.Column("idempotency_key", sa.String(LONGEST_TEXT), nullable=True),
     sa.UniqueConstraint("account", "idempotency_key"),
     *(sa.CheckConstraint(f"{name} >= 0", name=f"{name}_not_negative") for name in BILL),
+    # Queries walk along it, a bounded number of entries in a statement.
+    sa.Index("ix_usage_event_at_seq", "at", "seq"),
     sqlite_autoincrement=True,
 )
 
-#: One row per account and key that somebody has sent: whose turn it is, and how often it was answered again.
+#: One row per account and key that has been billed: for which request, and how often it was answered again.
 idempotency_key = sa.Table(
     "idempotency_key",
     metadata,
     sa.Column("account", sa.String(LONGEST_TEXT), primary_key=True),
     sa.Column("key", sa.String(LONGEST_TEXT), primary_key=True),
     sa.Column("fingerprint", sa.String(LONGEST_TEXT), nullable=False),
-    sa.Column("holder", sa.String(LONGEST_TEXT), nullable=False),
-    sa.Column("lease_until", sa.BigInteger, nullable=False),
     sa.Column("replays", sa.Integer, nullable=False),
-    sa.Column("event_id", sa.String(LONGEST_TEXT), nullable=True),
+    sa.Column("event_id", sa.String(LONGEST_TEXT), nullable=False),
 )
 
 #: One row that a writer overwrites to learn whether it can write.

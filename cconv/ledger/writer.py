@@ -1,7 +1,7 @@
 """Writer: the one thread that changes a ledger. What waits while a commit runs shares the next one, and its fsync.
 
 In: a function of a connection and a list of arguments, and one argument.  Out: that function's result for it, durable;
-or the error that kept it from being so.
+or the error that kept it from being so. A function may be run twice, when nobody knows whether the first time counts.
 
 After a failure everything is refused at once, until the thread, which tries from time to time, has written something.
 """
@@ -11,13 +11,13 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
-from .database import Database, concerns_one, unavailable
-from .errors import EventError, LedgerClosed, LedgerDoubtful, LedgerError, LedgerForked, LedgerUnavailable
+from .database import Database, concerns_one, is_conflict, unavailable
+from .errors import LedgerClosed, LedgerDoubtful, LedgerError, LedgerForked, LedgerRefused, LedgerUnavailable
 from .rows import probe_all
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ MOST_IN_GROUP = 256
 MOST_WAITING = 10_000
 #: Between two attempts to write again: the first pause, and the longest.
 RETRY_S = (0.05, 1.0)
+#: A transaction waits for a lock at its begin and at its commit, each time less than a caller's timeout.
+CERTAIN = 2
 
 
 @dataclass(eq=False)
@@ -61,7 +63,11 @@ class Writer:
             raise type(fault)(str(fault))
 
     def submit(self, function, argument, timeout_s: float):
-        """Run it in the next transaction and wait until that is on the disk."""
+        """Run it in the next transaction and wait until that is on the disk.
+
+        It waits `timeout_s` for its turn. What has had its turn is waited for CERTAIN times as long again, as the
+        database refuses in that time what it cannot do; only one that hangs makes it LedgerDoubtful.
+        """
         self.check_process()
         task = _Task(function, argument)
         with self._changed:
@@ -76,15 +82,15 @@ class Writer:
                 self._thread = threading.Thread(target=self._run, name="cconv-ledger", daemon=True)
                 self._thread.start()
             self._changed.notify()
-        try:
-            return task.future.result(timeout_s)
-        except TimeoutError:
+        if not _ended(task, timeout_s):
             if task.future.cancel():
-                raise LedgerUnavailable(f"ledger: no turn in {timeout_s} s; nothing was recorded") from None
+                raise LedgerUnavailable(f"ledger: no turn in {timeout_s} s; nothing was recorded")
             # The next ones need not wait as long to learn it; the thread takes this back when it has written something.
             with self._changed:
                 self._fault = self._fault or LedgerUnavailable(f"ledger: no answer in {timeout_s} s")
-            raise LedgerDoubtful(f"ledger: no answer in {timeout_s} s; it may be recorded") from None
+            if not _ended(task, CERTAIN * timeout_s):
+                raise LedgerDoubtful(f"ledger: no answer in {(1 + CERTAIN) * timeout_s} s; it may be recorded")
+        return task.future.result()
 
     def close(self, timeout_s: float) -> bool:
         """Take no more, finish what waits; whether that was done in time."""
@@ -194,8 +200,7 @@ class Writer:
             except Exception as error:
                 self._abandon(error)
                 doubtful = doubtful or (committing and not concerns_one(error))
-                repeatable = not doubtful or all(task.function.repeatable for task in group)
-                if again and _lost_connection(error) and repeatable:
+                if again and _lost_connection(error):
                     again = False
                     continue
                 if doubtful:
@@ -225,6 +230,10 @@ class Writer:
                 connection.invalidate()
 
 
+def _ended(task: _Task, timeout_s: float) -> bool:
+    return bool(wait([task.future], timeout_s).done)
+
+
 def _results(connection, group: list[_Task]) -> dict[_Task, object]:
     """Each function once, for all of its tasks."""
     by_function: dict[Callable, list[_Task]] = {}
@@ -241,9 +250,8 @@ def _lost_connection(error: Exception) -> bool:
 
 
 def _refusal(error: Exception) -> LedgerError:
-    """Of one task, by itself: rows that no table takes, or a conflict that may be over the next time."""
-    text = str(unavailable(error))
-    return EventError(text) if isinstance(error, sa.exc.IntegrityError | sa.exc.DataError) else LedgerUnavailable(text)
+    """Of one task, by itself: what would fail again, or a conflict that may be over the next time."""
+    return unavailable(error) if is_conflict(error) else LedgerRefused(str(unavailable(error)))
 
 
 def _as_unavailable(error: Exception) -> LedgerUnavailable:

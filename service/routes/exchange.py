@@ -29,9 +29,14 @@ def admitted(pipeline: Pipeline, view: Callable) -> Callable:
 
     @wraps(view)
     def guarded(**arguments):
+        key = request.headers.get("Idempotency-Key")
+        if key is not None and not key.strip():  # whoever sends one wants not to be billed twice
+            raise InvalidRequest("Idempotency-Key: expected a text, got an empty one")
         permit = pipeline.enter(request.content_length)
+        stream = request.stream
+        permit.came = lambda: stream.came
         permit.asked = f"{request.method} {request.full_path}"
-        permit.key = request.headers.get("Idempotency-Key", "")
+        permit.key = key or ""
         permit.request_id = request_id()
         try:
             response = make_response(view(permit, **arguments))

@@ -9,10 +9,11 @@ from flask import Blueprint, Response
 
 from .. import wire
 from ..errors import InvalidRequest
+from ..ledger import GROUPS
 from ..pipeline import Pipeline
 from .exchange import JSON, admitted, check_options, option
 
-GROUPS = ("day", "model", "account")
+LONGEST_NAME = 255
 TYPES = {"json": JSON, "csv": "text/csv"}
 
 
@@ -31,7 +32,8 @@ class Usage:
         pieces = self._pipeline.book.usage(
             form,
             _groups(option("by")),
-            model=option("model") or None,
+            permit.deadline,
+            model=_model(option("model")),
             since_us=0 if since is None else _us(since),
             until_us=None if until is None else _us(until + timedelta(days=1)),
         )
@@ -46,6 +48,12 @@ def _groups(text: str | None) -> tuple[str, ...] | None:
     if others := set(names) - set(GROUPS):
         raise InvalidRequest(f"by: expected some of {', '.join(GROUPS)}, or event; got {wire.brief(sorted(others))}")
     return names
+
+
+def _model(name: str | None) -> str | None:
+    if name is not None and (not 0 < len(name) <= LONGEST_NAME or not name.isprintable()):
+        raise InvalidRequest(f"model: expected 1 to {LONGEST_NAME} printable characters, got {wire.brief(name)}")
+    return name
 
 
 def _day(name: str) -> date | None:

@@ -219,14 +219,13 @@ def test_one_operation_that_fails_takes_no_other_with_it(url, event, caplog):
             raise ZeroDivisionError("a bug")
         return arguments
 
-    fail_all.repeatable = True
     with Ledger(url) as book:
         outcomes = []
 
         def work(function, argument):
             try:
                 outcomes.append(book._submit(function, argument) or "done")
-            except ledger.LedgerUnavailable as error:
+            except ledger.LedgerRefused as error:
                 outcomes.append(str(error))
 
         tasks = [(fail_all, n == 3) for n in range(6)] + [(append_all, event()) for _ in range(6)]

@@ -42,13 +42,17 @@ def test_keys_belong_to_their_account(book, event):
     assert [(total.account, total.events) for total in book.totals(by=["account"])] == [("anna", 1), ("bert", 1)]
 
 
-def test_while_the_first_is_computed_others_are_told_to_wait(book, event):
-    first = book.reserve("anna", "k", "body", lease_s=60)
-    with pytest.raises(ledger.KeyInProgress) as caught:
-        book.reserve("anna", "k", "body")
-    assert 50 < caught.value.retry_after_s <= 60
-    book.record(first, event())
-    assert book.reserve("anna", "k", "body").replay == 1
+def test_while_it_is_computed_others_are_told_to_wait(book, event):
+    """The first time, and every time again."""
+    for replay in range(3):
+        mine = book.reserve("anna", "k", "body")
+        assert mine.replay == replay
+        with pytest.raises(ledger.KeyInProgress) as caught:
+            book.reserve("anna", "k", "body")
+        assert caught.value.retry_after_s <= 1
+        with pytest.raises(ledger.KeyReused):
+            book.reserve("anna", "k", "other body")
+        book.record(mine, event())
 
 
 def test_a_released_key_is_as_before(book, event):
@@ -59,22 +63,73 @@ def test_a_released_key_is_as_before(book, event):
     book.release(first)  # too late: it is billed
     again = book.reserve("anna", "k", "other body")
     assert again.replay == 1
-    book.release(again)
-    assert [book.reserve("anna", "k", "other body").replay for _ in range(3)] == [1, 2, 3]
-
-
-def test_a_holder_of_whom_nothing_is_heard_is_replaced_and_there_is_one_bill(book, event):
-    slow = book.reserve("anna", "k", "body", lease_s=0.05)
-    time.sleep(0.1)
-    quick = book.reserve("anna", "k", "body", lease_s=60)
-    assert quick.replay == 0
+    book.release(first)  # nor is it the first one's any more
     with pytest.raises(ledger.KeyInProgress):
-        book.reserve("anna", "k", "body")
-    bill = book.record(quick, event())
-    assert book.record(slow, event()) == (bill.event, True)
-    book.release(slow)
-    assert book.reserve("anna", "k", "body").replay == 1
-    assert len(list(book.events())) == 1
+        book.reserve("anna", "k", "other body")
+    book.release(again)
+    book.release(again)
+    for replay in (1, 2, 3):
+        again = book.reserve("anna", "k", "other body")
+        assert again.replay == replay, "what came to nothing is not counted"
+        book.record(again, event())
+    with pytest.raises(ledger.KeyExhausted):
+        book.reserve("anna", "k", "other body")
+
+
+def test_a_key_that_nobody_could_look_up_is_free(sqlite_url, event):
+    """The reservation of which its caller heard nothing holds nothing up."""
+    import sqlite3
+
+    lock = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    with Ledger(sqlite_url, timeout_s=0.2) as book:
+        book.check()
+        lock.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ledger.LedgerUnavailable):
+            book.reserve("anna", "k", "body")
+        lock.close()
+        end = time.monotonic() + 10
+        while True:
+            try:
+                assert book.reserve("anna", "k", "body").replay == 0
+                break
+            except ledger.LedgerUnavailable:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+
+
+def test_two_processes_that_compute_one_request_make_one_bill(url, event):
+    """Neither knows of the other's reservation; the later one is a repetition."""
+    with Ledger(url) as one, Ledger(url) as other:
+        first, second = (book.reserve("anna", "k", "body") for book in (one, other))
+        assert (first.replay, second.replay) == (0, 0)
+        bill = one.record(first, event())
+        assert not bill.duplicate
+        assert other.record(second, event()) == (bill.event, True)
+        assert one.reserve("anna", "k", "body").replay == 2
+        assert len(list(one.events())) == 1
+
+
+def test_two_processes_that_compute_other_requests_under_one_key_make_one_bill(url, event):
+    with Ledger(url) as one, Ledger(url) as other:
+        first, second = one.reserve("anna", "k", "body"), other.reserve("anna", "k", "other body")
+        bill = one.record(first, event())
+        with pytest.raises(ledger.KeyReused):
+            other.record(second, event())
+        assert list(one.events()) == [bill.event]
+
+
+def test_the_same_record_again_counts_once(book, event):
+    """What the writer does when it does not know whether a commit was made."""
+    from cconv.ledger.keys import record_all
+
+    mine, one = book.reserve("anna", "k", "body"), event(idempotency_key="k")
+    assert not any(book._submit(record_all, (mine, one)).duplicate for _ in range(3))
+    book.release(mine)
+    again = book.reserve("anna", "k", "body")
+    for _ in range(3):
+        book._submit(record_all, (again, one))
+    book.release(again)
+    assert book.reserve("anna", "k", "body").replay == 2
 
 
 def test_a_bill_whose_reservation_was_given_back_still_holds_the_key(book, event):
@@ -83,6 +138,7 @@ def test_a_bill_whose_reservation_was_given_back_still_holds_the_key(book, event
     bill = book.record(first, event())
     again = book.reserve("anna", "k", "body")
     assert (again.replay, again.event_id) == (1, bill.event.id)
+    book.release(again)
     with pytest.raises(ledger.KeyReused):
         book.reserve("anna", "k", "other body")
 
@@ -167,9 +223,12 @@ def test_processes_that_send_the_same_requests_share_their_bills(url, python):
         assert process.returncode == 0
         for key, words in json.loads(out).items():
             heard.setdefault(key, []).extend(words)
-    assert {key: sorted(words) for key, words in heard.items()} == {
-        str(key): ["billed", "replay", "replay", "replay"] for key in range(10)
-    }
+    assert len(heard) == 10
+    for words in heard.values():
+        count = Counter(words)
+        assert count["billed"] == 1
+        # Two of the three processes may have computed what the third one billed, or counted the same repetition.
+        assert 3 <= count["replay"] + count["duplicate"] <= 3 * len(processes)
     with Ledger(url) as book:
         assert [total.events for total in book.totals(by=[])] == [10]
 
@@ -178,12 +237,9 @@ def test_a_process_that_dies_with_a_reservation_leaves_it_to_others(url, python,
     script = """
 import os, signal, sys
 from cconv import ledger
-ledger.Ledger(sys.argv[1]).reserve("anna", "k", "body", lease_s=1.0)
+ledger.Ledger(sys.argv[1]).reserve("anna", "k", "body")
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    python(script, url).wait(timeout=30)
+    assert python(script, url).wait(timeout=30) == -9
     with Ledger(url) as book:
-        with pytest.raises(ledger.KeyInProgress) as caught:
-            book.reserve("anna", "k", "body")
-        time.sleep(caught.value.retry_after_s + 0.05)
         assert not book.record(book.reserve("anna", "k", "body"), event()).duplicate

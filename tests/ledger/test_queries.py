@@ -154,21 +154,24 @@ def test_an_audit_of_right_bills_finds_nothing(filled):
 
 
 def test_an_audit_finds_every_wrong_bill_and_every_one_that_it_cannot_compute(book, event):
-    right, wrong, gone = event(), event(macs=11), event(model="gone")
-    fill(book, [right, wrong, gone])
+    right, wrong, gone, odd = event(), event(macs=11), event(model="gone"), event(model="odd")
+    fill(book, [right, wrong, gone, odd])
 
     def recompute(one):
         if one.model == "gone":
-            raise KeyError("no such model")
+            raise ledger.CannotRecompute("no such model")
+        if one.model == "odd":
+            raise KeyError("a bug")
         return 10, 20, 3
 
     audit = book.audit(recompute)
     found = {difference.event.id: difference for difference in audit}
-    assert (audit.checked, audit.wrong, audit.unknown) == (3, 1, 1)
+    assert (audit.checked, audit.right, audit.wrong, audit.unknown, audit.failed) == (4, 1, 1, 1, 1)
     assert found[wrong.id].recorded == (11, 20, 3)
     assert found[wrong.id].expected == (10, 20, 3)
     assert found[gone.id].expected is None
-    assert "no such model" in found[gone.id].reason
+    assert found[gone.id].reason == "no such model"
+    assert "a bug" in found[odd.id].reason
 
 
 def test_an_audit_computes_real_costs_from_recorded_shapes(book, event):
@@ -204,4 +207,3 @@ def test_the_commands_show_what_is_there(sqlite_url, event, capsys):
     assert capsys.readouterr().out.count("\r\n") == 2
     assert main(["totals", "sqlite:////none/at/all.db"]) == 1
     assert capsys.readouterr().err.startswith("error: ledger:")
-    assert ledger.Ledger  # the front has what the command uses

@@ -1,4 +1,4 @@
-"""The first tables: usage events that nobody can change, idempotency keys, the writer's probe.
+"""The first tables: usage events of which triggers refuse UPDATE and DELETE, idempotency keys, the writer's probe.
 
 In: an empty database.  Out: schema.py's tables of revision 0001.
 """
@@ -40,16 +40,14 @@ def upgrade() -> None:
         *(sa.CheckConstraint(f"{name} >= 0", name=f"{name}_not_negative") for name in BILL),
         sqlite_autoincrement=True,
     )
-    op.create_index("ix_usage_event_at", "usage_event", ["at"])
+    op.create_index("ix_usage_event_at_seq", "usage_event", ["at", "seq"])
     op.create_table(
         "idempotency_key",
         sa.Column("account", sa.String(TEXT), primary_key=True),
         sa.Column("key", sa.String(TEXT), primary_key=True),
         sa.Column("fingerprint", sa.String(TEXT), nullable=False),
-        sa.Column("holder", sa.String(TEXT), nullable=False),
-        sa.Column("lease_until", sa.BigInteger, nullable=False),
         sa.Column("replays", sa.Integer, nullable=False),
-        sa.Column("event_id", sa.String(TEXT), nullable=True),
+        sa.Column("event_id", sa.String(TEXT), nullable=False),
     )
     op.create_table(
         "ledger_probe",

@@ -1,4 +1,4 @@
-"""Book: the ledger itself, the door to everything in this package.
+"""Ledger: the ledger itself, the door to everything in this package.
 
 In: a URL, then events, keys and questions.  Out: receipts that are on the disk, reservations, totals, rows.
 """
@@ -7,14 +7,23 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ArgumentError
 from .database import Database
-from .errors import EventConflict, EventError, LedgerClosed, LedgerError, LedgerUnavailable
-from .event import LONGEST_TEXT, Event, Receipt
-from .keys import Reservation, Wish, release_all, reserve_all
+from .errors import (
+    EventConflict,
+    EventError,
+    LedgerClosed,
+    LedgerDoubtful,
+    LedgerError,
+    LedgerRefused,
+    LedgerUnavailable,
+)
+from .event import Event, Receipt, check_text
+from .keys import Held, Reservation, find_all, record_all
 from .query import Audit, Recompute, Selection, Total, each_event, each_total
 from .rows import append_all, append_groups, probe_all
 from .spool import Spool
@@ -23,6 +32,8 @@ from .writer import MOST_IN_GROUP, Writer
 log = logging.getLogger(__name__)
 #: How often a spool looks for what dead processes left, and how long it leaves a database that fails alone.
 ADOPT_S, PAUSE_S = 5.0, 0.5
+#: Between two attempts to learn whether an event is recorded.
+SETTLE_PAUSE_S = 0.1
 
 
 class Ledger:
@@ -37,11 +48,12 @@ class Ledger:
         `sqlite:////absolute/path.db`, `sqlite:///relative.db` or `postgresql://user@host/name`, after `migrate(url)`.
     spool : path, optional
         The lenient mode: `append` returns when the event is in a file of this folder, from where it goes to the
-        database. A killed process loses nothing, a machine without power may lose the last. None: the strict mode.
+        database. A killed process loses nothing, a machine without power may lose the last seconds. None: the strict
+        mode.
     spool_bytes : int
-        What may wait in the folder for the database; beyond that events are refused.
+        What may wait for the database, of each process that shares the folder; beyond that events are refused.
     timeout_s : float
-        Longest wait for a call's turn and commit.
+        Longest wait for a call's turn. A commit that has begun is waited for twice as long again before it is doubtful.
     replays : int
         How often a request may be computed again under its idempotency key.
 
@@ -77,6 +89,7 @@ class Ledger:
         self._timeout_s, self._replays = timeout_s, replays
         self._writer = Writer(self._database)
         self._spool = None if spool is None else Spool(Path(spool).absolute(), spool_bytes)
+        self._held = Held()
         self._wanted, self._closing = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._drainer: threading.Thread | None = None
@@ -89,12 +102,17 @@ class Ledger:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def append(self, event: Event) -> Receipt:
+    def append(self, event: Event, *, settle_s: float = 0.0) -> Receipt:
         """Record an event; when this returns it is durable, in the lenient mode in the spool.
 
         The same event may be appended again: it stays one. Of several events with one id, or with one idempotency key
         of an account, the first is recorded, and the receipts of the others say `duplicate` and show it; the lenient
         mode finds that out too late to say it.
+
+        Parameters
+        ----------
+        settle_s : float
+            Where it is doubtful whether the event is recorded, append it again for so long, until it certainly is.
 
         Raises
         ------
@@ -105,7 +123,7 @@ class Ledger:
         """
         self._writer.check_process()
         if self._spool is None:
-            return self._submit(append_all, event)
+            return self._settle(append_all, event, settle_s)
         with self._lock:
             if self._closing.is_set():
                 raise LedgerClosed("ledger: it is closed")
@@ -113,11 +131,11 @@ class Ledger:
         self._wanted.set()
         return Receipt(event, False)
 
-    def reserve(self, account: str, key: str, fingerprint: str, *, lease_s: float = 120.0) -> Reservation:
+    def reserve(self, account: str, key: str, fingerprint: str) -> Reservation:
         """The right to compute the request of an idempotency key: the first time, or again.
 
-        The first time, append an event with this account and key, or `release` the reservation; one of which nothing is
-        heard may be taken over after `lease_s`. A reservation with `replay` above 0 has been billed.
+        Afterwards `record` it, or `release` it if nothing came of it. The right ends with the process. Where several
+        processes serve one account, requests that they compute at the same moment are billed once all the same.
 
         Parameters
         ----------
@@ -129,35 +147,63 @@ class Ledger:
         KeyReused
             The key came with another fingerprint before.
         KeyInProgress
-            Someone computes it for the first time.
+            Someone computes it.
         KeyExhausted
-            It has been computed again as often as it may be.
+            It has been answered again as often as it may be.
         LedgerUnavailable
         """
         for name, value in (("account", account), ("key", key), ("fingerprint", fingerprint)):
-            if not value or len(value) > LONGEST_TEXT or not value.isprintable():
-                raise EventError(f"{name}: expected 1 to {LONGEST_TEXT} printable characters, got {value!r:.60}")
-        wish = Wish(Reservation(account, key, fingerprint), round(1e6 * lease_s), self._replays)
-        return self._submit(reserve_all, wish)
+            check_text(name, value)
+            if not value:
+                raise EventError(f"{name}: expected a text, got an empty one")
+        self._writer.check_process()
+        mine = Reservation(account, key, fingerprint)
+        self._held.take(mine)
+        try:
+            return self._submit(find_all, (mine, self._replays))
+        except BaseException:
+            self._held.give(mine)
+            raise
 
     def release(self, reservation: Reservation) -> None:
         """Give a reservation back that came to nothing: the key is as it was before."""
-        self._submit(release_all, reservation)
+        self._held.give(reservation)
 
-    def record(self, reservation: Reservation, event: Event) -> Receipt | None:
-        """Append a reserved request's event under its key; None for a replay, which is billed already."""
-        if reservation.replay:
-            return None
-        return self.append(replace(event, account=reservation.account, idempotency_key=reservation.key))
+    def record(self, reservation: Reservation, event: Event, *, settle_s: float = 0.0) -> Receipt | None:
+        """Append a reserved request's event under its key; None for a replay, which is billed already and counted.
+
+        In the lenient mode too it is in the database when this returns. The receipt is a `duplicate` if another process
+        has billed the same request meanwhile. `settle_s` is as `append` has it.
+
+        Raises
+        ------
+        KeyReused
+            Another process has billed another request under this key meanwhile.
+        EventConflict, LedgerUnavailable, LedgerDoubtful
+            As of `append`.
+        """
+        event = replace(event, account=reservation.account, idempotency_key=reservation.key)
+        receipt = self._settle(record_all, (reservation, event), settle_s)
+        self._held.give(reservation)
+        return receipt
 
     def require(self) -> None:
         """LedgerUnavailable if `append` would refuse at once; asks nobody, so that work may be refused beforehand."""
+        self._writer.check_process()
         if self._spool is None:
             self._writer.require()
+            return
+        if not self._drainer.is_alive():
+            raise LedgerClosed("ledger: nobody empties the spool")
+        self._spool.require()
 
     def check(self) -> None:
-        """Write something that is no event, as a test; LedgerUnavailable if that fails."""
-        self._submit(probe_all, None)
+        """Write something that is no event to where events go, as a test; LedgerUnavailable if that fails."""
+        if self._spool is None:
+            self._submit(probe_all, None)
+        else:
+            self.require()
+            self._spool.check()
 
     def totals(
         self,
@@ -167,10 +213,14 @@ class Ledger:
         model: str | None = None,
         since_us: int = 0,
         until_us: int | None = None,
+        timeout_s: float | None = None,
     ) -> Iterator[Total]:
-        """Exact sums of the events of since_us <= at < until_us, by day (UTC), model and account, or some of these."""
+        """Exact sums of the events of since_us <= at < until_us, by day (UTC), model and account, or some of these.
+
+        LedgerTimeout if that takes longer than `timeout_s`.
+        """
         self._writer.check_process()
-        return each_total(self._database, by, Selection(account, model, since_us, until_us))
+        return each_total(self._database, by, Selection(account, model, since_us, until_us, timeout_s))
 
     def events(
         self,
@@ -179,10 +229,11 @@ class Ledger:
         model: str | None = None,
         since_us: int = 0,
         until_us: int | None = None,
+        timeout_s: float | None = None,
     ) -> Iterator[Event]:
-        """Events in the order in which they were recorded; a page of them is in memory."""
+        """Events in the order of their time; a page of them is in memory. LedgerTimeout as of `totals`."""
         self._writer.check_process()
-        return each_event(self._database, Selection(account, model, since_us, until_us))
+        return each_event(self._database, Selection(account, model, since_us, until_us, timeout_s))
 
     def audit(self, recompute: Recompute, *, since_us: int = 0, until_us: int | None = None) -> Audit:
         """Every bill against `recompute(event)`, (macs, flops, flops_other) from what the event says of its shapes."""
@@ -192,9 +243,9 @@ class Ledger:
         """What the spool holds that the database has not."""
         return 0 if self._spool is None else self._spool.waiting_bytes()
 
-    def group_size(self) -> float:
-        """Operations of one commit, in the mean since the start."""
-        return self._writer.tasks / max(1, self._writer.groups)
+    def refused_lines(self) -> int:
+        """Lines of the spool that no ledger takes, since the start; they are in its refused.txt."""
+        return 0 if self._spool is None else self._spool.refused
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Record what waits and take no more; whether all of it was done in time. A spool keeps what was not."""
@@ -209,11 +260,27 @@ class Ledger:
         if self._drainer is not None:
             self._drainer.join(1.0)  # the writer is closed: nothing holds it up any more
             done = done and not self._spool.waiting_bytes()
-            self._spool.close()
+            if not self._drainer.is_alive():
+                self._spool.close()
         return done
 
     def _submit(self, function: Callable, argument):
         return self._writer.submit(function, argument, self._timeout_s)
+
+    def _settle(self, function: Callable, argument, settle_s: float):
+        """Submit it; after a doubtful answer again and again, as only an answer says whether it is recorded."""
+        until = time.monotonic() + settle_s
+        doubt: LedgerDoubtful | None = None
+        while True:
+            try:
+                return self._submit(function, argument)
+            except LedgerUnavailable as error:
+                doubt = error if isinstance(error, LedgerDoubtful) else doubt
+                if doubt is None:
+                    raise
+                if time.monotonic() >= until or isinstance(error, LedgerClosed):
+                    raise doubt from None
+            time.sleep(SETTLE_PAUSE_S)
 
     def _start_draining(self) -> None:
         self._drainer = threading.Thread(target=self._drain, name="cconv-ledger-spool", daemon=True)
@@ -225,11 +292,10 @@ class Ledger:
             closing = self._closing.is_set()
             self._wanted.clear()
             try:
-                if time.monotonic() - adopted > ADOPT_S:
+                if not closing and time.monotonic() - adopted > ADOPT_S:
                     adopted = time.monotonic()
                     self._spool.adopt()
-                for group in self._spool.groups(MOST_IN_GROUP):
-                    self._drain_group(group)
+                self._drain_once()
             except LedgerClosed:
                 return
             except LedgerUnavailable as error:
@@ -237,32 +303,35 @@ class Ledger:
                 self._closing.wait(PAUSE_S)
                 if not closing:
                     continue
-            except OSError:
-                log.exception("the spool cannot be read")
+            except Exception:  # a thread that ended would lose no bill, but leave all of them waiting
+                log.exception("the spool cannot be emptied")
                 self._closing.wait(PAUSE_S)
             if closing:
                 return
-            self._wanted.wait(ADOPT_S)
+            self._wanted.wait(PAUSE_S if self._spool.failed() else ADOPT_S)
+
+    def _drain_once(self) -> None:
+        try:
+            for group in self._spool.groups(MOST_IN_GROUP):
+                self._drain_group(group)
+        finally:
+            self._spool.sync()
+            if self._spool.failed():  # nobody appends while `require` refuses
+                with suppress(LedgerUnavailable):
+                    self._spool.check()
 
     def _drain_group(self, group: Sequence[Event]) -> None:
         """Record all of a group; what no ledger takes goes to a file for people."""
         try:
             results = self._submit(append_groups, group)
-        except EventError:
+        except (EventError, LedgerRefused):
             results = [self._drain_one(event) for event in group]
         for event, result in zip(group, results, strict=True):
-            if isinstance(result, EventConflict):
-                self._refuse(event, result)
+            if isinstance(result, LedgerError):
+                self._spool.refuse(event.line(), str(result))
 
     def _drain_one(self, event: Event) -> Receipt | LedgerError:
         try:
             return self._submit(append_all, event)
-        except EventError as error:
-            self._refuse(event, error)
+        except (EventError, EventConflict, LedgerRefused) as error:
             return error
-        except EventConflict as error:
-            return error
-
-    def _refuse(self, event: Event, error: LedgerError) -> None:
-        log.error("an event that cannot be recorded is left in the spool's refused.txt: %s", error)
-        self._spool.refuse(event.line(), str(error))
