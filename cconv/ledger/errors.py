@@ -22,7 +22,7 @@ class LedgerRefused(LedgerError, RuntimeError):
     """This one operation fails, and would the next time: rows that no table takes, or a fault in the ledger."""
 
 
-class LedgerTimeout(LedgerError, TimeoutError):
+class LedgerTimeout(LedgerError, RuntimeError):
     """A question took longer than it may."""
 
 

@@ -15,8 +15,9 @@ import threading
 import time
 
 import pytest
+import sqlalchemy as sa
 
-from cconv import ledger
+from cconv import ArgumentError, ledger
 from cconv.ledger import Ledger, database
 from cconv.ledger.rows import append_all
 
@@ -40,7 +41,7 @@ int fdatasync(int fd) { return sync_by("fdatasync", fd); }
 #: A ledger that does what it is told, a line at a time, and answers with JSON.
 OBEDIENT = """
 import ctypes, json, os, resource, sys
-from cconv import ledger
+from cconv import ArgumentError, ledger
 from cconv.ledger import Event, Ledger, database
 if os.environ.get("WAL"):
     database.wal_is_safe = lambda version: True
@@ -59,6 +60,8 @@ for line in sys.stdin:
             answer = event.id
         except ledger.LedgerUnavailable as error:
             answer = {"refused": event.id, "doubtful": isinstance(error, ledger.LedgerDoubtful), "text": str(error)}
+    elif command == "reserve":
+        answer = book.reserve("a", words[0], "body").replay
     elif command == "syncs":
         answer = syncs()
     elif command == "limit":
@@ -117,30 +120,67 @@ def obedient(request, python, sqlite_url, shim, failing):
     return Obedient(python(OBEDIENT, sqlite_url, **environment))
 
 
-def test_every_acknowledged_event_has_been_synced(obedient):
-    """The test that deleting a pragma must fail."""
-    obedient("append")
+#: Of a commit with synchronous=FULL: the journal's pages, its header, the database and the journal's end; of a
+#: write-ahead log the log alone.
+SYNCS = {"rollback journal": 5, "write-ahead log": 1}
+
+
+def soft(statement: str) -> str:
+    """The obedient ledger on connections that were made soft beforehand, as a build of SQLite may make them."""
+    return OBEDIENT.replace(
+        "book = ",
+        f"""
+connect = database.Database._connect_sqlite
+def soften(self):
+    connection = connect(self)
+    connection.execute({statement!r})
+    return connection
+database.Database._connect_sqlite = soften
+book = """,
+    )
+
+
+@pytest.mark.parametrize("journal", SYNCS)
+@pytest.mark.parametrize("made", ["as it comes", "PRAGMA synchronous = OFF", "PRAGMA synchronous = NORMAL"])
+def test_every_acknowledged_event_has_been_synced(python, sqlite_url, shim, failing, journal, made):
+    """Deleting the pragma fails this: the connections begin with less than is needed."""
+    script = soft(made) if made.startswith("PRAGMA") else OBEDIENT
+    wal = "1" if journal == "write-ahead log" else ""
+    run = Obedient(python(script, sqlite_url, LD_PRELOAD=str(shim), SYNC_FAILS=str(failing), WAL=wal))
+    run("append")
     for _ in range(5):
-        before = obedient("syncs")
-        obedient("append")
-        assert obedient("syncs") > before
+        before = run("syncs")
+        run("append")
+        assert run("syncs") - before >= SYNCS[journal]
 
 
-def test_without_the_pragma_nothing_would_be_synced(sqlite_url, python, shim, failing):
+@pytest.mark.parametrize("level", ["OFF", "NORMAL"])
+@pytest.mark.parametrize("journal", SYNCS)
+def test_without_the_pragma_fewer_would_be_synced(sqlite_url, python, shim, failing, journal, level):
     """The test of the test above."""
     careless = OBEDIENT.replace(
         "book = ",
-        """
+        f"""
+harden = database.Database._harden
 def soften(self, connection):
-    connection.connection.driver_connection.execute("PRAGMA synchronous = OFF")
+    harden(self, connection)
+    connection.connection.driver_connection.execute("PRAGMA synchronous = {level}")
 database.Database._harden = soften
 book = """,
     )
-    run = Obedient(python(careless, sqlite_url, LD_PRELOAD=str(shim), SYNC_FAILS=str(failing)))
+    wal = "1" if journal == "write-ahead log" else ""
+    run = Obedient(python(careless, sqlite_url, LD_PRELOAD=str(shim), SYNC_FAILS=str(failing), WAL=wal))
     assert run("append") == "e1"
     before = run("syncs")
     assert run("append") == "e2"
-    assert run("syncs") == before
+    assert run("syncs") - before < SYNCS[journal]
+
+
+def test_to_reserve_a_key_costs_no_sync(obedient):
+    obedient("append")
+    before = obedient("syncs")
+    assert [obedient(f"reserve k{n}") for n in range(3)] == [0, 0, 0]
+    assert obedient("syncs") == before
 
 
 def test_an_fsync_that_fails_is_a_refusal_and_passes(obedient, failing):
@@ -161,18 +201,17 @@ def test_an_fsync_that_fails_is_a_refusal_and_passes(obedient, failing):
 
 
 def test_a_full_disk_is_a_refusal_and_passes(obedient, sqlite_url):
-    acknowledged = [obedient("append") for _ in range(3)]
+    for _ in range(3):
+        assert isinstance(obedient("append"), str)
     path = sqlite_url.removeprefix("sqlite:///")
     with open(path, "rb") as file:
         size = file.seek(0, 2)
     obedient(f"limit {size + 40_000}")
     answers = obedient.append_until(dict)
-    acknowledged += answers[:-1]
-    refused = [answers[-1], *(obedient("append") for _ in range(3))]
-    assert all(isinstance(answer, dict) for answer in refused[:1])
+    refused = [obedient("append") for _ in range(4)]
+    assert all(isinstance(answer, dict) for answer in refused), "a full disk stays full"
     obedient("limit 0")
-    answers = obedient.append_until(str)
-    everything = [*acknowledged, *refused, *answers]
+    everything = [*answers, *refused, *obedient.append_until(str)]
     ids = obedient("ids")
     assert len(ids) == len(set(ids))
     assert {a for a in everything if isinstance(a, str)} <= set(ids)
@@ -209,6 +248,85 @@ def _until_available(call, seconds: float = 10):
         except ledger.LedgerUnavailable:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+def stalled(connection, arguments):
+    """As a disk does that is busy with something else."""
+    time.sleep(max(arguments))
+    return arguments
+
+
+def test_what_has_begun_is_waited_for(sqlite_url, event):
+    """A caller whose event is being written hears that it is, not that nobody knows."""
+    with Ledger(sqlite_url, timeout_s=0.3) as book:
+        began = time.monotonic()
+        assert book._submit(stalled, 0.6) == 0.6
+        assert time.monotonic() - began < 0.9
+        _until_available(book.require)
+        assert not book.append(event()).duplicate
+
+
+@pytest.fixture
+def slow_commit(monkeypatch):
+    """f(book, seconds): the next commit takes so long, and succeeds."""
+
+    def slow(book, seconds: float) -> None:
+        book.check()
+        left = [seconds]
+        connection = book._writer._connection
+
+        def wait(_):
+            if left:
+                time.sleep(left.pop())
+
+        sa.event.listen(connection, "commit", wait)
+
+    return slow
+
+
+def test_a_doubtful_event_is_settled_while_there_is_time(url, event, slow_commit):
+    with Ledger(url, timeout_s=0.2) as book:
+        slow_commit(book, 1.5)
+        one = event()
+        began = time.monotonic()
+        assert book.append(one, settle_s=10) == (one, False)
+        assert 1.0 < time.monotonic() - began < 5
+        assert list(book.events()) == [one]
+
+
+def test_a_doubtful_reservation_is_settled_too(url, event, slow_commit):
+    with Ledger(url, timeout_s=0.2) as book:
+        mine = book.reserve("anna", "k", "body")
+        slow_commit(book, 1.5)
+        assert not book.record(mine, event(), settle_s=10).duplicate
+        assert book.reserve("anna", "k", "body").replay == 1
+        assert len(list(book.events())) == 1
+
+
+def test_without_time_it_stays_doubtful_and_may_be_there(url, event, slow_commit):
+    with Ledger(url, timeout_s=0.2) as book:
+        slow_commit(book, 1.5)
+        one = event()
+        with pytest.raises(ledger.LedgerDoubtful):
+            book.append(one, settle_s=0.3)
+        with pytest.raises(ledger.LedgerUnavailable) as caught:
+            book.append(event())
+        assert not isinstance(caught.value, ledger.LedgerDoubtful), "who comes meanwhile is refused at once, certainly"
+        _until_available(book.check)
+        assert list(book.events()) == [one]
+
+
+def test_a_failure_that_is_certain_is_not_waited_for(sqlite_url, event):
+    lock = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    with Ledger(sqlite_url, timeout_s=0.2) as book:
+        book.check()
+        lock.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        with pytest.raises(ledger.LedgerUnavailable) as caught:
+            book.append(event(), settle_s=30)
+        assert not isinstance(caught.value, ledger.LedgerDoubtful)
+        assert time.monotonic() - began < 5
+        lock.close()
 
 
 def test_one_operation_that_fails_takes_no_other_with_it(url, event, caplog):
@@ -311,7 +429,12 @@ def test_the_write_ahead_log_is_for_versions_that_have_the_fix(sqlite_url, event
         cursor = book._writer._connection.connection.driver_connection
         # The writer's own thread is idle, so its connection may be asked.
         assert cursor.execute("PRAGMA journal_mode").fetchone() == ("wal" if safe else "persist",)
-        assert cursor.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_an_sqlite_without_returning_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(database.sqlite3, "sqlite_version_info", (3, 34, 1))
+    with pytest.raises(ArgumentError, match=r"expected SQLite 3\.35\.0 or newer"):
+        Ledger(f"sqlite:///{tmp_path}/usage.db")
 
 
 def test_a_log_that_an_unsafe_version_finds_is_given_up(sqlite_url, event, monkeypatch):
