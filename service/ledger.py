@@ -50,6 +50,9 @@ def _translated(unavailable: str) -> Iterator[None]:
         raise Conflict(str(error)) from error
     except ledger.LedgerTimeout as error:
         raise DeadlineExceeded(str(error)) from error
+    except ledger.LedgerDoubtful as error:
+        text = "it is not known whether the usage record was written, so it may be recorded, and nothing was answered"
+        raise NotRecorded(f"{text}; sent again under its Idempotency-Key, the request is not billed twice") from error
     except ledger.LedgerUnavailable as error:
         raise NotRecorded(unavailable) from error
     except ledger.LedgerError as error:

@@ -30,5 +30,5 @@ echo "== the library's tests against it"
 for part in conftest.py cases.py planning kernels backends models ledger; do cp -r "$root/tests/$part" .; done
 cp "$root/pyproject.toml" .
 tests() { "$work/env/bin/python" -m pytest -q --cconv-from "$work/env" planning kernels backends models ledger "$@"; }
-tests -n auto -m "not slow and not alone"
-tests -m "not slow and alone"
+tests -n auto -m "not slow and not alone and not postgresql"
+tests -m "not slow and alone and not postgresql"

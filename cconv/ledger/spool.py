@@ -103,6 +103,8 @@ class Spool:
         self._folder, self._most = Path(folder), most_bytes
         self._lock = threading.Lock()
         self._mine: list[_Segment] = []
+        #: What must be free for work to begin whose event is not known yet.
+        self._margin = min(4096, most_bytes // 4)
         self._fault: LedgerUnavailable | None = None
         self._closed = False
         #: Lines that no ledger takes, since the start.
@@ -119,19 +121,19 @@ class Spool:
         with self._lock:
             if self._fault is not None:
                 raise LedgerUnavailable(str(self._fault))
-            self._check_room(0)
+            self._check_room(self._margin)
 
     def check(self) -> None:
         """Write something that is no event; LedgerUnavailable if that fails."""
         with self._lock:
-            self._check_room(0)
+            self._check_room(self._margin)
             self._write(_Segment.probe)
 
     def failed(self) -> bool:
         return self._fault is not None
 
     def _check_room(self, nbytes: int) -> None:
-        if self._waiting() + nbytes > self._most or self._waiting() >= self._most:
+        if self._waiting() + nbytes > self._most:
             raise LedgerUnavailable(f"ledger: spool: {self._most} bytes wait for the database; try again")
 
     def _write(self, write: Callable[[_Segment], None]) -> None:

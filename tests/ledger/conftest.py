@@ -3,6 +3,7 @@
 In: PostgreSQL's own programs, where they are installed; elsewhere its tests skip.  Out: `url`, `book`, event makers.
 """
 
+import importlib.util
 import os
 import pwd
 import shutil
@@ -74,14 +75,28 @@ def _is_user(name: str) -> bool:
         return False
 
 
-def server_or_skip():
+def pytest_collection_modifyitems(items):
+    """Whatever needs the server is marked, so that it can be left out by name."""
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        if "postgresql" in parameters.values() or {"postgres", "postgres_url"} & set(item.fixturenames):
+            item.add_marker("postgresql")
+
+
+def server_or_skip(needed: bool):
     """A server that runs, until the generator goes on."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    lacking = None
     programs = next((folder for folder in PROGRAMS if (folder / "initdb").exists()), None)
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed: no initdb")
-    if os.geteuid() == 0 and not shutil.which("setpriv"):
-        pytest.skip("PostgreSQL does not run as root, and there is no setpriv")
+    if importlib.util.find_spec("psycopg") is None:
+        lacking = "psycopg is not installed"
+    elif programs is None:
+        lacking = "PostgreSQL is not installed: no initdb"
+    elif os.geteuid() == 0 and not shutil.which("setpriv"):
+        lacking = "PostgreSQL does not run as root, and there is no setpriv"
+    if lacking and needed:
+        pytest.fail(lacking)
+    if lacking:
+        pytest.skip(lacking)
     server = Server(programs.resolve())
     try:
         server.start()
@@ -92,8 +107,8 @@ def server_or_skip():
 
 
 @pytest.fixture(scope="session")
-def postgres():
-    yield from server_or_skip()
+def postgres(request):
+    yield from server_or_skip(request.config.getoption("--need-postgresql"))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -20,23 +21,6 @@ import sqlalchemy as sa
 from cconv import ArgumentError, ledger
 from cconv.ledger import Ledger, database
 from cconv.ledger.rows import append_all
-
-SHIM = """
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <stdlib.h>
-#include <unistd.h>
-static volatile int count;
-int syncs(void) { return count; }
-static int sync_by(const char *name, int fd) {
-    if (access(getenv("SYNC_FAILS"), F_OK) == 0) { errno = EIO; return -1; }
-    __sync_fetch_and_add(&count, 1);
-    return ((int (*)(int))dlsym(RTLD_NEXT, name))(fd);
-}
-int fsync(int fd) { return sync_by("fsync", fd); }
-int fdatasync(int fd) { return sync_by("fdatasync", fd); }
-"""
 
 #: A ledger that does what it is told, a line at a time, and answers with JSON.
 OBEDIENT = """
@@ -101,9 +85,9 @@ def shim(tmp_path_factory):
     if compiler is None or sys.platform != "linux":
         pytest.skip("the shim for fsync needs Linux and a C compiler")
     folder = tmp_path_factory.mktemp("shim")
-    (folder / "shim.c").write_text(SHIM)
-    library = folder / "shim.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, folder / "shim.c", "-ldl"], check=True)
+    library = folder / "syncs.so"
+    source = Path(__file__).with_name("syncs.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     return library
 
 
