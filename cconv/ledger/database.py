@@ -3,7 +3,7 @@
 In: a URL.  Out: connections of SQLAlchemy's, and database errors as the ledger's own.
 
 SQLite before 3.51.3 (but for two back-ports) may corrupt a WAL database with two connections, so there the journal is a
-rollback journal, kept from transaction to transaction: about four fsyncs for a commit where WAL has one, shared by all
+rollback journal, kept from transaction to transaction: about five fsyncs for a commit where WAL has one, shared by all
 events of a group. Readers hold a lock against commits then, so they look at some rows at a time (`pause`).
 """
 

@@ -23,6 +23,7 @@ from .rows import probe_all
 log = logging.getLogger(__name__)
 MOST_IN_GROUP = 256
 MOST_WAITING = 10_000
+MOST_CONFLICTS = 3
 #: Between two attempts to write again: the first pause, and the longest.
 RETRY_S = (0.05, 1.0)
 #: A transaction waits for a lock at its begin and at its commit, each time less than a caller's timeout.
@@ -185,8 +186,11 @@ class Writer:
             task.future.set_exception(type(error)(str(error)))
 
     def _transact(self, group: list[_Task]) -> dict[_Task, object]:
-        """All of it in one durable transaction, or an error. A connection that died meanwhile is replaced, once."""
-        again = self._connection is not None
+        """All of it in one durable transaction, or an error.
+
+        A connection that died meanwhile is replaced, once; what stood in another transaction's way goes again.
+        """
+        again, conflicts = self._connection is not None, MOST_CONFLICTS
         doubtful = False
         while True:
             committing = False
@@ -202,6 +206,9 @@ class Writer:
                 doubtful = doubtful or (committing and not concerns_one(error))
                 if again and _lost_connection(error):
                     again = False
+                    continue
+                if conflicts and is_conflict(error):
+                    conflicts -= 1
                     continue
                 if doubtful:
                     raise unavailable(error, LedgerDoubtful) from error

@@ -56,11 +56,12 @@ class Server:
     def url(self, database: str) -> str:
         return f"postgresql://{self.user}@/{database}?host={self.folder}"
 
-    def sql(self, statement: str, database: str = "postgres") -> None:
+    def sql(self, statement: str, database: str = "postgres") -> list[tuple]:
         import psycopg
 
         with psycopg.connect(f"host={self.folder} user={self.user} dbname={database}", autocommit=True) as connection:
-            connection.execute(statement)
+            cursor = connection.execute(statement)
+            return cursor.fetchall() if cursor.description else []
 
     def create(self) -> str:
         name = f"ledger_{uuid.uuid4().hex}"
