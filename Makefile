@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MARKDOWN ?= out/benchmarks.md
 SOURCES := setup.py pyproject.toml $(wildcard cconv/cpu/*.pyx cconv/cpu/*.pxd cconv/cpu/kernels/*)
 
-.PHONY: run test test-all test-wheel test-sanitizers test-slow test-spills lint bench bench-networks pictures up down clean
+.PHONY: run test test-all test-postgresql test-wheel test-sanitizers test-slow test-spills lint bench bench-networks pictures up down clean
 
 ## run: start the service, send it a photograph, show maps and bill, serve until Ctrl-C (PORT=8080, ONCE=1 to stop)
 run: $(VENV)/.demo
@@ -13,11 +13,14 @@ run: $(VENV)/.demo
 
 ## test: the suite (pip packages only): a process per core, then what needs the machine to itself
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n auto -m "not slow and not alone" --durations=10
-	$(BIN)/python -m pytest -q -m "not slow and alone" --durations=10
+	$(BIN)/python -m pytest -q -n auto -m "not slow and not alone and not postgresql" --durations=10
+	$(BIN)/python -m pytest -q -m "not slow and alone and not postgresql" --durations=10
 
-## test-all: what is slow or needs more than pip packages
-test-all: test-spills test-wheel test-sanitizers test-slow
+## test-all: what is slow or needs more than pip packages (POSTGRESQL=--need-postgresql fails without it)
+test-all: test-spills test-postgresql test-wheel test-sanitizers test-slow
+
+test-postgresql: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m "postgresql and not slow" $(POSTGRESQL) tests/ledger tests/http
 
 test-wheel: $(VENV)/.dev
 	PYTHON=$(BIN)/python sh tests/wheel.sh
@@ -29,7 +32,7 @@ test-spills: $(VENV)/.dev
 	$(BIN)/python tests/spills.py
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(POSTGRESQL)
 
 ## lint: style of Python
 lint: $(VENV)/.dev
@@ -48,9 +51,12 @@ bench-networks: $(VENV)/.dev .venv-bench/.ready
 pictures: $(VENV)/.dev
 	$(BIN)/python docs/make_pictures.py
 
-## up, down: the deployed service
-up:
+## up, down: the deployed service; its database gets a password in .env, once
+up: .env
 	docker compose up --build --detach
+
+.env:
+	@umask 077 && echo "CCONV_DB_PASSWORD=$$(head -c 24 /dev/urandom | od -A n -t x1 | tr -d ' \n')" > $@
 
 down:
 	docker compose down

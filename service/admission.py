@@ -24,6 +24,10 @@ class Permit:
         self._admission = admission
         #: On time.monotonic()'s clock.
         self.deadline = deadline
+        #: What the client calls its request, what makes it this one, and its idempotency key.
+        self.request_id = self.asked = self.key = ""
+        #: How many bytes of its body have been read.
+        self.came = lambda: 0
         self.bytes = 0
         self.flops = 0
         self.held = True

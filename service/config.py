@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 MIB = 1 << 20
 DAY_S = 86_400
 #: Settings that may be 0; the other numbers are at least 1.
-_FROM_ZERO = ("port", "warm_up_s")
+_FROM_ZERO = ("port", "warm_up_s", "ledger_timeout_s")
 
 
 def _setting(variable: str, default, meaning: str):
@@ -57,6 +57,15 @@ class Settings:
     queue_bytes: int = _setting(
         "CCONV_QUEUE_BYTES", 1024 * MIB, "most bytes of bodies, images and maps in the house at once"
     )
+    ledger: str = _setting(
+        "CCONV_LEDGER", "", "URL of the ledger, `sqlite:////path` or `postgresql://...`; empty: bills are not recorded"
+    )
+    ledger_spool: str = _setting(
+        "CCONV_LEDGER_SPOOL", "", "folder of the ledger's lenient mode; empty: an answer waits for the disk"
+    )
+    ledger_timeout_s: float = _setting(
+        "CCONV_LEDGER_TIMEOUT_SECONDS", 5.0, "longest wait for the ledger; then the answer is 503"
+    )
 
     def __post_init__(self):
         for entry in fields(self):
@@ -67,6 +76,10 @@ class Settings:
         for variable, seconds in (("CCONV_DEADLINE", self.deadline_s), ("CCONV_WARM_UP", self.warm_up_s)):
             if seconds > DAY_S:
                 raise ValueError(f"{variable}_SECONDS: expected a number of at most {DAY_S}, got {seconds}")
+        if not 0 < self.ledger_timeout_s <= DAY_S:
+            raise ValueError(f"CCONV_LEDGER_TIMEOUT_SECONDS: expected more than 0, got {self.ledger_timeout_s}")
+        if self.ledger_spool and not self.ledger:
+            raise ValueError("CCONV_LEDGER_SPOOL: expected CCONV_LEDGER too, got none")
         if self.queue_requests >= self.threads:
             raise ValueError(
                 f"CCONV_QUEUE_REQUESTS: expected less than CCONV_THREADS = {self.threads}, got {self.queue_requests}"

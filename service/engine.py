@@ -7,7 +7,7 @@ arrays, ready for the compute thread), images as arrays; cconv's errors as the s
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from math import ceil, prod
 
@@ -83,6 +83,13 @@ class Task:
         What the maps in between take while it runs. Asked once the work is admitted: it needs a plan.
     per_image : bool
         Whether every output has a row for each image.
+    version : str
+    shapes : dict
+        What `price` computes the cost from again: of a model the shape and the layers, of a conv2d its arguments.
+    more : tuple of arrays
+        What came along beside the images.
+    options : str
+        What else makes the task what it is.
     """
 
     label: str
@@ -94,6 +101,10 @@ class Task:
     count: int
     working_bytes: Callable[[], int] = lambda: 0
     per_image: bool = True
+    version: str = VERSION
+    shapes: dict = field(default_factory=dict)
+    more: tuple[np.ndarray, ...] = ()
+    options: str = ""
 
 
 def _common(one: Shape, other: Shape) -> Shape:
@@ -263,7 +274,8 @@ class Engine:
                 return model.working_bytes(x.shape, asked)
 
         key = (served.name, served.version, asked, x.shape[1:]) if per_image else None
-        return Task(served.name, quote, x, key, "auto", run, count, working_bytes, per_image)
+        shapes = {"shape": x.shape, "layers": asked}
+        return Task(served.name, quote, x, key, "auto", run, count, working_bytes, per_image, served.version, shapes)
 
     def _quote(self, served: Served, x_shape: Shape, layers: tuple[str, ...] | None) -> Quote:
         model = served.model
@@ -291,7 +303,18 @@ class Engine:
                 return {"y": _sliced_conv2d(x, weight, bias, options, quote.flops, cancel)}
 
         count = len(x) if x.ndim == 4 else 1
-        return Task(CONV2D, quote, x, None, options.get("algorithm", "auto"), run, count)
+        shapes = {"x_shape": x.shape, "w_shape": weight.shape, "bias": bias is not None, **counted}
+        more = (weight,) if bias is None else (weight, bias)
+        algorithm = options.get("algorithm", "auto")
+        asked = repr(sorted(options.items()))
+        return Task(CONV2D, quote, x, None, algorithm, run, count, shapes=shapes, more=more, options=asked)
+
+    def price(self, name: str, version: str, shapes: dict) -> Cost:
+        """What a task cost of which the ledger has these shapes; NotFound for a model that is not served any more."""
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in shapes.items()}
+        if name == CONV2D:
+            return self.quote_conv2d(**values).cost
+        return self.quote(name, values["shape"], values["layers"], version).cost
 
     def decode(self, data: bytes, name: str, max_pixels: int) -> np.ndarray:
         """A JPEG or PNG as float32 (3, H, W) in 0..1; its size is checked before it is decoded."""

@@ -8,6 +8,8 @@ class ServiceError(Exception):
     """Base of every refusal; the text goes to the client as it is, so it holds no paths and no secrets."""
 
     status = 500
+    #: When to come again, if that helps.
+    retry_after_s: int | None = None
     #: Why, as the label of the metric of refused requests.
     reason = "internal"
 
@@ -31,6 +33,24 @@ class NotAcceptable(ServiceError):
 
     status = 406
     reason = "not_acceptable"
+
+
+class Conflict(ServiceError):
+    """The idempotency key's request is being computed, or has been as often as it may be."""
+
+    status = 409
+    reason = "conflict"
+
+    def __init__(self, text: str, retry_after_s: int | None = None):
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+
+class Mismatch(ServiceError):
+    """The idempotency key came with another request before."""
+
+    status = 422
+    reason = "mismatch"
 
 
 class TooLarge(ServiceError):
@@ -60,6 +80,14 @@ class Unavailable(ServiceError):
 
     status = 503
     reason = "unavailable"
+
+
+class NotRecorded(ServiceError):
+    """The ledger cannot be written, or read; an answer without its record would be for nothing."""
+
+    status = 503
+    reason = "ledger"
+    retry_after_s = 2
 
 
 class DeadlineExceeded(ServiceError):

@@ -17,6 +17,7 @@ from .admission import Admission
 from .config import Settings
 from .engine import Engine
 from .errors import InvalidRequest, Overloaded, ServiceError, TooLarge, UnsupportedEncoding
+from .ledger import Book
 from .metrics import Metrics
 from .pipeline import Pipeline
 from .routes import register
@@ -42,7 +43,7 @@ class Body(RawIOBase):
     """
 
     def __init__(self, stream, announced: int | None):
-        self._stream, self._announced, self._came = stream, announced, 0
+        self._stream, self._announced, self.came = stream, announced, 0
 
     def readable(self) -> bool:
         return True
@@ -54,10 +55,10 @@ class Body(RawIOBase):
             raise
         except Exception as error:  # broken chunks, a lost connection: the server in front of us has its own names
             raise InvalidRequest("body: expected a whole body, got one that is broken or cut short") from error
-        self._came += len(data)
+        self.came += len(data)
         ended = size is None or size < 0 or (size and not data)
-        if ended and self._announced is not None and self._came < self._announced:
-            raise InvalidRequest(f"body: expected {self._announced} bytes by its Content-Length, got {self._came}")
+        if ended and self._announced is not None and self.came < self._announced:
+            raise InvalidRequest(f"body: expected {self._announced} bytes by its Content-Length, got {self.came}")
         return data
 
 
@@ -79,7 +80,8 @@ def build(settings: Settings | None = None) -> flask.Flask:
     _log()
     engine = Engine(settings.models, settings.model_repository)
     scheduler = Scheduler(metrics, settings.max_batch)
-    pipeline = Pipeline(settings, engine, Admission(settings, metrics), scheduler, metrics)
+    book = Book(settings, metrics)
+    pipeline = Pipeline(settings, engine, Admission(settings, metrics), scheduler, metrics, book)
     atexit.register(pipeline.close)
 
     # The package, not this module: templates/ and static/ lie beside it.
@@ -100,11 +102,12 @@ def build(settings: Settings | None = None) -> flask.Flask:
 
 
 def _log() -> None:
-    """The service's rooms, which Flask's own logger is one of, write where gunicorn writes, if it runs them."""
-    logger = logging.getLogger(__package__)
-    logger.setLevel(logging.INFO)
-    if handlers := logging.getLogger("gunicorn.error").handlers:
-        logger.handlers = list(handlers)
+    """The service's rooms, which Flask's own logger is one of, and the library write where gunicorn writes."""
+    for name in (__package__, "cconv"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        if handlers := logging.getLogger("gunicorn.error").handlers:
+            logger.handlers = list(handlers)
 
 
 def _guard(app: flask.Flask, metrics: Metrics) -> None:
@@ -139,7 +142,7 @@ def _answer_errors(app: flask.Flask, settings: Settings, metrics: Metrics) -> No
 
     @app.errorhandler(ServiceError)
     def refused(error):
-        again = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else {}
+        again = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
         return refusal(str(error), error.status, error.reason, again)
 
     @app.errorhandler(WireError)

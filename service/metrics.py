@@ -56,6 +56,27 @@ class Metrics:
         self.bytes_in = Counter("cconv_bytes_in", "Bytes of request bodies announced.", registry=self.registry)
         self.bytes_out = Counter("cconv_bytes_out", "Bytes of computed answers.", registry=self.registry)
 
+        self.ledger_writes = Counter("cconv_ledger_writes", "Bills recorded.", registry=self.registry)
+        self.ledger_failures = Counter(
+            "cconv_ledger_failures",
+            "Requests refused because their bill could not be recorded.",
+            registry=self.registry,
+        )
+        self.ledger_doubtful = Counter(
+            "cconv_ledger_doubtful",
+            "Of these, requests whose bill may be recorded all the same: the database did not say.",
+            registry=self.registry,
+        )
+        self.ledger_waiting = Gauge(
+            "cconv_ledger_waiting_bytes", "Bytes of bills that wait for the database.", registry=self.registry
+        )
+        self.ledger_refused = Gauge(
+            "cconv_ledger_refused_lines", "Lines of the spool that no ledger takes.", registry=self.registry
+        )
+        self.replays = Counter(
+            "cconv_replays", "Requests answered again under an idempotency key, unbilled.", registry=self.registry
+        )
+
     def answered(self, route: str, code: int, seconds: float) -> None:
         self.requests.labels(route, str(code)).inc()
         self.seconds.labels(route).observe(seconds)

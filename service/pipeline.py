@@ -3,11 +3,12 @@
 In: names, arrays and encoded images from the routes.  Out: an Outcome and its answer, billed; or an error, and no bill.
 """
 
+import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from .admission import Admission, Permit
 from .config import Settings
 from .engine import Cost, Engine, Quote, Served, Task
 from .errors import DeadlineExceeded, InvalidRequest, Overloaded, ServiceError, TooLarge
+from .ledger import Bill, Book
 from .metrics import Metrics
 from .scheduler import Result, Scheduler
 from .wire import JSON_BYTES_PER_NUMBER, NPY_MAGIC, read_npy
@@ -37,6 +39,8 @@ class Outcome:
     tasks: Sequence[Task]
     results: list[Result]
     cost: Cost
+    #: Whether this has been billed under its idempotency key before.
+    replay: bool = False
 
     @property
     def maps(self) -> list[dict[str, np.ndarray]]:
@@ -49,17 +53,41 @@ class Outcome:
             "device": engine.DEVICE,
             "algorithm": self.tasks[0].algorithm,
             "batch_size": sum(task.count for task in self.tasks),
+            **self.times(),
+        }
+
+    def times(self) -> dict[str, int]:
+        return {
             "queue_us": round(1e6 * max(result.queue_s for result in self.results)),
             "compute_us": round(1e6 * max(result.compute_s for result in self.results)),
         }
 
     def headers(self) -> dict[str, str]:
-        return {f"X-Cconv-{name.replace('_', '-').title()}": str(value) for name, value in bill(self.cost).items()}
+        found = {f"X-Cconv-{name.replace('_', '-').title()}": str(value) for name, value in bill(self.cost).items()}
+        return {**found, "Idempotent-Replay": "true"} if self.replay else found
 
 
 def bill(cost: Cost) -> dict[str, int]:
     """What is charged: of these a batch costs just as many times one image's as it has images."""
     return {"macs": cost.macs, "flops": cost.flops, "flops_other": cost.flops_other}
+
+
+def _fingerprint(permit: Permit, tasks: Sequence[Task]) -> str:
+    """A digest of all that makes a request what it is, however its body is written."""
+    digest = hashlib.blake2b(permit.asked.encode(), digest_size=32)
+    for task in tasks:
+        digest.update(repr((task.label, task.version, task.shapes, task.options)).encode())
+        for array in (task.images, *task.more):
+            digest.update(repr((array.shape, array.dtype.str)).encode())
+            digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def _bytes_of(answer) -> int:
+    """Of what a route makes of an outcome: text, bytes, arrays, and lists of these."""
+    if isinstance(answer, (list, tuple)):
+        return sum(map(_bytes_of, answer))
+    return answer.nbytes if isinstance(answer, np.ndarray) else len(answer)
 
 
 def _time_left(permit: Permit) -> float:
@@ -74,11 +102,18 @@ class Pipeline:
     """Every route computes through this."""
 
     def __init__(
-        self, settings: Settings, engine: Engine, admission: Admission, scheduler: Scheduler, metrics: Metrics
+        self,
+        settings: Settings,
+        engine: Engine,
+        admission: Admission,
+        scheduler: Scheduler,
+        metrics: Metrics,
+        book: Book,
     ):
         self.settings = settings
         self.engine = engine
         self.metrics = metrics
+        self.book = book
         self._admission = admission
         self._scheduler = scheduler
         self._loader: threading.Thread | None = None
@@ -94,6 +129,7 @@ class Pipeline:
         self._scheduler.close()
         if self._loader is not None:
             self._loader.join(CLOSE_S)
+        self.book.close()
 
     def alive(self) -> bool:
         """Whether the compute thread can take work."""
@@ -266,23 +302,48 @@ class Pipeline:
     def run(
         self, permit: Permit, tasks: Sequence[Task], encode: Callable[[Outcome], Answer], *, json_numbers: int = 0
     ) -> tuple[Outcome, Answer]:
-        """Admit, run and encode the tasks, and bill them when all of that went well.
+        """Admit, run and encode the tasks, and bill them when all of that went well and the record is durable.
 
         `json_numbers` of the outputs will be written as JSON, which takes more room.
         """
         cost = sum((task.quote.cost for task in tasks), Cost())
         self._admission.images(sum(task.count for task in tasks))
         self._admit(permit, tasks, json_numbers * JSON_BYTES_PER_NUMBER)
-        results = self._scheduler.run(tasks, permit.deadline)
-        outcome = Outcome(tasks, results, cost)
+        entry = self._open(permit, tasks, cost)
         try:
-            answer = encode(outcome)
-        except Exception:
-            for task in tasks:
-                self.metrics.discarded(task.label, engine.DEVICE, task.quote.flops)
+            results = self._scheduler.run(tasks, permit.deadline)
+            outcome = Outcome(tasks, results, cost)
+            try:
+                answer = encode(outcome)
+                billed = entry.settle(permit.deadline, bytes_out=_bytes_of(answer), **outcome.times())
+            except Exception:
+                for task in tasks:
+                    self.metrics.discarded(task.label, engine.DEVICE, task.quote.flops)
+                raise
+        except BaseException:
+            entry.drop()
             raise
+        if not billed:  # a replay, or another server was quicker with the same request
+            return replace(outcome, replay=True), answer
         self.metrics.billed(tasks[0].label, engine.DEVICE, cost, sum(task.count for task in tasks))
         return outcome, answer
+
+    def _open(self, permit: Permit, tasks: Sequence[Task], cost: Cost) -> Bill:
+        """The request's entry in the ledger, before anything is computed."""
+        first = tasks[0]
+        return self.book.open(
+            bill(cost),
+            permit.key,
+            lambda: _fingerprint(permit, tasks),
+            model=first.label,
+            version=first.version,
+            device=engine.DEVICE,
+            algorithm=first.algorithm,
+            images=sum(task.count for task in tasks),
+            shapes=[task.shapes for task in tasks],
+            request_id=permit.request_id,
+            bytes_in=permit.came(),
+        )
 
     def _admit(self, permit: Permit, tasks: Sequence[Task], more_bytes: int = 0) -> None:
         """Room for the tasks' work, their outputs and what lies in between; `more_bytes` are the answer's."""

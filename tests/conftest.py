@@ -48,6 +48,7 @@ AXES = {
 
 def pytest_addoption(parser):
     parser.addoption("--cconv-from", help="the folder from which cconv must have been imported")
+    parser.addoption("--need-postgresql", action="store_true", help="fail, not skip, where PostgreSQL is missing")
     parser.addoption("--one-in", type=int, default=1, help="of the generated layers, run only every so many-th")
 
 

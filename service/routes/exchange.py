@@ -4,6 +4,7 @@ In: Flask's request and a view.  Out: a response that gives the place back once 
 headers.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 
@@ -15,6 +16,7 @@ from ..admission import Permit
 from ..errors import InvalidRequest, NotAcceptable
 from ..pipeline import Outcome, Pipeline
 
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 JSON = "application/json"
 NPY = "application/x-npy"
 PNG = "image/png"
@@ -27,7 +29,15 @@ def admitted(pipeline: Pipeline, view: Callable) -> Callable:
 
     @wraps(view)
     def guarded(**arguments):
+        key = request.headers.get("Idempotency-Key")
+        if key is not None and not key.strip():  # whoever sends one wants not to be billed twice
+            raise InvalidRequest("Idempotency-Key: expected a text, got an empty one")
         permit = pipeline.enter(request.content_length)
+        stream = request.stream
+        permit.came = lambda: stream.came
+        permit.asked = f"{request.method} {request.full_path}"
+        permit.key = key or ""
+        permit.request_id = request_id()
         try:
             response = make_response(view(permit, **arguments))
         except BaseException:
@@ -37,6 +47,12 @@ def admitted(pipeline: Pipeline, view: Callable) -> Callable:
         return response
 
     return guarded
+
+
+def request_id() -> str:
+    """The client's own name for its request, if it is one that may be written anywhere."""
+    given = request.headers.get("X-Request-Id", "")
+    return given if REQUEST_ID.fullmatch(given) else ""
 
 
 def body(pipeline: Pipeline) -> bytes:

@@ -7,7 +7,7 @@ import threading
 
 from flask import Blueprint, Response, current_app
 
-from ..errors import DeadlineExceeded, Overloaded
+from ..errors import DeadlineExceeded, NotRecorded, Overloaded
 from ..metrics import CONTENT_TYPE
 from ..pipeline import Pipeline
 from .exchange import document
@@ -37,14 +37,21 @@ class Health:
             return "the compute thread has ended"
         if waiting := self._pipeline.loading():
             return f"models are being loaded: {waiting} to go"
+        try:
+            self._pipeline.book.require()
+        except NotRecorded:
+            return "the ledger cannot be written"
         if self._passed:
             return ""
         # Nobody waits for another one's test: probes would take every request thread.
         if not self._testing.acquire(blocking=False):
             return "the self-test is running"
         try:
+            self._pipeline.book.check()
             self._pipeline.self_test()
             self._passed = True
+        except NotRecorded:
+            return "the ledger cannot be written"
         except (Overloaded, DeadlineExceeded):
             return "the self-test has not run yet: the server is full"
         except Exception:

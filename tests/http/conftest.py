@@ -69,6 +69,28 @@ def client(app):
 
 
 @pytest.fixture
+def url(tmp_path):
+    """A ledger's."""
+    from cconv import ledger
+
+    url = f"sqlite:///{tmp_path}/usage.db"
+    ledger.migrate(url)
+    return url
+
+
+@pytest.fixture
+def rows(url):
+    """f() -> the ledger's events, read by somebody else."""
+    from cconv.ledger import Ledger
+
+    def read():
+        with Ledger(url) as book:
+            return list(book.events())
+
+    return read
+
+
+@pytest.fixture
 def folder(tmp_path):
     """A model repository's, not made yet."""
     return tmp_path / "models"

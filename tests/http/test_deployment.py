@@ -3,6 +3,7 @@
 In: Dockerfile, docker-compose.yml.  Out: the hardening that the docs promise, and a file that Compose itself accepts.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -26,18 +27,21 @@ def dockerfile():
     return (ROOT / "Dockerfile").read_text()
 
 
-@pytest.mark.parametrize("name", ["service", "demo"])
+USERS = {"service": "10001:10001", "migrate": "10001:10001", "demo": "10001:10001", "db": "999:999"}
+
+
+@pytest.mark.parametrize("name", USERS)
 def test_every_container_is_hardened(compose, name):
     container = compose["services"][name]
-    assert container["user"] == "10001:10001"
+    assert container["user"] == USERS[name]
     assert container["read_only"] is True
     assert container["cap_drop"] == ["ALL"]
     assert container["security_opt"] == ["no-new-privileges:true"]
     assert container["init"] is True
     assert container["pids_limit"] > 0
     assert container["mem_limit"]
-    (tmp,) = container["tmpfs"]
-    assert {"noexec", "nosuid"} <= set(tmp.partition(":")[2].split(","))
+    for tmp in container["tmpfs"]:
+        assert {"noexec", "nosuid", "nodev"} <= set(tmp.partition(":")[2].split(","))
     assert not {"privileged", "cap_add", "network_mode", "pid", "devices"} & set(container)
 
 
@@ -48,13 +52,13 @@ def test_the_service_stops_later_than_it_drains(compose):
 
 def test_the_port_is_published_on_this_machine_alone(compose):
     assert compose["services"]["service"]["ports"] == ["127.0.0.1:${PORT:-8080}:8080"]
-    assert "ports" not in compose["services"]["demo"]
+    assert [name for name, one in compose["services"].items() if "ports" in one] == ["service"]
 
 
 def test_models_of_the_users_own_are_mounted_read_only(compose, dockerfile):
     service = compose["services"]["service"]
     assert service["volumes"] == ["./models:/models:ro"]
-    assert service["environment"] == {"CCONV_MODEL_REPOSITORY": "/models"}
+    assert service["environment"]["CCONV_MODEL_REPOSITORY"] == "/models"
     assert {path.name for path in (ROOT / "models").iterdir() if path.name.startswith(".")} == {".gitignore"}
     assert "[service,model]" in dockerfile  # what reads them
 
@@ -63,12 +67,45 @@ def test_the_demo_runs_in_its_profile_once_the_service_is_healthy(compose):
     demo = compose["services"]["demo"]
     assert demo["profiles"] == ["demo"]
     assert demo["depends_on"] == {"service": {"condition": "service_healthy"}}
-    assert set(compose["services"]) == {"service", "demo"}
+    assert set(compose["services"]) == set(USERS)
+
+
+def test_the_service_keeps_a_ledger_whose_tables_were_made_before_it_starts(compose):
+    service, migrate, db = (compose["services"][name] for name in ("service", "migrate", "db"))
+    assert service["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
+    assert migrate["depends_on"] == {"db": {"condition": "service_healthy"}}
+    assert migrate["command"] == ["python", "-m", "cconv.ledger", "migrate", service["environment"]["CCONV_LEDGER"]]
+    assert (migrate["image"], migrate["build"], migrate["restart"]) == (service["image"], service["build"], "no")
+    assert service["environment"]["CCONV_LEDGER"] == "postgresql://cconv@db/cconv"
+    assert (db["environment"]["POSTGRES_USER"], db["environment"]["POSTGRES_DB"]) == ("cconv", "cconv")
+    assert db["volumes"] == ["ledger:/var/lib/postgresql/data"]
+    assert "ledger" in compose["volumes"]
+    assert db["healthcheck"]["test"][:2] == ["CMD", "pg_isready"]
+
+
+def test_the_database_is_reached_by_the_service_and_its_migration_alone(compose):
+    assert compose["networks"]["back"] == {"internal": True}
+    on_it = {name for name, one in compose["services"].items() if "back" in one["networks"]}
+    assert on_it == {"service", "migrate", "db"}
+    assert compose["services"]["db"]["networks"] == ["back"]
+
+
+def test_no_secret_is_in_the_file(compose):
+    """Whatever is called a password comes from outside, and its absence is an error."""
+    text = (ROOT / "docker-compose.yml").read_text()
+    given = re.findall(r"^\s*\w*PASSWORD\w*: (.*)$", text, re.M)
+    assert len(given) == 2
+    assert all(value.startswith("${CCONV_DB_PASSWORD:?") for value in given)
+    assert not re.search(r"://[^/\s]*:[^/\s]*@", text)
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert ".env" in ignored
+    assert "!.env" not in (ROOT / ".dockerignore").read_text()
 
 
 def test_the_image_runs_as_nobody_and_tells_its_health(dockerfile, compose):
     stages = re.findall(r"^FROM \S+ AS (\w+)$", dockerfile, re.M)
-    assert {container["build"]["target"] for container in compose["services"].values()} <= set(stages)
+    built = [container for container in compose["services"].values() if "build" in container]
+    assert {container["build"]["target"] for container in built} == {"service", "demo"} <= set(stages)
     service = dockerfile[dockerfile.index("AS service") :]
     assert "USER 10001:10001" in service
     assert re.search(r'CMD \["gunicorn", "-c", "service/gunicorn.conf.py", "service:create_app\(\)"\]', service)
@@ -104,5 +141,6 @@ def test_compose_accepts_the_file(profile):
     if client is None:
         pytest.skip("no `docker compose` and no `docker-compose` on this machine")
     command = [*client, "-f", str(ROOT / "docker-compose.yml"), *profile, "config", "-q"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    password = {"CCONV_DB_PASSWORD": "of a test"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **password})
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,265 @@
+"""Writer: the one thread that changes a ledger. What waits while a commit runs shares the next one, and its fsync.
+
+In: a function of a connection and a list of arguments, and one argument.  Out: that function's result for it, durable;
+or the error that kept it from being so. A function may be run twice, when nobody knows whether the first time counts.
+
+After a failure everything is refused at once, until the thread, which tries from time to time, has written something.
+"""
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+
+from .database import Database, concerns_one, is_conflict, unavailable
+from .errors import LedgerClosed, LedgerDoubtful, LedgerError, LedgerForked, LedgerRefused, LedgerUnavailable
+from .rows import probe_all
+
+log = logging.getLogger(__name__)
+MOST_IN_GROUP = 256
+MOST_WAITING = 10_000
+MOST_CONFLICTS = 3
+#: Between two attempts to write again: the first pause, and the longest.
+RETRY_S = (0.05, 1.0)
+#: A transaction waits for a lock at its begin and at its commit, each time less than a caller's timeout.
+CERTAIN = 2
+
+
+@dataclass(eq=False)
+class _Task:
+    function: Callable[..., Sequence]
+    argument: object
+    future: Future = field(default_factory=Future)
+
+
+class Writer:
+    """Starts its thread with the first task, and opens its connection there."""
+
+    def __init__(self, database: Database):
+        self._database = database
+        self._changed = threading.Condition()
+        self._queue: deque[_Task] = deque()
+        self._fault: LedgerUnavailable | None = None
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._connection: sa.engine.Connection | None = None
+        self._pid = os.getpid()
+        #: Groups committed and tasks in them, since the start.
+        self.groups = self.tasks = 0
+
+    def check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise LedgerForked("ledger: it was opened by this process's parent; open one here")
+
+    def require(self) -> None:
+        """The error of the last attempt, if that is why everything is refused now."""
+        self.check_process()
+        fault = self._fault
+        if fault is not None:
+            raise type(fault)(str(fault))
+
+    def submit(self, function, argument, timeout_s: float):
+        """Run it in the next transaction and wait until that is on the disk.
+
+        It waits `timeout_s` for its turn. What has had its turn is waited for CERTAIN times as long again, as the
+        database refuses in that time what it cannot do; only one that hangs makes it LedgerDoubtful.
+        """
+        self.check_process()
+        task = _Task(function, argument)
+        with self._changed:
+            if self._closed:
+                raise LedgerClosed("ledger: it is closed")
+            if self._fault is not None:
+                raise type(self._fault)(str(self._fault))
+            if len(self._queue) >= MOST_WAITING:
+                raise LedgerUnavailable(f"ledger: {MOST_WAITING} others wait; nothing was recorded")
+            self._queue.append(task)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="cconv-ledger", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        if not _ended(task, timeout_s):
+            if task.future.cancel():
+                raise LedgerUnavailable(f"ledger: no turn in {timeout_s} s; nothing was recorded")
+            # The next ones need not wait as long to learn it; the thread takes this back when it has written something.
+            with self._changed:
+                self._fault = self._fault or LedgerUnavailable(f"ledger: no answer in {timeout_s} s")
+            if not _ended(task, CERTAIN * timeout_s):
+                raise LedgerDoubtful(f"ledger: no answer in {(1 + CERTAIN) * timeout_s} s; it may be recorded")
+        return task.future.result()
+
+    def close(self, timeout_s: float) -> bool:
+        """Take no more, finish what waits; whether that was done in time."""
+        self.check_process()
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return self._thread is None or not self._thread.is_alive()
+
+    def _run(self) -> None:
+        pause, longest = RETRY_S
+        while (group := self._take(pause)) is not None:
+            if self._fault is None:
+                self._commit(group)
+                pause = RETRY_S[0]
+            elif self._recovers():
+                log.warning("the ledger works again")
+                with self._changed:
+                    self._fault = None
+            else:
+                pause = min(2 * pause, longest)
+        self._refuse_waiting(LedgerClosed("ledger: it is closed; nothing was recorded"))
+        self._disconnect()
+
+    def _take(self, pause_s: float) -> list[_Task] | None:
+        """The next group; an empty one when it is time to try again; None at the end."""
+        with self._changed:
+            if self._fault is not None:
+                self._changed.wait_for(lambda: self._closed, pause_s)
+                return None if self._closed else []
+            self._changed.wait_for(lambda: self._queue or self._closed)
+            group = [self._queue.popleft() for _ in range(min(MOST_IN_GROUP, len(self._queue)))]
+        return [task for task in group if task.future.set_running_or_notify_cancel()] if group else None
+
+    def _recovers(self) -> bool:
+        try:
+            self._transact([_Task(probe_all, None)])
+        except Exception as error:
+            self._fault = _as_unavailable(error)
+            return False
+        return True
+
+    def _commit(self, group: list[_Task]) -> None:
+        """Settle every task of the group."""
+        if not group:
+            return
+        try:
+            results = self._transact(group)
+        except Exception as error:
+            if concerns_one(error) and len(group) > 1:
+                for task in group:
+                    self._commit_or_refuse(task)
+            elif concerns_one(error):
+                log.error("the ledger refused an operation", exc_info=error)
+                group[0].future.set_exception(_refusal(error))
+            else:
+                self._fail(group, _as_unavailable(error))
+            return
+        for task in group:
+            self._settle(task, results[task])
+
+    def _commit_or_refuse(self, task: _Task) -> None:
+        if self._fault is None:
+            self._commit([task])
+        else:
+            task.future.set_exception(type(self._fault)(str(self._fault)))
+
+    @staticmethod
+    def _settle(task: _Task, result) -> None:
+        if isinstance(result, LedgerError):
+            task.future.set_exception(result)
+        else:
+            task.future.set_result(result)
+
+    def _fail(self, group: list[_Task], error: LedgerUnavailable) -> None:
+        """Refuse the group, what waits behind it and what comes; nobody's request thread is held up by a dead disk."""
+        certain = LedgerUnavailable(str(error)) if isinstance(error, LedgerDoubtful) else error
+        log.error("the ledger fails and refuses everything: %s", error)
+        with self._changed:
+            self._fault = certain
+        self._refuse_waiting(certain)
+        for task in group:
+            task.future.set_exception(type(error)(str(error)))
+
+    def _refuse_waiting(self, error: LedgerUnavailable) -> None:
+        with self._changed:
+            waiting = [task for task in self._queue if task.future.set_running_or_notify_cancel()]
+            self._queue.clear()
+        for task in waiting:
+            task.future.set_exception(type(error)(str(error)))
+
+    def _transact(self, group: list[_Task]) -> dict[_Task, object]:
+        """All of it in one durable transaction, or an error.
+
+        A connection that died meanwhile is replaced, once; what stood in another transaction's way goes again.
+        """
+        again, conflicts = self._connection is not None, MOST_CONFLICTS
+        doubtful = False
+        while True:
+            committing = False
+            try:
+                if self._connection is None:
+                    self._connection = self._database.open_writer()
+                transaction = self._connection.begin()
+                results = _results(self._connection, group)
+                committing = True
+                transaction.commit()
+            except Exception as error:
+                self._abandon(error)
+                doubtful = doubtful or (committing and not concerns_one(error))
+                if again and _lost_connection(error):
+                    again = False
+                    continue
+                if conflicts and is_conflict(error):
+                    conflicts -= 1
+                    continue
+                if doubtful:
+                    raise unavailable(error, LedgerDoubtful) from error
+                raise
+            self.groups += 1
+            self.tasks += len(group)
+            return results
+
+    def _abandon(self, error: Exception) -> None:
+        """Roll back; after anything but a conflict of rows the connection goes too, and what it had not written."""
+        if self._connection is None:
+            return
+        try:
+            self._connection.rollback()
+        except Exception:
+            self._disconnect()
+        if not concerns_one(error):
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.close()
+            except Exception:  # it is lost either way
+                connection.invalidate()
+
+
+def _ended(task: _Task, timeout_s: float) -> bool:
+    return bool(wait([task.future], timeout_s).done)
+
+
+def _results(connection, group: list[_Task]) -> dict[_Task, object]:
+    """Each function once, for all of its tasks."""
+    by_function: dict[Callable, list[_Task]] = {}
+    for task in group:
+        by_function.setdefault(task.function, []).append(task)
+    results = {}
+    for function, tasks in by_function.items():
+        results |= zip(tasks, function(connection, [task.argument for task in tasks]), strict=True)
+    return results
+
+
+def _lost_connection(error: Exception) -> bool:
+    return isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
+
+
+def _refusal(error: Exception) -> LedgerError:
+    """Of one task, by itself: what would fail again, or a conflict that may be over the next time."""
+    return unavailable(error) if is_conflict(error) else LedgerRefused(str(unavailable(error)))
+
+
+def _as_unavailable(error: Exception) -> LedgerUnavailable:
+    return error if isinstance(error, LedgerUnavailable) else unavailable(error)

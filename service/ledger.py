@@ -1,0 +1,251 @@
+"""Ledger: the service's only importer of cconv.ledger. Without a URL it records nothing, and everything else goes on.
+
+In: a bill.  Out: Bills, of which `settle` returns once the record is durable; the ledger's errors as the service's own.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from math import ceil
+
+import cconv.ledger as ledger
+
+from .config import Settings
+from .errors import (
+    Conflict,
+    DeadlineExceeded,
+    InvalidRequest,
+    Mismatch,
+    NotFound,
+    NotRecorded,
+    Overloaded,
+    ServiceError,
+    Unavailable,
+)
+from .metrics import Metrics
+
+log = logging.getLogger(__name__)
+#: Who pays where there are no API keys.
+ACCOUNT = "anonymous"
+#: What usage may be added up by.
+GROUPS = ledger.GROUPS
+#: Answers about usage that are written at a time: they may be long, and their readers slow.
+READERS = 2
+
+
+@contextmanager
+def _translated(unavailable: str) -> Iterator[None]:
+    """The ledger's errors as the service's. What failed in a database is for the log: it may name hosts and files."""
+    try:
+        yield
+    except ledger.KeyReused as error:
+        raise Mismatch(str(error)) from error
+    except ledger.KeyInProgress as error:
+        raise Conflict(str(error), ceil(error.retry_after_s)) from error
+    except ledger.KeyExhausted as error:
+        raise Conflict(str(error)) from error
+    except ledger.LedgerTimeout as error:
+        raise DeadlineExceeded(str(error)) from error
+    except ledger.LedgerDoubtful as error:
+        text = "it is not known whether the usage record was written, so it may be recorded, and nothing was answered"
+        raise NotRecorded(f"{text}; sent again under its Idempotency-Key, the request is not billed twice") from error
+    except ledger.LedgerUnavailable as error:
+        raise NotRecorded(unavailable) from error
+    except ledger.LedgerError as error:
+        log.exception("the ledger")
+        raise ServiceError("internal error; the server's log says more") from error
+
+
+def _checked(**fields) -> ledger.Event:
+    try:
+        return ledger.Event(**fields)
+    except ledger.EventError as error:
+        raise InvalidRequest(str(error)) from error
+
+
+def _merged(tasks: Sequence[Mapping]) -> dict:
+    """Many tasks' shapes in one: what they have in common once, and the rest with how many there are of it."""
+    common = dict(set(tasks[0].items()).intersection(*(one.items() for one in tasks)))
+    rests = Counter(tuple(item for item in one.items() if item[0] not in common) for one in tasks)
+    return {**common, "parts": [{**dict(rest), "count": count} for rest, count in rests.items()]}
+
+
+def _parts(merged: Mapping) -> Iterator[tuple[dict, int]]:
+    """Each task's shapes, and how many tasks had them."""
+    common = {name: value for name, value in merged.items() if name != "parts"}
+    for part in merged["parts"]:
+        rest = dict(part)
+        count = rest.pop("count")
+        yield {**common, **rest}, count
+
+
+class Bill:
+    """One request's entry: made before it is computed, and then settled or dropped, once."""
+
+    def __init__(self, book: "Book", event: ledger.Event | None, reservation: ledger.Reservation | None):
+        self._book, self._event, self._reservation = book, event, reservation
+
+    def settle(self, deadline: float, **measured: int) -> bool:
+        """Record it; NotRecorded if that fails, and then there must be no answer. Whether it is billed by this.
+
+        Until `deadline` (time.monotonic) it is found out of a doubtful commit whether it is there.
+        """
+        if self._event is None:
+            return True
+        event = replace(self._event, at=time.time_ns() // 1000, **measured)
+        return self._book.settle(event, self._reservation, max(0.0, deadline - time.monotonic()))
+
+    def drop(self) -> None:
+        """Nothing came of it: give its idempotency key back."""
+        if self._reservation is not None:
+            self._book.release(self._reservation)
+
+
+class Book:
+    """The ledger of this process, if it keeps one."""
+
+    def __init__(self, settings: Settings, metrics: Metrics):
+        self._metrics = metrics
+        self._readers = threading.BoundedSemaphore(READERS)
+        self._ledger = None
+        if settings.ledger:
+            spool = settings.ledger_spool or None
+            self._ledger = ledger.Ledger(settings.ledger, spool=spool, timeout_s=settings.ledger_timeout_s)
+            metrics.ledger_waiting.set_function(self._ledger.waiting_bytes)
+            metrics.ledger_refused.set_function(self._ledger.refused_lines)
+
+    @property
+    def kept(self) -> bool:
+        return self._ledger is not None
+
+    def close(self) -> None:
+        if self._ledger is not None:
+            self._ledger.close()
+
+    def require(self) -> None:
+        """NotRecorded while the ledger is known to be out of order."""
+        if self._ledger is not None:
+            with self._writing():
+                self._ledger.require()
+
+    def check(self) -> None:
+        """Write something that is no bill; NotRecorded if that fails."""
+        if self._ledger is not None:
+            with self._writing():
+                self._ledger.check()
+
+    def open(self, bill: Mapping[str, int], key: str, fingerprint: Callable[[], str], **fields) -> Bill:
+        """A request's bill. With a key, the same request may be computed again and costs nothing then.
+
+        `shapes` are those of each task.
+
+        Raises
+        ------
+        Mismatch, Conflict
+            Of the key: another request had it, or this one is under way, or was answered often enough.
+        NotRecorded
+        """
+        if self._ledger is None:
+            if key:
+                raise Unavailable("Idempotency-Key: expected none, as this server keeps no ledger")
+            return Bill(self, None, None)
+        shapes = _merged(fields.pop("shapes"))
+        event = _checked(account=ACCOUNT, idempotency_key=key or None, shapes=shapes, **bill, **fields)
+        with self._failing():
+            self._ledger.require()
+            reservation = self._ledger.reserve(ACCOUNT, key, fingerprint()) if key else None
+            return Bill(self, event, reservation)
+
+    def settle(self, event: ledger.Event, reservation: ledger.Reservation | None, settle_s: float) -> bool:
+        """Record it; whether it is billed by this, and not by the same request before."""
+        with self._failing():
+            if reservation is None:
+                receipt = self._ledger.append(event, settle_s=settle_s)
+            else:
+                receipt = self._ledger.record(reservation, event, settle_s=settle_s)
+        billed = receipt is not None and not receipt.duplicate
+        (self._metrics.ledger_writes if billed else self._metrics.replays).inc()
+        return billed
+
+    def release(self, reservation: ledger.Reservation) -> None:
+        self._ledger.release(reservation)
+
+    def _writing(self):
+        return _translated("the usage record could not be written; nothing was answered, try again")
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            with self._writing():
+                yield
+        except NotRecorded as error:
+            self._metrics.ledger_failures.inc()
+            if isinstance(error.__cause__, ledger.LedgerDoubtful):
+                self._metrics.ledger_doubtful.inc()
+            raise
+
+    def usage(self, form: str, by: tuple[str, ...] | None, deadline: float, **selection) -> "Pieces":
+        """Totals by these, or with None every event, as pieces of JSON or CSV; Unavailable without a ledger.
+
+        Raises
+        ------
+        InvalidRequest, Overloaded, DeadlineExceeded, NotRecorded
+        """
+        if self._ledger is None:
+            raise Unavailable("usage: this server keeps no ledger")
+        if not self._readers.acquire(blocking=False):
+            raise Overloaded(f"usage: {READERS} others are being answered; try again")
+        selection["timeout_s"] = max(0.0, deadline - time.monotonic())
+        try:
+            with _translated("the usage records cannot be read; try again"):
+                kind = ledger.Event if by is None else ledger.Total
+                rows = self._ledger.events(**selection) if by is None else self._ledger.totals(by, **selection)
+                return Pieces(ledger.as_csv(rows, kind) if form == "csv" else ledger.as_json(rows), self._readers)
+        except BaseException:
+            self._readers.release()
+            raise
+
+    def audit(self, price: Callable[[str, str, dict], tuple[int, int, int]]) -> "ledger.Audit":
+        """Every bill against the sum of `price(model, version, shapes)`, (macs, flops, flops_other), over its parts."""
+
+        def recompute(event: ledger.Event) -> tuple[int, ...]:
+            try:
+                prices = [
+                    [count * number for number in price(event.model, event.version, shapes)]
+                    for shapes, count in _parts(event.shapes)
+                ]
+            except NotFound as error:
+                raise ledger.CannotRecompute(str(error)) from error
+            return tuple(map(sum, zip(*prices, strict=True)))
+
+        if self._ledger is None:
+            raise Unavailable("audit: CCONV_LEDGER names no ledger")
+        return self._ledger.audit(recompute)
+
+
+class Pieces:
+    """An answer in pieces, the first of which is there: what fails before it is still an answer of its own.
+
+    It has a reader's place until it is closed.
+    """
+
+    def __init__(self, pieces: Iterable[str], readers: threading.Semaphore):
+        self._rest = iter(pieces)
+        self._first: list[str] = [next(self._rest)]
+        self._readers: threading.Semaphore | None = readers
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return self._first.pop() if self._first else next(self._rest)
+
+    def close(self) -> None:
+        self._rest.close()
+        readers, self._readers = self._readers, None
+        if readers is not None:
+            readers.release()
