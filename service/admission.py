@@ -9,6 +9,7 @@ left. There are fewer places than request threads, so that a full house still an
 import threading
 import time
 
+from .account import ADMIN, ANONYMOUS, Account
 from .config import Settings
 from .errors import Overloaded, TooLarge
 from .metrics import Metrics
@@ -20,8 +21,10 @@ LARGEST_SIZE = 65_535
 class Permit:
     """One request's share; it grows as more of the request becomes known and is given back once."""
 
-    def __init__(self, admission: "Admission", deadline: float):
+    def __init__(self, admission: "Admission", deadline: float, account: Account):
         self._admission = admission
+        #: Who pays.
+        self.account = account
         #: On time.monotonic()'s clock.
         self.deadline = deadline
         #: What the client calls its request, what makes it this one, and its idempotency key.
@@ -30,6 +33,11 @@ class Permit:
         self.bytes = 0
         self.flops = 0
         self.held = True
+
+    @property
+    def sees(self) -> str | None:
+        """Whose bills this request may read: its own account's; None is everybody's."""
+        return None if self.account.may(ADMIN) else self.account.id
 
     def take(self, *, nbytes: int = 0, flops: int = 0) -> None:
         """More bytes or FLOPs for this request; Overloaded while others hold too much of the house."""
@@ -52,11 +60,11 @@ class Admission:
         self._lock = threading.Lock()
         self._requests = self._flops = self._bytes = 0
 
-    def enter(self, body_bytes: int | None) -> Permit:
+    def enter(self, body_bytes: int | None, account: Account = ANONYMOUS) -> Permit:
         """A place for a request whose body has this announced size; None is a body of unknown size."""
         if body_bytes is not None:
             self.body(body_bytes)
-        permit = Permit(self, time.monotonic() + self._settings.deadline_s)
+        permit = Permit(self, time.monotonic() + self._settings.deadline_s, account)
         permit.body_bytes = body_bytes or 0
         with self._lock:
             if self._requests >= self._settings.queue_requests:

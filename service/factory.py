@@ -13,14 +13,24 @@ from flask import g, jsonify, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.utils import cached_property
 
+from .account import ANONYMOUS, Account
 from .admission import Admission
+from .auth import Auth
 from .config import Settings
 from .engine import Engine
-from .errors import InvalidRequest, Overloaded, ServiceError, TooLarge, UnsupportedEncoding
+from .errors import (
+    Forbidden,
+    InvalidRequest,
+    Overloaded,
+    ServiceError,
+    TooLarge,
+    Unauthorized,
+    UnsupportedEncoding,
+)
 from .ledger import Book
 from .metrics import Metrics
 from .pipeline import Pipeline
-from .routes import register
+from .routes import register, scope_of
 from .scheduler import Scheduler
 from .wire import WireError
 
@@ -95,7 +105,7 @@ def build(settings: Settings | None = None) -> flask.Flask:
     app.config["MAX_FORM_MEMORY_SIZE"] = FORM_TEXT_BYTES
     app.extensions["cconv"] = pipeline
     register(app, pipeline)
-    _guard(app, metrics)
+    _guard(app, Auth(settings), metrics)
     _answer_errors(app, settings, metrics)
     pipeline.start_loading()
     return app
@@ -110,12 +120,13 @@ def _log() -> None:
             logger.handlers = list(handlers)
 
 
-def _guard(app: flask.Flask, metrics: Metrics) -> None:
-    """What holds for every request: no compressed bodies, headers that a browser obeys, and a count."""
+def _guard(app: flask.Flask, auth: Auth, metrics: Metrics) -> None:
+    """What holds for every request: who asks, no compressed bodies, headers that a browser obeys, and a count."""
 
     @app.before_request
     def begin():
         g.began = time.monotonic()
+        g.account = _account(auth)
         for name, plain, shown in (
             ("Content-Encoding", "identity", "none"),
             ("Transfer-Encoding", "chunked", "chunked"),
@@ -133,6 +144,19 @@ def _guard(app: flask.Flask, metrics: Metrics) -> None:
         return response
 
 
+def _account(auth: Auth) -> Account:
+    """Whose request this is, if that must be known."""
+    scope = scope_of(request.endpoint)
+    if scope is None or not auth.required:
+        return ANONYMOUS
+    account = auth.account(request.headers, scope)
+    # A browser adds Basic's password to whatever another site's page makes it send.
+    site = request.headers.get("Sec-Fetch-Site", "none")
+    if request.method not in ("GET", "HEAD") and site not in ("none", "same-origin"):
+        raise Forbidden(f"Sec-Fetch-Site: expected a request of this site's own page, got {site[:32]!r}")
+    return account
+
+
 def _answer_errors(app: flask.Flask, settings: Settings, metrics: Metrics) -> None:
     """Every refusal and failure as {"error": "..."} with its status."""
 
@@ -143,6 +167,8 @@ def _answer_errors(app: flask.Flask, settings: Settings, metrics: Metrics) -> No
     @app.errorhandler(ServiceError)
     def refused(error):
         again = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+        if isinstance(error, Unauthorized):
+            again["WWW-Authenticate"] = 'Bearer realm="cconv", Basic realm="cconv", charset="UTF-8"'
         return refusal(str(error), error.status, error.reason, again)
 
     @app.errorhandler(WireError)

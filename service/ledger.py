@@ -95,7 +95,9 @@ class Book:
             with _translated():
                 self._ledger.check()
 
-    def open(self, bill: Mapping[str, int], key: str, fingerprint: Callable[[], str], **fields) -> Bill:
+    def open(
+        self, bill: Mapping[str, int], key: str, fingerprint: Callable[[], str], *, account: str = ACCOUNT, **fields
+    ) -> Bill:
         """A request's bill. With a key, the same request may be computed again and costs nothing then.
 
         Raises
@@ -110,11 +112,11 @@ class Book:
             return Bill(self, None, None)
         with self._failing():
             self._ledger.require()
-            event = ledger.Event(account=ACCOUNT, **bill, **fields)
+            event = ledger.Event(account=account, **bill, **fields)
             reservation = None
             if key:
                 self._pay_back()
-                reservation = self._ledger.reserve(ACCOUNT, key, fingerprint(), lease_s=self._lease_s)
+                reservation = self._ledger.reserve(account, key, fingerprint(), lease_s=self._lease_s)
             return Bill(self, event, reservation)
 
     def settle(self, event: ledger.Event, reservation: ledger.Reservation | None) -> None:

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from . import engine
+from .account import ANONYMOUS, Account
 from .admission import Admission, Permit
 from .config import Settings
 from .engine import Cost, Engine, Quote, Served, Task
@@ -113,9 +114,9 @@ class Pipeline:
         # One at a time: a decoder holds several times what it returns, and nobody has counted that.
         self._decoding = threading.Lock()
 
-    def enter(self, body_bytes: int | None) -> Permit:
+    def enter(self, body_bytes: int | None, account: Account = ANONYMOUS) -> Permit:
         """A place in the house; the route gives it back when the answer has left."""
-        return self._admission.enter(body_bytes)
+        return self._admission.enter(body_bytes, account)
 
     def close(self) -> None:
         """Stop the compute thread; what waits is refused."""
@@ -327,6 +328,7 @@ class Pipeline:
             bill(cost),
             permit.key,
             lambda: _fingerprint(permit, tasks),
+            account=permit.account.id,
             model=first.label,
             version=first.version,
             device=engine.DEVICE,

@@ -28,7 +28,7 @@ FLOORS = (
     ("cconv",),  # the public names
     ("cconv.batch", "cconv.tables"),
     ("cconv.cli",),
-    ("service.errors", "service.config", "service.wire", "service.metrics"),
+    ("service.errors", "service.account", "service.config", "service.wire", "service.metrics"),
     ("service.repository",),
     ("service.engine", "service.ledger"),
     ("service.auth", "service.admission"),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 
 import numpy as np
-from flask import Response, make_response, request
+from flask import Response, g, make_response, request
 
 from .. import wire
 from ..admission import Permit
@@ -29,7 +29,7 @@ def admitted(pipeline: Pipeline, view: Callable) -> Callable:
 
     @wraps(view)
     def guarded(**arguments):
-        permit = pipeline.enter(request.content_length)
+        permit = pipeline.enter(request.content_length, g.account)
         permit.asked = f"{request.method} {request.full_path}"
         permit.key = request.headers.get("Idempotency-Key", "")
         permit.request_id = request_id()

@@ -31,6 +31,7 @@ class Usage:
         pieces = self._pipeline.book.usage(
             form,
             _groups(option("by")),
+            account=permit.sees,
             model=option("model") or None,
             since_us=0 if since is None else _us(since),
             until_us=None if until is None else _us(until + timedelta(days=1)),

@@ -54,7 +54,7 @@ def test_the_port_is_published_on_this_machine_alone(compose):
 def test_models_of_the_users_own_are_mounted_read_only(compose, dockerfile):
     service = compose["services"]["service"]
     assert service["volumes"] == ["./models:/models:ro"]
-    assert service["environment"] == {"CCONV_MODEL_REPOSITORY": "/models"}
+    assert service["environment"]["CCONV_MODEL_REPOSITORY"] == "/models"
     assert {path.name for path in (ROOT / "models").iterdir() if path.name.startswith(".")} == {".gitignore"}
     assert "[service,model]" in dockerfile  # what reads them
 
