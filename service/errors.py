@@ -92,6 +92,12 @@ class RateLimited(ServiceError):
         self.retry_after_s = retry_after_s
 
 
+class QuotaExceeded(RateLimited):
+    """The account has had its month."""
+
+    reason = "quota"
+
+
 class Overloaded(ServiceError):
     """The house is full; the same request may succeed a moment later."""
 

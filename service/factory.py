@@ -91,7 +91,7 @@ def build(settings: Settings | None = None) -> flask.Flask:
     engine = Engine(settings.models, settings.model_repository)
     scheduler = Scheduler(metrics, settings.max_batch)
     book = Book(settings, metrics)
-    pipeline = Pipeline(settings, engine, Admission(settings, metrics), scheduler, metrics, book)
+    pipeline = Pipeline(settings, engine, Admission(settings, metrics, book.used), scheduler, metrics, book)
     atexit.register(pipeline.close)
 
     # The package, not this module: templates/ and static/ lie beside it.

@@ -163,6 +163,13 @@ class Book:
             first = next(pieces)  # what fails now is still an answer of its own
         return _chain(first, pieces)
 
+    def used(self, account: str, since_us: int) -> int:
+        """flops + flops_other that are recorded for an account since then; 0 without a ledger."""
+        if self._ledger is None:
+            return 0
+        with self._failing():
+            return sum(t.flops + t.flops_other for t in self._ledger.totals((), account=account, since_us=since_us))
+
     def audit(self, price: Callable[[str, str, dict], tuple[int, int, int]]) -> "ledger.Audit":
         """Every bill against the sum of `price(model, version, shapes)`, (macs, flops, flops_other), over its parts."""
 

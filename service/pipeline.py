@@ -303,8 +303,12 @@ class Pipeline:
         cost = sum((task.quote.cost for task in tasks), Cost())
         self._admission.images(sum(task.count for task in tasks))
         self._admit(permit, tasks, json_numbers * JSON_BYTES_PER_NUMBER)
+        flops = cost.flops + cost.flops_other
+        self._admission.spending.hold_minute(permit, flops)
         entry = self._open(permit, tasks, cost)
         try:
+            if not entry.replay:  # which is free
+                self._admission.spending.hold_month(permit, flops)
             results = self._scheduler.run(tasks, permit.deadline)
             outcome = Outcome(tasks, results, cost, entry.replay)
             try:
@@ -317,6 +321,7 @@ class Pipeline:
         except BaseException:
             entry.drop()
             raise
+        self._admission.spending.spend(permit)
         if not entry.replay:
             self.metrics.billed(tasks[0].label, engine.DEVICE, cost, sum(task.count for task in tasks))
         return outcome, answer

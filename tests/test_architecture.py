@@ -47,6 +47,7 @@ OWNERS = {
     "cupy": {"cconv.gpu"},
     "flask": {"service.routes", "service.factory", "service"},
     "PIL": {"cconv.images"},
+    "limits": {"service.admission"},
     "sqlalchemy": {"cconv.ledger"},
     "alembic": {"cconv.ledger"},
     "sqlite3": {"cconv.ledger"},

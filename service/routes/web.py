@@ -39,7 +39,10 @@ class Web:
             return self._render(chosen=option("choice") or "", result=self._compute(permit))
         except (ServiceError, WireError) as error:
             self._pipeline.metrics.rejected.labels(getattr(error, "reason", "invalid")).inc()
-            return self._render(error=str(error), status=getattr(error, "status", 400))
+            response = self._render(error=str(error), status=getattr(error, "status", 400))
+            if (again := getattr(error, "retry_after_s", None)) is not None:
+                response.headers["Retry-After"] = str(again)
+            return response
         finally:
             if permit:
                 permit.release()
