@@ -40,6 +40,7 @@ class Permit:
         #: Who pays.
         self.account = account
         #: On time.monotonic()'s clock.
+        self.began = time.monotonic()
         self.deadline = deadline
         #: What the client calls its request, what makes it this one, and its idempotency key.
         self.request_id = self.asked = self.key = ""

@@ -6,21 +6,21 @@ In: Settings.  Out: a Flask application. What holds for every request stands her
 import atexit
 import logging
 import time
-from io import BytesIO, RawIOBase
+from io import BytesIO
 
 import flask
 from flask import g, jsonify, request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException
 from werkzeug.utils import cached_property
 
-from .account import ANONYMOUS, Account
+from .account import ADMIN, ANONYMOUS, Account
 from .admission import Admission
 from .auth import Auth
+from .body import Body, Inflated
 from .config import Settings
 from .engine import Engine
 from .errors import (
     Forbidden,
-    InvalidRequest,
     Overloaded,
     ServiceError,
     TooLarge,
@@ -46,38 +46,14 @@ HEADERS = {
 }
 
 
-class Body(RawIOBase):
-    """A request's body as it is read; InvalidRequest where it is broken, or ends before its announced size.
-
-    Gunicorn hands an early end on as if all had come: it would be computed and billed.
-    """
-
-    def __init__(self, stream, announced: int | None):
-        self._stream, self._announced, self._came = stream, announced, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            data = self._stream.read(size)
-        except (RequestEntityTooLarge, MemoryError):
-            raise
-        except Exception as error:  # broken chunks, a lost connection: the server in front of us has its own names
-            raise InvalidRequest("body: expected a whole body, got one that is broken or cut short") from error
-        self._came += len(data)
-        ended = size is None or size < 0 or (size and not data)
-        if ended and self._announced is not None and self._came < self._announced:
-            raise InvalidRequest(f"body: expected {self._announced} bytes by its Content-Length, got {self._came}")
-        return data
-
-
 class Request(flask.Request):
     """A request that keeps a form's files in memory: the body's limit bounds them, and the disk may be read-only."""
 
     @cached_property
     def stream(self):
-        return Body(super().stream, self.content_length)
+        body = Body(super().stream, self.content_length)
+        encoding = self.headers.get("Content-Encoding", "identity").strip().lower()
+        return body if encoding == "identity" else Inflated(body, encoding, self.max_content_length - 1)
 
     def _get_file_stream(self, total_content_length, content_type, filename=None, content_length=None):
         return BytesIO()
@@ -121,18 +97,16 @@ def _log() -> None:
 
 
 def _guard(app: flask.Flask, auth: Auth, metrics: Metrics) -> None:
-    """What holds for every request: who asks, no compressed bodies, headers that a browser obeys, and a count."""
+    """What holds for every request: who asks, no unknown encodings, headers that a browser obeys, and a count."""
 
     @app.before_request
     def begin():
         g.began = time.monotonic()
         g.account = _account(auth)
-        for name, plain, shown in (
-            ("Content-Encoding", "identity", "none"),
-            ("Transfer-Encoding", "chunked", "chunked"),
-        ):
-            if (encoding := request.headers.get(name, plain)).strip().lower() != plain:
-                raise UnsupportedEncoding(f"Unsupported compression type: expected {shown}, got {encoding[:32]!r}")
+        if (encoding := request.headers.get("Transfer-Encoding", "chunked")).strip().lower() != "chunked":
+            raise UnsupportedEncoding(f"Unsupported compression type: expected chunked, got {encoding[:32]!r}")
+        if (encoding := request.headers.get("Content-Encoding", "identity").strip().lower()) != "identity":
+            Inflated.check(encoding)
 
     @app.after_request
     def finish(response):
@@ -147,6 +121,8 @@ def _guard(app: flask.Flask, auth: Auth, metrics: Metrics) -> None:
 def _account(auth: Auth) -> Account:
     """Whose request this is, if that must be known."""
     scope = scope_of(request.endpoint)
+    if scope == ADMIN and not auth.required:
+        raise Forbidden("expected a service with API keys, as this needs one of scope 'admin'; CCONV_API_KEYS has none")
     if scope is None or not auth.required:
         return ANONYMOUS
     account = auth.account(request.headers, scope)

@@ -169,7 +169,7 @@ class Scheduler:
             self._fail(batch, error)
             return
         seconds = time.monotonic() - started
-        self._metrics.ran(task.label, sum(entry.task.count for entry in batch), seconds)
+        self._metrics.ran(task.label, task.version, sum(entry.task.count for entry in batch), seconds)
         first = 0
         for entry in batch:
             part = maps

@@ -22,6 +22,8 @@ SCOPE_OF = {
     "static": None,
     "health.metrics": "metrics",
     "usage.usage": "usage",
+    "oip.load": "admin",
+    "oip.unload": "admin",
 }
 
 
