@@ -46,6 +46,10 @@ class Settings:
     )
     access_log: str = _setting("CCONV_ACCESS_LOG", "", "file for the access log; `-` is standard output, empty is none")
     error_log: str = _setting("CCONV_ERROR_LOG", "-", "file for the error log; `-` is standard error")
+    log_format: str = _setting("CCONV_LOG_FORMAT", "text", "`text`, or `json`: a line per record and per request")
+    watchdog_s: float = _setting(
+        "CCONV_WATCHDOG_SECONDS", 120.0, "how long a run may go on after its deadline; then the worker is started anew"
+    )
     grace_s: int = _setting("CCONV_GRACE_SECONDS", 60, "after SIGTERM, how long requests in flight may take to finish")
     deadline_s: float = _setting("CCONV_DEADLINE_SECONDS", 60.0, "longest time from a request's arrival to its answer")
     max_body_bytes: int = _setting("CCONV_MAX_BODY_BYTES", 64 * MIB, "largest request body")
@@ -85,6 +89,8 @@ class Settings:
                 raise ValueError(f"{variable}_SECONDS: expected a number of at most {DAY_S}, got {seconds}")
         if not 0 < self.ledger_timeout_s <= DAY_S:
             raise ValueError(f"CCONV_LEDGER_TIMEOUT_SECONDS: expected more than 0, got {self.ledger_timeout_s}")
+        if self.log_format not in ("text", "json"):
+            raise ValueError(f"CCONV_LOG_FORMAT: expected text or json, got {self.log_format!r}")
         if self.auth not in ("on", "off", "auto"):
             raise ValueError(f"CCONV_AUTH: expected on, off or auto, got {self.auth!r}")
         if self.auth_required and not self.api_keys:

@@ -13,6 +13,7 @@ from flask import g, jsonify, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.utils import cached_property
 
+from . import log
 from .account import ADMIN, ANONYMOUS, Account
 from .admission import Admission
 from .auth import Auth
@@ -30,10 +31,12 @@ from .errors import (
 from .ledger import Book
 from .metrics import Metrics
 from .pipeline import Pipeline
-from .routes import register, scope_of
+from .routes import register, request_id, scope_of
 from .scheduler import Scheduler
+from .trace import Trace
 from .wire import WireError
 
+requests = logging.getLogger(f"{__package__}.requests")
 #: A form's own fields beside its files.
 FORM_FIELDS = 16
 #: Bytes of a form's text fields: names, options and the like.
@@ -63,9 +66,9 @@ def build(settings: Settings | None = None) -> flask.Flask:
     """The application; ValueError for settings that cannot be."""
     settings = settings or Settings.from_env()
     metrics = Metrics()
-    _log()
+    log.start(settings.log_format)
     engine = Engine(settings.models, settings.model_repository)
-    scheduler = Scheduler(metrics, settings.max_batch)
+    scheduler = Scheduler(metrics, settings.max_batch, settings.watchdog_s)
     book = Book(settings, metrics)
     pipeline = Pipeline(settings, engine, Admission(settings, metrics, book.used), scheduler, metrics, book)
     atexit.register(pipeline.close)
@@ -81,27 +84,20 @@ def build(settings: Settings | None = None) -> flask.Flask:
     app.config["MAX_FORM_MEMORY_SIZE"] = FORM_TEXT_BYTES
     app.extensions["cconv"] = pipeline
     register(app, pipeline)
-    _guard(app, Auth(settings), metrics)
+    _guard(app, Auth(settings), metrics, settings.log_format == "json")
     _answer_errors(app, settings, metrics)
     pipeline.start_loading()
     return app
 
 
-def _log() -> None:
-    """The service's rooms, which Flask's own logger is one of, and the library write where gunicorn writes."""
-    for name in (__package__, "cconv"):
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
-        if handlers := logging.getLogger("gunicorn.error").handlers:
-            logger.handlers = list(handlers)
-
-
-def _guard(app: flask.Flask, auth: Auth, metrics: Metrics) -> None:
+def _guard(app: flask.Flask, auth: Auth, metrics: Metrics, log_requests: bool) -> None:
     """What holds for every request: who asks, no unknown encodings, headers that a browser obeys, and a count."""
 
     @app.before_request
     def begin():
         g.began = time.monotonic()
+        g.trace = Trace.of(request.headers.get("traceparent", ""))
+        g.account = ANONYMOUS
         g.account = _account(auth)
         if (encoding := request.headers.get("Transfer-Encoding", "chunked")).strip().lower() != "chunked":
             raise UnsupportedEncoding(f"Unsupported compression type: expected chunked, got {encoding[:32]!r}")
@@ -114,8 +110,36 @@ def _guard(app: flask.Flask, auth: Auth, metrics: Metrics) -> None:
             response.headers.setdefault(name, value)
         # The rule, not the address: the number of series must not grow with what clients send.
         route = request.url_rule.rule if request.url_rule else "unknown"
-        metrics.answered(route, response.status_code, time.monotonic() - g.began)
+        seconds = time.monotonic() - g.began
+        metrics.answered(route, response.status_code, seconds)
+        response.headers["traceparent"] = g.trace.header()
+        if called := request_id():
+            response.headers["X-Request-Id"] = called
+        if log_requests:
+            requests.info("answered", extra={"fields": _line(response, route, seconds, called)})
         return response
+
+
+def _line(response: flask.Response, route: str, seconds: float, called: str) -> dict:
+    """What the log says about a request: nothing that the client could have put a secret into."""
+    bill = {
+        name.removeprefix("X-Cconv-").lower().replace("-", "_"): value
+        for name, value in response.headers
+        if name.startswith("X-Cconv-")
+    }
+    return {
+        "request_id": called,
+        "trace_id": g.trace.trace_id,
+        "span_id": g.trace.span_id,
+        "account": g.account.id,
+        "method": request.method,
+        "route": route,
+        "model": (request.view_args or {}).get("name", ""),
+        "status": response.status_code,
+        "seconds": round(seconds, 6),
+        "bytes_in": request.content_length,
+        **bill,
+    }
 
 
 def _account(auth: Auth) -> Account:

@@ -28,7 +28,8 @@ FLOORS = (
     ("cconv",),  # the public names
     ("cconv.batch", "cconv.tables"),
     ("cconv.cli",),
-    ("service.errors", "service.account", "service.config", "service.wire", "service.statistics"),
+    ("service.errors", "service.account", "service.config", "service.wire"),
+    ("service.statistics", "service.trace", "service.log"),
     ("service.repository", "service.outputs", "service.metrics", "service.body"),
     ("service.engine", "service.ledger"),
     ("service.auth", "service.admission"),

@@ -10,6 +10,9 @@ from flask import Flask
 
 from ..pipeline import Pipeline
 from . import features, health, oip, usage, web
+from .exchange import request_id
+
+__all__ = ("SCOPE_OF", "register", "request_id", "scope_of")
 
 #: What every endpoint that is not here needs.
 INFER = "infer"
