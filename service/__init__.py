@@ -1,6 +1,7 @@
 """The service: cconv over HTTP. An application, run from a checkout or the image and never installed.
 
-    errors config wire metrics -> repository -> engine -> admission -> scheduler -> pipeline -> routes -> factory
+    errors account config wire metrics -> repository -> engine ledger -> auth admission -> scheduler -> pipeline
+        -> routes -> factory
 
 In: Settings.  Out: a WSGI application, `gunicorn -c service/gunicorn.conf.py 'service:create_app()'`.
 """

@@ -1,14 +1,18 @@
-"""Main: `python -m service audit`, every recorded bill computed again from its shapes.
+"""Main: `python -m service audit`, every recorded bill computed again; `python -m service keys`, who may ask.
 
-In: the ledger of CCONV_LEDGER, and the models that the service serves.  Out: the bills that differ, and exit code 1 if
-there are any, or if they cannot be computed for another reason than that their model is not served any more, or if none
-could be computed. What waits in a spool is not in the ledger yet.
+In: the ledger of CCONV_LEDGER and the models that the service serves, or the file of CCONV_API_KEYS.  Out: the bills
+that differ, and exit code 1 if there are any, or if they cannot be computed for another reason than that their model is
+not served any more, or if none could be computed; what waits in a spool is not in the ledger yet. Of keys: a new one, a
+list, or a revocation; 2 is any error.
 """
 
 import argparse
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+from . import auth
+from .account import SCOPES
 from .config import Settings
 from .engine import Engine
 from .errors import ServiceError
@@ -46,13 +50,51 @@ def audit(settings: Settings) -> int:
         book.close()
 
 
+def keys(settings: Settings, given: argparse.Namespace) -> int:
+    """Make, list or revoke; only `make` ever shows a key."""
+    if not settings.api_keys:
+        raise ValueError("CCONV_API_KEYS: expected the name of a file, got none")
+    path = Path(settings.api_keys)
+    if given.action == "make":
+        scopes = tuple(filter(None, given.scopes.split(",")))
+        print(auth.make(path, given.name, scopes, given.mflop_per_minute, given.mflop_per_month))
+    elif given.action == "revoke":
+        print(f"{given.id} is revoked since {auth.revoke(path, given.id).revoked}")
+    else:
+        for key in auth.read(path).values():
+            most = ", ".join(
+                f"{number} MFLOP per {span}"
+                for number, span in ((key.mflop_per_minute, "minute"), (key.mflop_per_month, "month"))
+                if number is not None
+            )
+            state = f"revoked {key.revoked}" if key.revoked else f"made {key.created}"
+            print(f"{key.id}  {state}  {','.join(key.scopes)}  {most or 'no limits'}  {key.name}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m service", description="The service's own checks, and its keys.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("audit", help="compute every recorded bill again")
+    actions = commands.add_parser("keys", help="API keys, in the file of CCONV_API_KEYS").add_subparsers(
+        dest="action", required=True
+    )
+    make = actions.add_parser("make", help="make a key and show it, this once")
+    make.add_argument("name", help="whom it is for")
+    make.add_argument("--scopes", default="infer,usage", help=f"some of {','.join(SCOPES)}; default infer,usage")
+    make.add_argument("--mflop-per-minute", type=int, help="most millions of flops + flops_other in any minute")
+    make.add_argument("--mflop-per-month", type=int, help="the same in a calendar month, UTC")
+    actions.add_parser("list", help="every key's id, state, scopes, limits and name")
+    actions.add_parser("revoke", help="a key is good no more").add_argument("id")
+    return parser
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m service", description="The service's own checks.")
-    parser.add_argument("command", choices=["audit"], help="audit: compute every recorded bill again")
-    parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
     try:
-        return audit(Settings.from_env())
-    except (ServiceError, ValueError, RuntimeError) as error:
+        settings = Settings.from_env()
+        return audit(settings) if given.command == "audit" else keys(settings, given)
+    except (ServiceError, ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -1,28 +1,46 @@
-"""Admission: what one request may ask for, and how much the house holds at once. Only Python ints are compared here.
+"""Admission: what one request may ask for, how much the house holds at once, and how much an account may have.
 
-In: sizes, before anything of that size is allocated.  Out: a Permit, TooLarge (413) or Overloaded (503).
+In: sizes, before anything of that size is allocated.  Out: a Permit; TooLarge (413), Overloaded (503) or, where the
+house has room and the account has not, RateLimited (429). Only Python ints are compared here.
 
 A permit is a request's share of the house: one place, its bytes and its FLOPs, from its arrival until its answer has
 left. There are fewer places than request threads, so that a full house still answers health checks.
+
+An account's share is held while its request is under way and spent when that has been answered: what is refused or
+fails costs nothing.
 """
 
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from math import ceil, floor
 
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+
+from .account import ADMIN, ANONYMOUS, Account
 from .config import Settings
-from .errors import Overloaded, TooLarge
+from .errors import Overloaded, QuotaExceeded, RateLimited, TooLarge
 from .metrics import Metrics
 
 #: Largest size of one axis, stride, padding or dilation: far beyond any image, far below any overflow.
 LARGEST_SIZE = 65_535
+#: What rates are counted in, rounded up: a request of next to nothing takes one.
+MFLOP = 10**6
 
 
 class Permit:
     """One request's share; it grows as more of the request becomes known and is given back once."""
 
-    def __init__(self, admission: "Admission", deadline: float):
+    def __init__(self, admission: "Admission", deadline: float, account: Account):
         self._admission = admission
+        #: Who pays.
+        self.account = account
         #: On time.monotonic()'s clock.
+        self.began = time.monotonic()
         self.deadline = deadline
         #: What the client calls its request, what makes it this one, and its idempotency key.
         self.request_id = self.asked = self.key = ""
@@ -31,6 +49,14 @@ class Permit:
         self.bytes = 0
         self.flops = 0
         self.held = True
+        #: What its account holds for it: of the minute, and of the month that began then.
+        self.mflop = self.month_flops = 0
+        self.month = 0.0
+
+    @property
+    def sees(self) -> str | None:
+        """Whose bills this request may read: its own account's; None is everybody's."""
+        return None if self.account.may(ADMIN) else self.account.id
 
     def take(self, *, nbytes: int = 0, flops: int = 0) -> None:
         """More bytes or FLOPs for this request; Overloaded while others hold too much of the house."""
@@ -44,20 +70,135 @@ class Permit:
         self._admission.release(self)
 
 
-class Admission:
-    """The limits of one request, and of all requests together."""
+class Spending:
+    """What the accounts have had of their minutes and of their months, and what their requests hold just now.
 
-    def __init__(self, settings: Settings, metrics: Metrics):
+    Minutes slide, are kept in memory and count all that was computed. Months are UTC's, exact, begin with what the
+    ledger has, and count what was billed; without a ledger they begin with the process.
+
+    Parameters
+    ----------
+    used : function (account, microseconds since 1970) -> int
+        flops + flops_other that are recorded for an account since then.
+    """
+
+    def __init__(self, used: Callable[[str, int], int]):
+        self._used = used
+        self._lock = threading.Lock()
+        self._limiter: SlidingWindowCounterRateLimiter | None = None
+        self._held_mflop: Counter[str] = Counter()
+        self._held_flops: Counter[str] = Counter()
+        #: Since when, and how much.
+        self._months: dict[str, tuple[float, int]] = {}
+        self._counting = threading.Lock()
+
+    def hold_minute(self, permit: Permit, flops: int) -> None:
+        """Room for this much work in the account's minute, or RateLimited."""
+        account, cost = permit.account, max(1, ceil(flops / MFLOP))
+        if account.mflop_per_minute is None:
+            return
+        if cost > account.mflop_per_minute:
+            raise TooLarge(
+                f"work: expected at most {account.mflop_per_minute} MFLOP, which account {account.id} may have in a "
+                f"minute, got {cost}; send fewer or smaller images"
+            )
+        item = RateLimitItemPerMinute(account.mflop_per_minute)
+        with self._lock:
+            if self._limiter is None:  # it owns a thread
+                self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+            held = self._held_mflop[account.id]
+            if not self._limiter.test(item, account.id, cost=cost + held):
+                raise RateLimited(
+                    f"account {account.id}: expected at most {item.amount} MFLOP in a minute, got {cost} more; try "
+                    f"again later",
+                    self._wait_s(item, account.id, cost, held),
+                )
+            self._held_mflop[account.id] += cost
+            permit.mflop += cost
+
+    def _wait_s(self, item: RateLimitItemPerMinute, account: str, cost: int, held: int) -> int:
+        """Seconds until the window has room for `cost`, if all that is held is spent and nothing else comes."""
+        span = item.get_expiry()
+        before, _, current, _ = self._limiter.storage.get_sliding_window(item.key_for(account), span)
+        current += held
+        # Until what it counts is below `most`: the window's own share, and what of the one before is still looked at.
+        left, most = span - time.time() % span, item.amount - cost + 1
+        if current < most and before:
+            wait = left - span * (most - current) / before
+        else:
+            wait = left + span * (1 - min(1.0, most / max(1, current)))
+        return floor(max(0.0, wait)) + 1
+
+    def hold_month(self, permit: Permit, flops: int) -> None:
+        """Room for this bill in the account's month, or QuotaExceeded."""
+        account = permit.account
+        if account.mflop_per_month is None:
+            return
+        now = datetime.now(UTC)
+        month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        began = month.timestamp()
+        with self._counting:  # nobody spends before it has been counted what was spent
+            if self._months.get(account.id, (None, 0))[0] != began:
+                spent = self._used(account.id, round(1e6 * began))
+                with self._lock:
+                    self._months[account.id] = (began, spent)
+        with self._lock:
+            spent = self._months[account.id][1] + self._held_flops[account.id]
+            if spent + flops > account.mflop_per_month * MFLOP:
+                following = month.replace(year=now.year + now.month // 12, month=now.month % 12 + 1)
+                raise QuotaExceeded(
+                    f"account {account.id}: expected at most {account.mflop_per_month} MFLOP in a month, got {flops} "
+                    f"flops more after {spent}",
+                    ceil((following - now).total_seconds()),
+                )
+            self._held_flops[account.id] += flops
+            permit.month_flops, permit.month = flops, began
+
+    def spend(self, permit: Permit) -> None:
+        """What is held has been computed and, of the month, billed."""
+        account = permit.account
+        with self._lock:
+            if permit.mflop:
+                self._limiter.hit(RateLimitItemPerMinute(account.mflop_per_minute), account.id, cost=permit.mflop)
+            began, spent = self._months.get(account.id, (0.0, 0))
+            if permit.month_flops and permit.month == began:
+                self._months[account.id] = (began, spent + permit.month_flops)
+            self._give_back(permit)
+
+    def give_back(self, permit: Permit) -> None:
+        with self._lock:
+            self._give_back(permit)
+
+    def _give_back(self, permit: Permit) -> None:
+        for held, amount in ((self._held_mflop, permit.mflop), (self._held_flops, permit.month_flops)):
+            if amount:
+                held[permit.account.id] -= amount
+                if not held[permit.account.id]:
+                    del held[permit.account.id]
+        permit.mflop = permit.month_flops = 0
+
+
+class Admission:
+    """The limits of one request, of all requests together, and of the accounts.
+
+    Parameters
+    ----------
+    used : function (account, microseconds since 1970) -> int
+        flops + flops_other that are recorded for an account since then.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, used: Callable[[str, int], int] = lambda *_: 0):
         self._settings = settings
+        self.spending = Spending(used)
         self._metrics = metrics
         self._lock = threading.Lock()
         self._requests = self._flops = self._bytes = 0
 
-    def enter(self, body_bytes: int | None) -> Permit:
+    def enter(self, body_bytes: int | None, account: Account = ANONYMOUS) -> Permit:
         """A place for a request whose body has this announced size; None is a body of unknown size."""
         if body_bytes is not None:
             self.body(body_bytes)
-        permit = Permit(self, time.monotonic() + self._settings.deadline_s)
+        permit = Permit(self, time.monotonic() + self._settings.deadline_s, account)
         with self._lock:
             if self._requests >= self._settings.queue_requests:
                 raise Overloaded(f"the server is full: {self._requests} requests are waiting or running; try again")
@@ -89,6 +230,7 @@ class Admission:
             self._observe()
 
     def release(self, permit: Permit) -> None:
+        self.spending.give_back(permit)
         with self._lock:
             if permit.held:
                 permit.held = False

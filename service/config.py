@@ -3,6 +3,7 @@
 In: environment variables.  Out: Settings, a frozen value that the factory hands down.
 """
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -29,6 +30,12 @@ class Settings:
 
     host: str = _setting("HOST", "127.0.0.1", "address to listen on")
     port: int = _setting("PORT", 8080, "port to listen on; 0 takes a free one")
+    api_keys: str = _setting(
+        "CCONV_API_KEYS", "", "file of API keys, which `python -m service keys` makes; empty: none"
+    )
+    auth: str = _setting(
+        "CCONV_AUTH", "auto", "`on`, `off`, or `auto`: on where there is CCONV_API_KEYS or HOST is no loopback address"
+    )
     threads: int = _setting("CCONV_THREADS", 16, "request threads: they parse, wait and write; one other computes")
     models: tuple[str, ...] = _setting("CCONV_MODELS", (), "names of the models to serve, comma-separated; empty: all")
     model_repository: str = _setting(
@@ -39,6 +46,10 @@ class Settings:
     )
     access_log: str = _setting("CCONV_ACCESS_LOG", "", "file for the access log; `-` is standard output, empty is none")
     error_log: str = _setting("CCONV_ERROR_LOG", "-", "file for the error log; `-` is standard error")
+    log_format: str = _setting("CCONV_LOG_FORMAT", "text", "`text`, or `json`: a line per record and per request")
+    watchdog_s: float = _setting(
+        "CCONV_WATCHDOG_SECONDS", 120.0, "how long a run may go on after its deadline; then the worker is started anew"
+    )
     grace_s: int = _setting("CCONV_GRACE_SECONDS", 60, "after SIGTERM, how long requests in flight may take to finish")
     deadline_s: float = _setting("CCONV_DEADLINE_SECONDS", 60.0, "longest time from a request's arrival to its answer")
     max_body_bytes: int = _setting("CCONV_MAX_BODY_BYTES", 64 * MIB, "largest request body")
@@ -78,6 +89,15 @@ class Settings:
                 raise ValueError(f"{variable}_SECONDS: expected a number of at most {DAY_S}, got {seconds}")
         if not 0 < self.ledger_timeout_s <= DAY_S:
             raise ValueError(f"CCONV_LEDGER_TIMEOUT_SECONDS: expected more than 0, got {self.ledger_timeout_s}")
+        if self.log_format not in ("text", "json"):
+            raise ValueError(f"CCONV_LOG_FORMAT: expected text or json, got {self.log_format!r}")
+        if self.auth not in ("on", "off", "auto"):
+            raise ValueError(f"CCONV_AUTH: expected on, off or auto, got {self.auth!r}")
+        if self.auth_required and not self.api_keys:
+            raise ValueError(
+                f"CCONV_API_KEYS: expected a file, as others than this machine may reach {self.host} or CCONV_AUTH is "
+                f"on, got none; CCONV_AUTH=off lets anybody compute"
+            )
         if self.ledger_spool and not self.ledger:
             raise ValueError("CCONV_LEDGER_SPOOL: expected CCONV_LEDGER too, got none")
         if self.queue_requests >= self.threads:
@@ -91,6 +111,11 @@ class Settings:
                 names = {entry.name: entry.metadata["variable"] for entry in fields(self)}
                 raise ValueError(f"{names[together]}: expected at least {names[one]} = {getattr(self, one)}")
 
+    @property
+    def auth_required(self) -> bool:
+        """Whether requests need an API key."""
+        return self.auth == "on" or (self.auth == "auto" and (bool(self.api_keys) or not _is_loopback(self.host)))
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
         """The settings with what the environment overrides; a variable that cannot be read is a ValueError."""
@@ -102,6 +127,13 @@ class Settings:
             if text:
                 given[entry.name] = _read(variable, text, type(entry.default))
         return cls(**given)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which may be anything's
+        return False
 
 
 def _read(variable: str, text: str, kind: type):

@@ -182,10 +182,21 @@ class Engine:
         known = tuple(dict.fromkeys((*cconv.model_names(), *self.repository.names)))
         if others := sorted(set(models) - set(known)):
             raise ValueError(f"models: expected names of {', '.join(known)}, got {', '.join(others)}")
-        self.names = models or known
+        self._only = models
         self.repository.keep(self.names)
         self._built_in: dict[str, Served] = {}
         self._lock = threading.Lock()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all models that are served."""
+        return self._only or tuple(dict.fromkeys((*cconv.model_names(), *self.repository.names)))
+
+    def look(self, name: str) -> list[Entry]:
+        """What the repository's folder has of a model now; NotFound if it has nothing, or may not be served."""
+        if self._only and name not in self._only:
+            raise NotFound(f"failed to load '{name}', CCONV_MODELS does not name it")
+        return self.repository.look(name)
 
     @property
     def version(self) -> str:

@@ -21,6 +21,20 @@ class InvalidRequest(ServiceError):
     reason = "invalid"
 
 
+class Unauthorized(ServiceError):
+    """No API key, or none that is good here."""
+
+    status = 401
+    reason = "unauthorized"
+
+
+class Forbidden(ServiceError):
+    """An API key that may not do this."""
+
+    status = 403
+    reason = "forbidden"
+
+
 class NotFound(ServiceError):
     """No model of that name or version."""
 
@@ -65,6 +79,23 @@ class UnsupportedEncoding(ServiceError):
 
     status = 415
     reason = "unsupported_encoding"
+
+
+class RateLimited(ServiceError):
+    """More FLOPs than the account may have in this minute or month; the server itself has room."""
+
+    status = 429
+    reason = "rate"
+
+    def __init__(self, text: str, retry_after_s: int):
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(RateLimited):
+    """The account has had its month."""
+
+    reason = "quota"
 
 
 class Overloaded(ServiceError):

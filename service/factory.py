@@ -6,24 +6,37 @@ In: Settings.  Out: a Flask application. What holds for every request stands her
 import atexit
 import logging
 import time
-from io import BytesIO, RawIOBase
+from io import BytesIO
 
 import flask
 from flask import g, jsonify, request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException
 from werkzeug.utils import cached_property
 
+from . import log
+from .account import ADMIN, ANONYMOUS, Account
 from .admission import Admission
+from .auth import Auth
+from .body import Body, Inflated
 from .config import Settings
 from .engine import Engine
-from .errors import InvalidRequest, Overloaded, ServiceError, TooLarge, UnsupportedEncoding
+from .errors import (
+    Forbidden,
+    Overloaded,
+    ServiceError,
+    TooLarge,
+    Unauthorized,
+    UnsupportedEncoding,
+)
 from .ledger import Book
 from .metrics import Metrics
 from .pipeline import Pipeline
-from .routes import register
+from .routes import register, request_id, scope_of
 from .scheduler import Scheduler
+from .trace import Trace
 from .wire import WireError
 
+requests = logging.getLogger(f"{__package__}.requests")
 #: A form's own fields beside its files.
 FORM_FIELDS = 16
 #: Bytes of a form's text fields: names, options and the like.
@@ -36,38 +49,14 @@ HEADERS = {
 }
 
 
-class Body(RawIOBase):
-    """A request's body as it is read; InvalidRequest where it is broken, or ends before its announced size.
-
-    Gunicorn hands an early end on as if all had come: it would be computed and billed.
-    """
-
-    def __init__(self, stream, announced: int | None):
-        self._stream, self._announced, self.came = stream, announced, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            data = self._stream.read(size)
-        except (RequestEntityTooLarge, MemoryError):
-            raise
-        except Exception as error:  # broken chunks, a lost connection: the server in front of us has its own names
-            raise InvalidRequest("body: expected a whole body, got one that is broken or cut short") from error
-        self.came += len(data)
-        ended = size is None or size < 0 or (size and not data)
-        if ended and self._announced is not None and self.came < self._announced:
-            raise InvalidRequest(f"body: expected {self._announced} bytes by its Content-Length, got {self.came}")
-        return data
-
-
 class Request(flask.Request):
     """A request that keeps a form's files in memory: the body's limit bounds them, and the disk may be read-only."""
 
     @cached_property
     def stream(self):
-        return Body(super().stream, self.content_length)
+        body = Body(super().stream, self.content_length)
+        encoding = self.headers.get("Content-Encoding", "identity").strip().lower()
+        return body if encoding == "identity" else Inflated(body, encoding, self.max_content_length - 1)
 
     def _get_file_stream(self, total_content_length, content_type, filename=None, content_length=None):
         return BytesIO()
@@ -77,11 +66,11 @@ def build(settings: Settings | None = None) -> flask.Flask:
     """The application; ValueError for settings that cannot be."""
     settings = settings or Settings.from_env()
     metrics = Metrics()
-    _log()
+    log.start(settings.log_format)
     engine = Engine(settings.models, settings.model_repository)
-    scheduler = Scheduler(metrics, settings.max_batch)
+    scheduler = Scheduler(metrics, settings.max_batch, settings.watchdog_s)
     book = Book(settings, metrics)
-    pipeline = Pipeline(settings, engine, Admission(settings, metrics), scheduler, metrics, book)
+    pipeline = Pipeline(settings, engine, Admission(settings, metrics, book.used), scheduler, metrics, book)
     atexit.register(pipeline.close)
 
     # The package, not this module: templates/ and static/ lie beside it.
@@ -95,33 +84,25 @@ def build(settings: Settings | None = None) -> flask.Flask:
     app.config["MAX_FORM_MEMORY_SIZE"] = FORM_TEXT_BYTES
     app.extensions["cconv"] = pipeline
     register(app, pipeline)
-    _guard(app, metrics)
+    _guard(app, Auth(settings), metrics, settings.log_format == "json")
     _answer_errors(app, settings, metrics)
     pipeline.start_loading()
     return app
 
 
-def _log() -> None:
-    """The service's rooms, which Flask's own logger is one of, and the library write where gunicorn writes."""
-    for name in (__package__, "cconv"):
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
-        if handlers := logging.getLogger("gunicorn.error").handlers:
-            logger.handlers = list(handlers)
-
-
-def _guard(app: flask.Flask, metrics: Metrics) -> None:
-    """What holds for every request: no compressed bodies, headers that a browser obeys, and a count."""
+def _guard(app: flask.Flask, auth: Auth, metrics: Metrics, log_requests: bool) -> None:
+    """What holds for every request: who asks, no unknown encodings, headers that a browser obeys, and a count."""
 
     @app.before_request
     def begin():
         g.began = time.monotonic()
-        for name, plain, shown in (
-            ("Content-Encoding", "identity", "none"),
-            ("Transfer-Encoding", "chunked", "chunked"),
-        ):
-            if (encoding := request.headers.get(name, plain)).strip().lower() != plain:
-                raise UnsupportedEncoding(f"Unsupported compression type: expected {shown}, got {encoding[:32]!r}")
+        g.trace = Trace.of(request.headers.get("traceparent", ""))
+        g.account = ANONYMOUS
+        g.account = _account(auth)
+        if (encoding := request.headers.get("Transfer-Encoding", "chunked")).strip().lower() != "chunked":
+            raise UnsupportedEncoding(f"Unsupported compression type: expected chunked, got {encoding[:32]!r}")
+        if (encoding := request.headers.get("Content-Encoding", "identity").strip().lower()) != "identity":
+            Inflated.check(encoding)
 
     @app.after_request
     def finish(response):
@@ -129,8 +110,51 @@ def _guard(app: flask.Flask, metrics: Metrics) -> None:
             response.headers.setdefault(name, value)
         # The rule, not the address: the number of series must not grow with what clients send.
         route = request.url_rule.rule if request.url_rule else "unknown"
-        metrics.answered(route, response.status_code, time.monotonic() - g.began)
+        seconds = time.monotonic() - g.began
+        metrics.answered(route, response.status_code, seconds)
+        response.headers["traceparent"] = g.trace.header()
+        if called := request_id():
+            response.headers["X-Request-Id"] = called
+        if log_requests:
+            requests.info("answered", extra={"fields": _line(response, route, seconds, called)})
         return response
+
+
+def _line(response: flask.Response, route: str, seconds: float, called: str) -> dict:
+    """What the log says about a request: nothing that the client could have put a secret into."""
+    bill = {
+        name.removeprefix("X-Cconv-").lower().replace("-", "_"): value
+        for name, value in response.headers
+        if name.startswith("X-Cconv-")
+    }
+    return {
+        "request_id": called,
+        "trace_id": g.trace.trace_id,
+        "span_id": g.trace.span_id,
+        "account": g.account.id,
+        "method": request.method,
+        "route": route,
+        "model": (request.view_args or {}).get("name", ""),
+        "status": response.status_code,
+        "seconds": round(seconds, 6),
+        "bytes_in": request.content_length,
+        **bill,
+    }
+
+
+def _account(auth: Auth) -> Account:
+    """Whose request this is, if that must be known."""
+    scope = scope_of(request.endpoint)
+    if scope == ADMIN and not auth.required:
+        raise Forbidden("expected a service with API keys, as this needs one of scope 'admin'; CCONV_API_KEYS has none")
+    if scope is None or not auth.required:
+        return ANONYMOUS
+    account = auth.account(request.headers, scope)
+    # A browser adds Basic's password to whatever another site's page makes it send.
+    site = request.headers.get("Sec-Fetch-Site", "none")
+    if request.method not in ("GET", "HEAD") and site not in ("none", "same-origin"):
+        raise Forbidden(f"Sec-Fetch-Site: expected a request of this site's own page, got {site[:32]!r}")
+    return account
 
 
 def _answer_errors(app: flask.Flask, settings: Settings, metrics: Metrics) -> None:
@@ -143,6 +167,8 @@ def _answer_errors(app: flask.Flask, settings: Settings, metrics: Metrics) -> No
     @app.errorhandler(ServiceError)
     def refused(error):
         again = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+        if isinstance(error, Unauthorized):
+            again["WWW-Authenticate"] = 'Bearer realm="cconv", Basic realm="cconv", charset="UTF-8"'
         return refusal(str(error), error.status, error.reason, again)
 
     @app.errorhandler(WireError)

@@ -89,6 +89,11 @@ class Bill:
     def __init__(self, book: "Book", event: ledger.Event | None, reservation: ledger.Reservation | None):
         self._book, self._event, self._reservation = book, event, reservation
 
+    @property
+    def replay(self) -> bool:
+        """Whether this is known to have been billed before."""
+        return self._reservation is not None and self._reservation.replay > 0
+
     def settle(self, deadline: float, **measured: int) -> bool:
         """Record it; NotRecorded if that fails, and then there must be no answer. Whether it is billed by this.
 
@@ -138,7 +143,9 @@ class Book:
             with self._writing():
                 self._ledger.check()
 
-    def open(self, bill: Mapping[str, int], key: str, fingerprint: Callable[[], str], **fields) -> Bill:
+    def open(
+        self, bill: Mapping[str, int], key: str, fingerprint: Callable[[], str], *, account: str = ACCOUNT, **fields
+    ) -> Bill:
         """A request's bill. With a key, the same request may be computed again and costs nothing then.
 
         `shapes` are those of each task.
@@ -154,10 +161,10 @@ class Book:
                 raise Unavailable("Idempotency-Key: expected none, as this server keeps no ledger")
             return Bill(self, None, None)
         shapes = _merged(fields.pop("shapes"))
-        event = _checked(account=ACCOUNT, idempotency_key=key or None, shapes=shapes, **bill, **fields)
+        event = _checked(account=account, idempotency_key=key or None, shapes=shapes, **bill, **fields)
         with self._failing():
             self._ledger.require()
-            reservation = self._ledger.reserve(ACCOUNT, key, fingerprint()) if key else None
+            reservation = self._ledger.reserve(account, key, fingerprint()) if key else None
             return Bill(self, event, reservation)
 
     def settle(self, event: ledger.Event, reservation: ledger.Reservation | None, settle_s: float) -> bool:
@@ -208,6 +215,13 @@ class Book:
         except BaseException:
             self._readers.release()
             raise
+
+    def used(self, account: str, since_us: int) -> int:
+        """flops + flops_other that are recorded for an account since then; 0 without a ledger."""
+        if self._ledger is None:
+            return 0
+        with self._failing():
+            return sum(t.flops + t.flops_other for t in self._ledger.totals((), account=account, since_us=since_us))
 
     def audit(self, price: Callable[[str, str, dict], tuple[int, int, int]]) -> "ledger.Audit":
         """Every bill against the sum of `price(model, version, shapes)`, (macs, flops, flops_other), over its parts."""

@@ -13,6 +13,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from .statistics import Statistics
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 disable_created_metrics()  # a series per series that says when it began
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
@@ -24,6 +26,7 @@ class Metrics:
 
     def __init__(self):
         self.registry = CollectorRegistry()
+        self.statistics = Statistics()
         work = {"labelnames": ("model", "device"), "registry": self.registry}
         model = {"labelnames": ("model",), "registry": self.registry}
         self.requests = Counter(
@@ -81,7 +84,8 @@ class Metrics:
         self.requests.labels(route, str(code)).inc()
         self.seconds.labels(route).observe(seconds)
 
-    def ran(self, model: str, images: int, seconds: float) -> None:
+    def ran(self, model: str, version: str, images: int, seconds: float) -> None:
+        self.statistics.ran(model, version, images, seconds)
         self.executions.labels(model).inc()
         self.batch_size.labels(model).observe(images)
         self.compute_seconds.labels(model).observe(seconds)

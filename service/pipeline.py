@@ -7,7 +7,8 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeVar
@@ -15,12 +16,14 @@ from typing import TypeVar
 import numpy as np
 
 from . import engine
+from .account import ANONYMOUS, Account
 from .admission import Admission, Permit
 from .config import Settings
 from .engine import Cost, Engine, Quote, Served, Task
-from .errors import DeadlineExceeded, InvalidRequest, Overloaded, ServiceError, TooLarge
+from .errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, ServiceError, TooLarge
 from .ledger import Bill, Book
 from .metrics import Metrics
+from .repository import Entry, State, unknown
 from .scheduler import Result, Scheduler
 from .wire import JSON_BYTES_PER_NUMBER, NPY_MAGIC, read_npy
 
@@ -41,6 +44,8 @@ class Outcome:
     cost: Cost
     #: Whether this has been billed under its idempotency key before.
     replay: bool = False
+    #: From its arrival until it was queued.
+    input_s: float = 0.0
 
     @property
     def maps(self) -> list[dict[str, np.ndarray]]:
@@ -63,7 +68,16 @@ class Outcome:
         }
 
     def headers(self) -> dict[str, str]:
-        found = {f"X-Cconv-{name.replace('_', '-').title()}": str(value) for name, value in bill(self.cost).items()}
+        said = self.parameters()
+        found = {f"X-Cconv-{name.replace('_', '-').title()}": str(value) for name, value in said.items()}
+        found["Server-Timing"] = ", ".join(
+            f"{name};dur={1e3 * seconds:.3f}"
+            for name, seconds in (
+                ("input", self.input_s),
+                ("queue", said["queue_us"] / 1e6),
+                ("compute", said["compute_us"] / 1e6),
+            )
+        )
         return {**found, "Idempotent-Replay": "true"} if self.replay else found
 
 
@@ -117,12 +131,13 @@ class Pipeline:
         self._admission = admission
         self._scheduler = scheduler
         self._loader: threading.Thread | None = None
+        self._changing = threading.Lock()
         # One at a time: a decoder holds several times what it returns, and nobody has counted that.
         self._decoding = threading.Lock()
 
-    def enter(self, body_bytes: int | None) -> Permit:
+    def enter(self, body_bytes: int | None, account: Account = ANONYMOUS) -> Permit:
         """A place in the house; the route gives it back when the answer has left."""
-        return self._admission.enter(body_bytes)
+        return self._admission.enter(body_bytes, account)
 
     def close(self) -> None:
         """Stop the compute thread; what waits is refused."""
@@ -163,19 +178,57 @@ class Pipeline:
         for entry in self.engine.repository.pending:
             if not self.alive():
                 return
-            began = time.monotonic()
-            try:
-                served = self.engine.open(entry)
-                warm = self._warm_up(served)
-            except ServiceError as error:
-                entry.fail(str(error))
-            except Exception:
-                log.exception("model %s version %s", entry.name, entry.version)
-                entry.fail("internal error; the server's log says more")
-            else:
-                entry.succeed(served)
-                seconds = time.monotonic() - began
-                log.info("model %s version %s is ready after %.1f s, %s", entry.name, entry.version, seconds, warm)
+            self._load_one(entry)
+
+    def _load_one(self, entry: Entry) -> None:
+        began = time.monotonic()
+        try:
+            served = self.engine.open(entry)
+            warm = self._warm_up(served)
+        except ServiceError as error:
+            entry.fail(str(error))
+        except Exception:
+            log.exception("model %s version %s", entry.name, entry.version)
+            entry.fail("internal error; the server's log says more")
+        else:
+            entry.succeed(served)
+            seconds = time.monotonic() - began
+            log.info("model %s version %s is ready after %.1f s, %s", entry.name, entry.version, seconds, warm)
+
+    def load(self, name: str) -> None:
+        """Look at a model's folder again and serve what is there; what was served stays until that is ready.
+
+        InvalidRequest says why, if no version can be loaded: then everything stays as it was, but for a new model.
+        """
+        with self._one_change():
+            entries = self.engine.look(name)
+            for entry in entries:
+                if entry.state is State.LOADING:
+                    self._load_one(entry)
+            ready = any(entry.state is State.READY for entry in entries)
+            if ready or name not in self.engine.repository.names:
+                self.engine.repository.put(entries)
+            if not ready:
+                raise InvalidRequest(f"failed to load '{name}': {entries[0].reason}")
+
+    def unload(self, name: str) -> None:
+        """No version of a model of the repository is served any more; requests under way finish."""
+        if name not in self.engine.names:
+            raise NotFound(unknown(name))
+        if name not in self.engine.repository.names:
+            raise InvalidRequest(f"failed to unload '{name}': expected a model of the repository, got a built-in one")
+        with self._one_change():
+            for version in self.engine.repository.versions(name):
+                self.engine.repository.find(name, version).unload()
+
+    @contextmanager
+    def _one_change(self) -> Iterator[None]:
+        if self.loading() or not self._changing.acquire(blocking=False):
+            raise Overloaded("another model is being loaded; try again")
+        try:
+            yield
+        finally:
+            self._changing.release()
 
     def _warm_up(self, served: Served) -> str:
         """Run a model once on what it is made for, so that its weights are packed; billed to nobody.
@@ -292,12 +345,17 @@ class Pipeline:
         array = read_npy(data, name)
         if array.ndim not in (3, 4):
             raise InvalidRequest(f"{name}: expected (N, C, H, W) or (C, H, W), got shape {list(array.shape)}")
-        if array.dtype == np.uint8:
-            permit.take(nbytes=4 * array.nbytes)
-            array = np.divide(array, 255, dtype=np.float32)
+        array = self.as_float32(permit, array)
         if array.dtype != np.float32:
             raise InvalidRequest(f"{name}: expected float32, or uint8 (divided by 255), got {array.dtype}")
         return array if array.ndim == 4 else array[None]
+
+    def as_float32(self, permit: Permit, array: np.ndarray) -> np.ndarray:
+        """float16 as it is, uint8 divided by 255; anything else stays what it was."""
+        if array.dtype not in (np.uint8, np.float16):
+            return array
+        permit.take(nbytes=array.size * engine.FLOAT32_BYTES)
+        return np.divide(array, 255 if array.dtype == np.uint8 else 1, dtype=np.float32)
 
     def run(
         self, permit: Permit, tasks: Sequence[Task], encode: Callable[[Outcome], Answer], *, json_numbers: int = 0
@@ -309,12 +367,20 @@ class Pipeline:
         cost = sum((task.quote.cost for task in tasks), Cost())
         self._admission.images(sum(task.count for task in tasks))
         self._admit(permit, tasks, json_numbers * JSON_BYTES_PER_NUMBER)
+        flops = cost.flops + cost.flops_other
+        self._admission.spending.hold_minute(permit, flops)
         entry = self._open(permit, tasks, cost)
+        submitted = time.monotonic()
+        first, images = tasks[0], sum(task.count for task in tasks)
         try:
+            if not entry.replay:  # which is free
+                self._admission.spending.hold_month(permit, flops)
             results = self._scheduler.run(tasks, permit.deadline)
-            outcome = Outcome(tasks, results, cost)
+            outcome = Outcome(tasks, results, cost, input_s=submitted - permit.began)
             try:
+                computed = time.monotonic()
                 answer = encode(outcome)
+                output_s = time.monotonic() - computed
                 billed = entry.settle(permit.deadline, bytes_out=_bytes_of(answer), **outcome.times())
             except Exception:
                 for task in tasks:
@@ -322,10 +388,24 @@ class Pipeline:
                 raise
         except BaseException:
             entry.drop()
+            self.metrics.statistics.failed(first.label, first.version, time.monotonic() - permit.began)
             raise
+        self._admission.spending.spend(permit)
+        if billed:
+            self.metrics.billed(first.label, engine.DEVICE, cost, images)
+        self.metrics.statistics.answered(
+            first.label,
+            first.version,
+            images,
+            cost if billed else Cost(),
+            success=time.monotonic() - permit.began,
+            queue=max(result.queue_s for result in results),
+            compute_input=outcome.input_s,
+            compute_infer=max(result.compute_s for result in results),
+            compute_output=output_s,
+        )
         if not billed:  # a replay, or another server was quicker with the same request
-            return replace(outcome, replay=True), answer
-        self.metrics.billed(tasks[0].label, engine.DEVICE, cost, sum(task.count for task in tasks))
+            outcome = replace(outcome, replay=True)
         return outcome, answer
 
     def _open(self, permit: Permit, tasks: Sequence[Task], cost: Cost) -> Bill:
@@ -335,6 +415,7 @@ class Pipeline:
             bill(cost),
             permit.key,
             lambda: _fingerprint(permit, tasks),
+            account=permit.account.id,
             model=first.label,
             version=first.version,
             device=engine.DEVICE,

@@ -53,6 +53,10 @@ class Entry:
         self.model, self.reason = model, ""
         self.state = State.READY  # last: other threads look at it first
 
+    def unload(self) -> None:
+        """Requests under way keep the model until they are done."""
+        self.state, self.reason, self.model = State.UNAVAILABLE, "unloaded", None
+
     def fail(self, reason: str) -> None:
         self.reason = " ".join(reason.split())[:LONGEST_REASON]
         self.state = State.UNAVAILABLE
@@ -75,24 +79,37 @@ class Repository:
 
     def __init__(self, folder: str = "", reserved: Iterable[str] = ()):
         self._models: dict[str, dict[str, Entry]] = {}
+        self._folder, self._reserved = Path(folder) if folder else None, frozenset(reserved)
         if not folder:
             return
         try:
             children = sorted(Path(folder).iterdir())
         except OSError as error:
             raise ValueError(f"model repository: expected a folder that can be read, got {folder}: {error}") from None
-        base = Path(os.path.realpath(folder))
         for child in children:
             if child.name.startswith(".") or not child.is_dir():
                 continue
-            if not NAME.fullmatch(child.name) or len(child.name) > LONGEST_NAME:
+            if not _is_name(child.name):
                 log.warning("model repository: skipped a folder whose name no model may have: %s", brief(child.name))
                 continue
-            entries = _versions(child, base)
-            if child.name in reserved:
-                for entry in entries:
-                    entry.fail("expected a name of its own, got one that the service uses itself")
-            self._models[child.name] = {entry.version: entry for entry in entries}
+            self.put(self._look(child))
+
+    def _look(self, folder: Path) -> list[Entry]:
+        entries = _versions(folder, Path(os.path.realpath(self._folder)))
+        if folder.name in self._reserved:
+            for entry in entries:
+                entry.fail("expected a name of its own, got one that the service uses itself")
+        return entries
+
+    def look(self, name: str) -> list[Entry]:
+        """What the folder has of a model now, not yet loaded and not yet in here; NotFound if it has nothing."""
+        if self._folder is None or not _is_name(name) or not (self._folder / name).is_dir():
+            raise NotFound(f"failed to load '{name}', no such model in the repository")
+        return self._look(self._folder / name)
+
+    def put(self, entries: list[Entry]) -> None:
+        """These are the versions of their model from now on, at once for everybody who looks."""
+        self._models = {**self._models, entries[0].name: {entry.version: entry for entry in entries}}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -122,6 +139,10 @@ class Repository:
     def versions(self, name: str) -> tuple[str, ...]:
         """All versions of a model, from the highest down."""
         return tuple(version for version in self._models.get(name, {}) if version)
+
+
+def _is_name(name: str) -> bool:
+    return bool(NAME.fullmatch(name)) and len(name) <= LONGEST_NAME
 
 
 def unknown(name: str, version: str | None = None) -> str:

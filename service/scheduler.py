@@ -7,13 +7,19 @@ One thread computes because cconv has one team of threads; whoever finds it busy
 wait at the same moment run as one batch; nothing waits for company. Only admitted requests come here, so the queue is
 bounded by admission.py: in requests, in FLOPs and in bytes.
 
+A run whose last waiter has gone is cancelled, and looks at that between its steps. One that does not stop holds up
+everybody: a watchdog ends the process then, and gunicorn starts another.
+
     request threads --run()--> [ queue ] --> compute thread --> one run(images, cancel) --> split --> request threads
 """
 
+import faulthandler
+import logging
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +27,17 @@ import numpy as np
 from .engine import DEVICE, Task
 from .errors import DeadlineExceeded, InvalidRequest, Overloaded
 from .metrics import Metrics
+
+log = logging.getLogger(__name__)
+#: Exit code of a process whose compute thread hangs: EX_SOFTWARE.
+STUCK = 70
+
+
+def end_process(reason: str) -> None:
+    """Say what every thread is at, and end without waiting for any of them."""
+    log.critical("%s; this process ends itself", reason)
+    faulthandler.dump_traceback(all_threads=True)
+    os._exit(STUCK)
 
 
 @dataclass
@@ -60,9 +77,25 @@ class _Entry:
 
 
 class Scheduler:
-    """Owns the compute thread, which starts with the first task: in the worker process, never before a fork."""
+    """Owns the compute thread, which starts with the first task: in the worker process, never before a fork.
 
-    def __init__(self, metrics: Metrics, max_batch: int):
+    Parameters
+    ----------
+    watchdog_s : float
+        How long a run may go on after its last deadline.
+    on_stuck : function (reason)
+        Called once when it has.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        max_batch: int,
+        watchdog_s: float = 120.0,
+        on_stuck: Callable[[str], None] = end_process,
+    ):
+        self._watchdog_s, self._on_stuck = watchdog_s, on_stuck
+        self._ended = threading.Event()
         self._metrics = metrics
         self._max_batch = max_batch
         self._changed = threading.Condition()
@@ -82,6 +115,7 @@ class Scheduler:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="cconv-compute", daemon=True)
                 self._thread.start()
+                threading.Thread(target=self._watch, name="cconv-watchdog", daemon=True).start()
             self._changed.notify()
         if not request.finished.wait(max(0.0, deadline - time.monotonic())):
             self._abandon(request)
@@ -99,6 +133,7 @@ class Scheduler:
         """Cancel what runs, refuse what comes, and wait for the compute thread."""
         with self._changed:
             self._closed = True
+            self._ended.set()
             self._cancel.set()
             for entry in self._queue:
                 entry.request.fail(Overloaded("the server is shutting down; try again"))
@@ -116,6 +151,23 @@ class Scheduler:
             self._queue = deque(entry for entry in self._queue if entry.request is not request)
             if self._running and all(entry.request.error is not None for entry in self._running):
                 self._cancel.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(1.0, self._watchdog_s / 4)):
+            if reason := self._trouble():
+                self._on_stuck(reason)
+                return
+
+    def _trouble(self) -> str:
+        """Why the compute thread is of no use any more, if that is so."""
+        with self._changed:
+            if not self._closed and not self._thread.is_alive():
+                return "the compute thread has ended"
+            last = max((entry.request.deadline for entry in self._running), default=float("inf"))
+            if last + self._watchdog_s < time.monotonic():
+                label = self._running[0].task.label
+                return f"a run of {label} has not ended {self._watchdog_s:g} s after its deadline"
+        return ""
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:
@@ -169,7 +221,7 @@ class Scheduler:
             self._fail(batch, error)
             return
         seconds = time.monotonic() - started
-        self._metrics.ran(task.label, sum(entry.task.count for entry in batch), seconds)
+        self._metrics.ran(task.label, task.version, sum(entry.task.count for entry in batch), seconds)
         first = 0
         for entry in batch:
             part = maps

@@ -42,6 +42,8 @@ DATATYPES = {
     "float32": "FP32", "float64": "FP64", "bool": "BOOL", "int8": "INT8", "int16": "INT16", "int32": "INT32",
     "int64": "INT64", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64", "float16": "FP16",
 }  # fmt: skip
+#: What tensors may come as; numbers of UINT8 are divided by 255.
+READABLE = {"FP32": "float32", "FP16": "float16", "UINT8": "uint8"}
 #: Axes that any tensor may have.
 MOST_AXES = 8
 #: What tensors of the protocol may ask for in general and not here; to ignore it would be to answer something else.
@@ -168,8 +170,9 @@ def read_numbers(data, name: str, dtype: str, shape: tuple[int, ...] | None = No
         found.append(lengths.pop())
         level = list(chain.from_iterable(level))
     # type() and not isinstance(): true and false are no numbers here.
-    if not level or not found or not set(map(type, level)) <= {int, float}:
-        odd = next((item for item in level if type(item) not in (int, float)), data)
+    numbers = {int} if dtype == "uint8" else {int, float}
+    if not level or not found or not set(map(type, level)) <= numbers:
+        odd = next((item for item in level if type(item) not in numbers), data)
         raise WireError(f"{name}: expected lists of numbers, got {brief(odd)}")
     if shape is not None and tuple(found) not in (shape, (prod(shape),)):
         raise WireError(f"{name}: expected {list(shape)} or {prod(shape)} numbers, got lists of shape {found}")
@@ -177,7 +180,8 @@ def read_numbers(data, name: str, dtype: str, shape: tuple[int, ...] | None = No
         array = np.array(level, np.float64)
     except OverflowError:
         array = np.array([np.inf])
-    if not np.abs(array).max() <= np.finfo(dtype).max:
+    least, most = (0, 255) if dtype == "uint8" else (np.finfo(dtype).min, np.finfo(dtype).max)
+    if not (least <= array.min() and array.max() <= most):
         raise WireError(f"{name}: expected numbers that fit {dtype}, got a larger one")
     return array.astype(dtype).reshape(shape or found)
 
@@ -255,17 +259,27 @@ class Expected:
     shape: tuple[int, ...]
     layers: frozenset[str]
     defaults: tuple[str, ...]
+    #: Whether it takes photographs, and so JPEG and PNG as BYTES.
+    pictures: bool = False
 
 
 @dataclass(frozen=True)
 class InferRequest:
-    """An inference request whose every field has been checked; `binary` names the outputs that are wanted so."""
+    """An inference request whose every field has been checked.
+
+    Attributes
+    ----------
+    images : array, or list of bytes
+        Of a type of READABLE; or files to be decoded.
+    outputs : dict of layer name to the parameters that came with it
+    binary : names of the outputs that are wanted so
+    """
 
     id: str | None
-    images: np.ndarray
-    outputs: tuple[str, ...]
+    images: np.ndarray | list[bytes]
+    outputs: dict[str, dict]
     binary: frozenset[str]
-    timeout_us: int | None
+    timeout_us: int | None = None
 
 
 def json_bytes(header: str | None, body_bytes: int) -> int:
@@ -318,7 +332,7 @@ def _flag(parameters: dict, name: str, default: bool) -> bool:
     return value
 
 
-def _input(inputs, binary: memoryview, expected: Expected) -> np.ndarray:
+def _input(inputs, binary: memoryview, expected: Expected) -> np.ndarray | list[bytes]:
     model, name = expected.model, expected.inputs[0]
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         count = len(inputs) if isinstance(inputs, list) else brief(inputs)
@@ -327,14 +341,16 @@ def _input(inputs, binary: memoryview, expected: Expected) -> np.ndarray:
     if tensor.get("name") not in expected.inputs:
         came = brief(tensor.get("name"))
         raise WireError(f"unexpected inference input {came} for model '{model}'; expected '{name}'")
-    if tensor.get("datatype") != "FP32":
-        raise WireError(
-            f"inference input '{name}' data-type is {brief(tensor.get('datatype'))}, but model '{model}' expects 'FP32'"
-        )
-    sizes = read_shape(tensor.get("shape"), f"shape of input '{name}'")
-    fits = len(sizes) == len(expected.shape)
-    if not fits or any(want not in (-1, got) for want, got in zip(expected.shape, sizes, strict=True)):
-        wanted, got = (str(list(s)).replace(" ", "") for s in (expected.shape, sizes))
+    datatype = tensor.get("datatype")
+    encoded = datatype == "BYTES" and expected.pictures
+    if not encoded and (not isinstance(datatype, str) or datatype not in READABLE):
+        raise WireError(f"inference input '{name}' data-type is {brief(datatype)}, but model '{model}' expects 'FP32'")
+    sizes, shape = read_shape(tensor.get("shape"), f"shape of input '{name}'"), expected.shape
+    if encoded:
+        shape = (-1, 1)[: len(sizes)]
+    fits = len(sizes) == len(shape)
+    if not fits or any(want not in (-1, got) for want, got in zip(shape, sizes, strict=True)):
+        wanted, got = (str(list(s)).replace(" ", "") for s in (shape, sizes))
         raise WireError(f"unexpected shape for input '{name}' for model '{model}'. Expected {wanted}, got {got}")
     parameters = _tensor_parameters(tensor, f"input '{name}'")
     if ("data" in tensor) == ("binary_data_size" in parameters):
@@ -343,8 +359,12 @@ def _input(inputs, binary: memoryview, expected: Expected) -> np.ndarray:
             f"Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters'. "
             f"But {both} set for input '{name}'"
         )
-    size = prod(sizes) * 4
+    if "data" in tensor and datatype in ("FP16", "BYTES"):
+        raise WireError(
+            f"receiving {datatype} data via JSON is not supported. Please use the binary data format for input '{name}'"
+        )
     given = parameters.get("binary_data_size", 0)
+    size = given if encoded else prod(sizes) * np.dtype(READABLE[datatype]).itemsize
     if type(given) is not int or given < 0 or given > len(binary) or ("data" not in tensor and given != size):
         raise WireError(
             f"unexpected size for input '{name}', expecting {size} bytes for model '{model}', got binary_data_size "
@@ -352,15 +372,32 @@ def _input(inputs, binary: memoryview, expected: Expected) -> np.ndarray:
         )
     if len(binary) > given:
         raise WireError(f"unexpected additional input data for model '{model}': {len(binary) - given} bytes")
-    return _array(binary, "<f4", sizes) if given else read_numbers(tensor["data"], f"input '{name}'", "float32", sizes)
+    if encoded:
+        return _elements(binary, sizes[0], f"input '{name}'")
+    if given:
+        return _array(binary, np.dtype(READABLE[datatype]).newbyteorder("<"), sizes)
+    return read_numbers(tensor["data"], f"input '{name}'", READABLE[datatype], sizes)
 
 
-def _outputs(outputs, default: bool, expected: Expected) -> tuple[tuple[str, ...], frozenset[str]]:
+def _elements(binary: memoryview, count: int, name: str) -> list[bytes]:
+    """The elements of a BYTES tensor: four bytes of length before each."""
+    found, start = [], 0
+    while start < len(binary) and len(found) < count:
+        size = int.from_bytes(binary[start : start + 4], "little")
+        found.append(bytes(binary[start + 4 : start + 4 + size]))
+        start += 4 + size
+    if len(found) != count or start != len(binary):
+        raise WireError(f"{name}: expected {count} elements, each after its length in 4 bytes, got something else")
+    return found
+
+
+def _outputs(outputs, default: bool, expected: Expected) -> tuple[dict[str, dict], frozenset[str]]:
     if outputs is None or outputs == []:
-        return expected.defaults, frozenset(expected.defaults if default else ())
+        return {layer: {} for layer in expected.defaults}, frozenset(expected.defaults if default else ())
     if not isinstance(outputs, list) or not all(isinstance(o, dict) and "name" in o for o in outputs):
         raise WireError(f"outputs: expected a list of objects with a name, got {brief(outputs)}")
-    wanted: dict[str, bool] = {}
+    wanted: dict[str, dict] = {}
+    binary = set()
     for output in outputs:
         name = read_name(output["name"], "outputs")
         if name in wanted:
@@ -370,21 +407,28 @@ def _outputs(outputs, default: bool, expected: Expected) -> tuple[tuple[str, ...
                 f"unexpected inference output {brief(name)} for model '{expected.model}'; expected one of its layers, "
                 f"which GET /v2/models/{expected.model} lists"
             )
-        parameters = _tensor_parameters(output, f"output {brief(name)}")
-        wanted[name] = _flag(parameters, "binary_data", default)
-    return tuple(wanted), frozenset(name for name, binary in wanted.items() if binary)
+        wanted[name] = _tensor_parameters(output, f"output {brief(name)}")
+        if _flag(wanted[name], "binary_data", default):
+            binary.add(name)
+    return wanted, frozenset(binary)
 
 
-def write_infer(document: dict, maps: dict[str, np.ndarray], binary: frozenset[str]) -> tuple[bytes, list[np.ndarray]]:
-    """The answer's JSON, and the tensors that follow it. Without binary outputs the JSON is the whole answer."""
+def write_infer(
+    document: dict, maps: dict[str, tuple[np.ndarray, dict]], binary: frozenset[str]
+) -> tuple[bytes, list[np.ndarray]]:
+    """The answer's JSON, and the tensors that follow it. Without binary outputs the JSON is the whole answer.
+
+    Every map comes with the parameters that say how to read it.
+    """
     outputs, tensors = [], []
-    for name, array in maps.items():
+    for name, (array, parameters) in maps.items():
         output = {"name": name, "datatype": DATATYPES[array.dtype.name], "shape": list(array.shape)}
         if name in binary:
             tensors.append(np.ascontiguousarray(array, array.dtype.newbyteorder("<")))
-            outputs.append({**output, "parameters": {"binary_data_size": tensors[-1].nbytes}})
+            parameters = {**parameters, "binary_data_size": tensors[-1].nbytes}
         else:
-            outputs.append({**output, "data": as_json(array, f"output '{name}'").ravel()})
+            output["data"] = as_json(array, f"output '{name}'").ravel()
+        outputs.append({**output, "parameters": parameters} if parameters else output)
     header = write_json({**document, "outputs": outputs})
     if tensors:
         header += b" " * (-len(header) % HEADER_ALIGNMENT)

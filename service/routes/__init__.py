@@ -10,6 +10,29 @@ from flask import Flask
 
 from ..pipeline import Pipeline
 from . import features, health, oip, usage, web
+from .exchange import request_id
+
+__all__ = ("SCOPE_OF", "register", "request_id", "scope_of")
+
+#: What every endpoint that is not here needs.
+INFER = "infer"
+#: None is nothing: probes have no keys, and the page's style sheet is no secret.
+SCOPE_OF = {
+    "health.livez": None,
+    "health.readyz": None,
+    "health.v2_health_live": None,
+    "health.v2_health_ready": None,
+    "static": None,
+    "health.metrics": "metrics",
+    "usage.usage": "usage",
+    "oip.load": "admin",
+    "oip.unload": "admin",
+}
+
+
+def scope_of(endpoint: str | None) -> str | None:
+    """The scope that an endpoint's callers need, if any; there is nothing at addresses without one."""
+    return None if endpoint is None else SCOPE_OF.get(endpoint, INFER)
 
 
 def register(app: Flask, pipeline: Pipeline) -> None:

@@ -5,14 +5,16 @@ headers.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 
 import numpy as np
-from flask import Response, make_response, request
+from flask import Response, g, make_response, request
 
 from .. import wire
 from ..admission import Permit
+from ..body import ENCODINGS
 from ..errors import InvalidRequest, NotAcceptable
 from ..pipeline import Outcome, Pipeline
 
@@ -32,7 +34,7 @@ def admitted(pipeline: Pipeline, view: Callable) -> Callable:
         key = request.headers.get("Idempotency-Key")
         if key is not None and not key.strip():  # whoever sends one wants not to be billed twice
             raise InvalidRequest("Idempotency-Key: expected a text, got an empty one")
-        permit = pipeline.enter(request.content_length)
+        permit = pipeline.enter(announced(), g.account)
         stream = request.stream
         permit.came = lambda: stream.came
         permit.asked = f"{request.method} {request.full_path}"
@@ -47,6 +49,12 @@ def admitted(pipeline: Pipeline, view: Callable) -> Callable:
         return response
 
     return guarded
+
+
+def announced() -> int | None:
+    """How large the body will be; of a compressed one nobody knows."""
+    plain = request.headers.get("Content-Encoding", "identity").strip().lower() == "identity"
+    return request.content_length if plain else None
 
 
 def request_id() -> str:
@@ -127,10 +135,25 @@ def answer_format(*allowed: str) -> str:
 
 def answer(pipeline: Pipeline, outcome: Outcome, parts: Sequence[bytes | np.ndarray], mimetype: str) -> Response:
     """A computed answer, written in pieces, with the bill in its headers."""
+    size = wire.total_bytes(parts)
+    pipeline.metrics.bytes_out.inc(size)
     response = Response(wire.pieces(parts), mimetype=mimetype, headers=outcome.headers())
-    response.content_length = wire.total_bytes(parts)
-    pipeline.metrics.bytes_out.inc(response.content_length)
+    # One encoding alone is a wish. Lists of them are what HTTP libraries send unasked, and maps compress poorly.
+    encoding = request.headers.get("Accept-Encoding", "").strip().lower()
+    if encoding in ENCODINGS:
+        response.response = _compressed(response.response, ENCODINGS[encoding])
+        response.headers["Content-Encoding"] = encoding
+    else:
+        response.content_length = size
     return response
+
+
+def _compressed(pieces: Iterable[bytes], bits: int) -> Iterator[bytes]:
+    packer = zlib.compressobj(1, wbits=bits)
+    for piece in pieces:
+        if packed := packer.compress(piece):
+            yield packed
+    yield packer.flush()
 
 
 def document(content: dict | list, status: int = 200) -> Response:

@@ -8,17 +8,31 @@ input has the file's name for it, and `image` is what every model's may be calle
 from dataclasses import asdict
 from math import prod
 
+import numpy as np
 from flask import Blueprint, Response, request
 
 from .. import wire
 from ..admission import Permit
-from ..engine import INPUT
-from ..errors import InvalidRequest, Unavailable
+from ..engine import INPUT, Served
+from ..errors import InvalidRequest, NotFound, Unavailable
+from ..outputs import Form
 from ..pipeline import Outcome, Pipeline
+from ..repository import unknown
 from .exchange import JSON, admitted, answer, body, check_known, cost_document, document, json_body
 
 PLATFORM = "cconv_graph"
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "parameters", "cconv_cost")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "parameters",
+    "statistics",
+    "cconv_cost",
+    "cconv_outputs",
+)
+#: How a JPEG and a PNG begin.
+PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
@@ -99,9 +113,7 @@ class Oip:
 
     def index(self, permit: Permit) -> Response:
         """Every version of every model; of `{"ready": true}` only those that can be asked."""
-        data = body(self._pipeline)
-        self._pipeline.json(permit, len(data), len(data) * wire.JSON_MEMORY)
-        content = wire.read_json(data) if data else {}
+        content = self._json_or_nothing(permit)
         check_known(content, ("ready",), "body")
         ready = content.get("ready", False)
         if type(ready) is not bool:
@@ -113,32 +125,109 @@ class Oip:
         content = {**json_body(self._pipeline, permit), "model": name}
         return document(cost_document(self._pipeline, content, version))
 
+    def stats(self, name: str, version: str | None = None) -> Response:
+        known = self._engine.versions(name) if name in self._engine.names else ()
+        if not known or version not in (None, *known):
+            raise NotFound(unknown(name, version))
+        statistics = self._pipeline.metrics.statistics
+        return document({"model_stats": [statistics.of(name, one) for one in known if version in (None, one)]})
+
+    def all_stats(self) -> Response:
+        statistics, engine = self._pipeline.metrics.statistics, self._engine
+        found = [statistics.of(name, version) for name in engine.names for version in engine.versions(name)]
+        return document({"model_stats": found})
+
+    def load(self, permit: Permit, name: str) -> Response:
+        self._check_no_files(permit)
+        self._pipeline.load(name)
+        return document({"name": name, "load": True})
+
+    def unload(self, permit: Permit, name: str) -> Response:
+        self._check_no_files(permit)
+        self._pipeline.unload(name)
+        return document({"name": name, "load": False})
+
+    def _check_no_files(self, permit: Permit) -> None:
+        """Models come from the operator's folder, and not from requests."""
+        content = self._json_or_nothing(permit)
+        check_known(content, ("parameters",), "body")
+        parameters = content.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise InvalidRequest(f"parameters: expected a JSON object, got {wire.brief(parameters)}")
+        check_known(parameters, ("unload_dependents",), "parameters")
+
+    def _json_or_nothing(self, permit: Permit) -> dict:
+        data = body(self._pipeline)
+        self._pipeline.json(permit, len(data), len(data) * wire.JSON_MEMORY)
+        return wire.read_json(data) if data else {}
+
     def infer(self, permit: Permit, name: str, version: str | None = None) -> Response:
         served = self._engine.model(name, version)
-        data = body(self._pipeline)
-        json_bytes = wire.json_bytes(request.headers.get(HEADER_LENGTH), len(data))
-        self._pipeline.json(permit, json_bytes, json_bytes * wire.JSON_MEMORY)
-        layers = frozenset(served.operators)
-        inputs = (served.input, INPUT)
-        asked = wire.read_infer(
-            data, json_bytes, wire.Expected(name, inputs, served.input_shape, layers, served.model.outputs)
-        )
+        asked = self._asked(permit, served, body(self._pipeline))
         if asked.timeout_us:
             permit.shorten(asked.timeout_us / 1e6)
-        task = self._pipeline.task(name, asked.images, asked.outputs, version)
+        task = self._pipeline.task(name, self._tensor(permit, served, asked.images), tuple(asked.outputs), version)
+        forms = {
+            layer: Form.read(layer, parameters, task.quote.outputs[layer], layer in asked.binary)
+            for layer, parameters in asked.outputs.items()
+        }
+        permit.asked += repr(forms)
         as_json = sum(prod(shape) for layer, shape in task.quote.outputs.items() if layer not in asked.binary)
 
         def encode(outcome: Outcome):
             content = {"model_name": name, "model_version": served.version, "parameters": outcome.parameters()}
             if asked.id is not None:
                 content["id"] = asked.id
-            return wire.write_infer(content, outcome.results[0].maps, asked.binary)
+            maps = {layer: forms[layer].apply(array, layer) for layer, array in outcome.results[0].maps.items()}
+            return wire.write_infer(content, maps, asked.binary)
 
         outcome, (header, tensors) = self._pipeline.run(permit, [task], encode, json_numbers=as_json)
         response = answer(self._pipeline, outcome, [header, *tensors], "application/octet-stream" if tensors else JSON)
         if tensors:
             response.headers[HEADER_LENGTH] = str(len(header))
         return response
+
+    def _asked(self, permit: Permit, served: Served, data: bytes) -> wire.InferRequest:
+        given = request.headers.get(HEADER_LENGTH)
+        if given is not None and given.strip("0") == "" and given:
+            return self._raw(served, data)
+        size = wire.json_bytes(given, len(data))
+        self._pipeline.json(permit, size, size * wire.JSON_MEMORY)
+        expected = wire.Expected(
+            served.name,
+            (served.input, INPUT),
+            served.input_shape,
+            frozenset(served.operators),
+            served.model.outputs,
+            pictures=served.takes_images,
+        )
+        return wire.read_infer(data, size, expected)
+
+    def _raw(self, served: Served, data: bytes) -> wire.InferRequest:
+        """A body that is one tensor, without a word about it: of a model for photographs, one JPEG or PNG."""
+        if not served.takes_images or not data.startswith(PICTURES):
+            raise InvalidRequest(
+                f"The shape of the raw input '{served.input}' can not be deduced because there are more than one "
+                f"variable-sized dimension; expected a JPEG or PNG for a model of photographs (C, H, W), got bytes "
+                f"that begin with {wire.brief(data[:8])} for one of {list(served.x_shape)}"
+            )
+        outputs = served.model.outputs
+        return wire.InferRequest(None, [data], {layer: {} for layer in outputs}, frozenset(outputs))
+
+    def _tensor(self, permit: Permit, served: Served, images: np.ndarray | list[bytes]) -> np.ndarray:
+        if isinstance(images, np.ndarray):
+            return self._pipeline.as_float32(permit, images)
+        named = [(f"element {index} of input '{served.input}'", data) for index, data in enumerate(images)]
+        if odd := next((name for name, data in named if not data.startswith(PICTURES)), None):
+            raise InvalidRequest(f"{odd}: expected a JPEG or PNG, got something else")
+        arrays = self._pipeline.images(permit, named, served)
+        if sizes := {array.shape for array in arrays if array.shape != arrays[0].shape}:
+            raise InvalidRequest(
+                f"input '{served.input}': expected images of one size, got {[*arrays[0].shape[2:]]} and "
+                f"{[*sizes.pop()[2:]]}"
+            )
+        permit.take(nbytes=sum(array.nbytes for array in arrays))
+        return np.concatenate(arrays)
 
 
 def _json_of(value: dict) -> str:
@@ -150,9 +239,13 @@ def blueprint(pipeline: Pipeline) -> Blueprint:
     rules = Blueprint("oip", __name__, url_prefix="/v2")
     rules.add_url_rule("", "server", oip.server)
     rules.add_url_rule("/models", "models", oip.models)
+    rules.add_url_rule("/models/stats", "all_stats", oip.all_stats)
+    for view in (oip.load, oip.unload):
+        address = f"/repository/models/<name>/{view.__name__}"
+        rules.add_url_rule(address, view.__name__, admitted(pipeline, view), methods=["POST"])
     rules.add_url_rule("/repository/index", "index", admitted(pipeline, oip.index), methods=["POST"])
     for suffix, prefix in (("", "/models/<name>"), ("_version", "/models/<name>/versions/<version>")):
-        for ending, view in (("", oip.metadata), ("/config", oip.config), ("/ready", oip.ready)):
+        for ending, view in (("", oip.metadata), ("/config", oip.config), ("/ready", oip.ready), ("/stats", oip.stats)):
             rules.add_url_rule(prefix + ending, view.__name__ + suffix, view)
         for view in (oip.cost, oip.infer):
             name = view.__name__

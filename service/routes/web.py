@@ -6,12 +6,12 @@ In: GET, or the page's own form.  Out: HTML, with the picture of the maps inside
 import base64
 from math import ceil, sqrt
 
-from flask import Blueprint, Response, make_response, render_template, request
+from flask import Blueprint, Response, g, make_response, render_template
 
 from ..errors import InvalidRequest, ServiceError
 from ..pipeline import Outcome, Pipeline, bill
 from ..wire import WireError
-from .exchange import PNG, files, option
+from .exchange import PNG, announced, files, option
 
 #: Pixels of the picture on the page; a larger one is thinned out.
 PICTURE_PIXELS = 6_000_000
@@ -35,11 +35,14 @@ class Web:
         """As /v1/features, but errors too are shown on the page."""
         permit = None
         try:
-            permit = self._pipeline.enter(request.content_length)
+            permit = self._pipeline.enter(announced(), g.account)
             return self._render(chosen=option("choice") or "", result=self._compute(permit))
         except (ServiceError, WireError) as error:
             self._pipeline.metrics.rejected.labels(getattr(error, "reason", "invalid")).inc()
-            return self._render(error=str(error), status=getattr(error, "status", 400))
+            response = self._render(error=str(error), status=getattr(error, "status", 400))
+            if (again := getattr(error, "retry_after_s", None)) is not None:
+                response.headers["Retry-After"] = str(again)
+            return response
         finally:
             if permit:
                 permit.release()

@@ -141,7 +141,7 @@ class TestServing:
         client = serve(queue_bytes=x.nbytes * 40, max_body_bytes=x.nbytes * 8)
         permits, pipeline = [], client.application.extensions["cconv"]
         enter = pipeline.enter
-        pipeline.enter = lambda nbytes: permits.append(enter(nbytes)) or permits[-1]
+        pipeline.enter = lambda *of: permits.append(enter(*of)) or permits[-1]
         body = io.BytesIO()
         np.save(body, x)
         answer = client.post("/v1/features?model=mine", data=body.getvalue())

@@ -1,0 +1,264 @@
+"""Limits: how much an account may have in a minute and in a month, and when it may come again.
+
+In: keys with limits, requests of known cost, a clock of the test's own.  Out: 429 with a Retry-After that holds, and
+nothing computed or counted for it.
+"""
+
+import io
+import threading
+import time
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service import admission, auth
+from service.account import ANONYMOUS, Account
+from service.admission import Admission, Permit, Spending
+from service.config import Settings
+from service.errors import QuotaExceeded, RateLimited
+from service.metrics import Metrics
+
+#: 2 * 20 * 20 * 50 * 50 flops, and no others.
+X, W = np.ones((1, 50, 20, 20), np.float32), np.ones((50, 50, 1, 1), np.float32)
+FLOPS = 2_000_000
+SCOPES = frozenset(("infer",))
+
+
+class Clock:
+    """time.time, which runs only when it is told to."""
+
+    def __init__(self, now: float):
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    stopped = Clock(1_000_000_041.0)  # 21 seconds into a window
+    monkeypatch.setattr(time, "time", stopped)
+    return stopped
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "keys.json"
+
+
+@pytest.fixture
+def key(path):
+    """f(**limits) -> the headers of a new key with these limits."""
+    return lambda *scopes, **limits: {"X-API-Key": auth.make(path, "a", scopes or ("infer", "usage"), **limits)}
+
+
+@pytest.fixture
+def url(tmp_path):
+    ledger = pytest.importorskip("cconv.ledger", reason="the ledger's packages are not installed")
+    pytest.importorskip("sqlalchemy", reason="the ledger's packages are not installed")
+    url = f"sqlite:///{tmp_path}/usage.db"
+    ledger.migrate(url)
+    return url
+
+
+@pytest.fixture
+def make_client(make_app, path):
+    return lambda **more: make_app(api_keys=str(path), auth="on", **more).test_client()
+
+
+@pytest.fixture
+def send(npy):
+    """f(client, headers, times) -> a conv2d of FLOPS flops; of images of noughts that are not finite, if wanted."""
+
+    def post(client, headers, *, images=1, query="", value=1.0, **more):
+        form = {
+            "x": (io.BytesIO(npy(np.full_like(X, value).repeat(images, 0))), "x"),
+            "weight": (io.BytesIO(npy(W)), "w"),
+        }
+        return client.post(f"/v1/conv2d{query}", data=form, headers={**headers, **more})
+
+    return post
+
+
+def executions(client, metrics, admin) -> float:
+    text = client.get("/metrics", headers=admin).get_data(as_text=True)
+    return sum(value for name, value in metrics(text).items() if name.startswith("cconv_executions_total"))
+
+
+def test_a_minute_that_is_used_up_is_429_until_its_retry_after(make_client, key, send, clock, metrics):
+    mine, other, admin = key(mflop_per_minute=5), key(mflop_per_minute=5), key("admin")
+    client = make_client()
+    assert [send(client, mine).status_code for _ in range(2)] == [200, 200]
+    answer = send(client, mine)
+    assert answer.status_code == 429
+    assert "expected at most 5 MFLOP in a minute, got 2 more" in answer.json["error"]
+    assert "X-Cconv-Flops" not in answer.headers
+    assert executions(client, metrics, admin) == 2
+    assert send(client, other).status_code == 200
+    wait = int(answer.headers["Retry-After"])
+    assert 0 < wait <= 120
+    clock.now += wait - 2
+    assert send(client, mine).status_code == 429
+    clock.now += 2
+    assert send(client, mine).status_code == 200
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(
+    st.integers(1, 50),
+    st.lists(st.tuples(st.integers(1, 50), st.floats(0, 90), st.booleans()), min_size=1, max_size=30),
+)
+def test_whoever_waits_as_long_as_told_is_let_in(clock, most, steps):
+    spending, account = Spending(lambda *_: 0), Account("a", SCOPES, mflop_per_minute=most)
+    for cost, pause, answered in steps:
+        permit = Permit(None, 0.0, account)
+        cost = min(cost, most)
+        clock.now += pause
+        try:
+            spending.hold_minute(permit, cost * admission.MFLOP)
+        except RateLimited as error:
+            clock.now += error.retry_after_s
+            spending.hold_minute(permit, cost * admission.MFLOP)
+        spending.spend(permit) if answered else spending.give_back(permit)
+    assert not spending._held_mflop
+
+
+def test_no_more_are_let_in_together_than_one_after_the_other(make_client, key, send):
+    mine = key(mflop_per_minute=7)
+    client = make_client()
+    client.get("/livez")
+    codes = []
+    threads = [
+        threading.Thread(target=lambda: codes.append(send(client.application.test_client(), mine).status_code))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(codes) == [200] * 3 + [429] * 5
+
+
+def test_what_fails_or_is_refused_costs_nothing_of_the_minute(make_client, key, send, clock):
+    mine = key(mflop_per_minute=2, mflop_per_month=2)
+    client = make_client(max_images=4)
+    for _ in range(3):
+        assert send(client, mine, query="?format=json", value=np.nan).status_code == 400  # computed, and cannot be said
+        assert send(client, mine, query="?format=xml").status_code == 400
+        assert send(client, mine, images=5).status_code == 413
+    assert send(client, mine).status_code == 200
+    assert send(client, mine).status_code == 429
+
+
+def test_a_request_beyond_the_whole_minute_is_413_as_waiting_would_not_help(make_client, key, send):
+    answer = send(make_client(), key(mflop_per_minute=3), images=2)
+    assert answer.status_code == 413
+    assert "which account" in answer.json["error"]
+    assert "Retry-After" not in answer.headers
+
+
+def test_429_is_the_accounts_and_503_the_servers(make_client, key, send):
+    mine, free = key(mflop_per_minute=2), key()
+    client = make_client(queue_requests=1)
+    pipeline = client.application.extensions["cconv"]
+    assert send(client, mine).status_code == 200
+    assert send(client, mine).status_code == 429
+    permit = pipeline.enter(0)
+    for headers in (mine, free):
+        answer = send(client, headers)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    permit.release()
+    assert (send(client, mine).status_code, send(client, free).status_code) == (429, 200)
+
+
+def test_the_page_says_so_too(make_client, key, send, png):
+    mine = key(mflop_per_minute=2)
+    client = make_client()
+    send(client, mine)
+    form = {"choice": "texture:level1.relu", "photograph": (io.BytesIO(png(8, 8)), "a.png")}
+    answer = client.post("/", data=form, headers=mine)
+    assert answer.status_code == 429
+    assert int(answer.headers["Retry-After"]) > 0
+    assert b"in a minute" in answer.data
+
+
+class TestMonth:
+    """Quotas."""
+
+    def test_is_exact_survives_a_restart_and_ends_with_the_month(self, make_client, key, send, url):
+        mine, other = key(mflop_per_month=5), key(mflop_per_month=5)
+        client = make_client(ledger=url)
+        assert [send(client, mine).status_code for _ in range(2)] == [200, 200]
+        for one in (client, make_client(ledger=url)):
+            answer = send(one, mine)
+            assert answer.status_code == 429
+            assert "got 2000000 flops more after 4000000" in answer.json["error"]
+            now = datetime.now(UTC)
+            assert 0 < int(answer.headers["Retry-After"]) <= 31 * 86_400
+            after = datetime.fromtimestamp(now.timestamp() + int(answer.headers["Retry-After"]), UTC)
+            assert (after.day, after.hour) == (1, 0)
+            assert send(one, other).status_code == 200
+        usage = client.get("/v1/usage?by=account", headers=mine).json
+        assert usage[0]["flops"] == "4000000"
+
+    def test_a_replay_is_free_even_when_nothing_is_left(self, make_client, key, send, url):
+        mine = key(mflop_per_month=2)
+        client = make_client(ledger=url)
+        first, again = (send(client, mine, **{"Idempotency-Key": "k"}) for _ in range(2))
+        assert (first.status_code, again.status_code) == (200, 200)
+        assert again.headers["Idempotent-Replay"] == "true"
+        for name in ("k2", "k2"):  # a refusal gives its key back
+            assert send(client, mine, **{"Idempotency-Key": name}).status_code == 429
+
+    def test_computing_again_counts_in_the_minute(self, make_client, key, send, url, clock):
+        mine = key(mflop_per_minute=4)
+        client = make_client(ledger=url)
+        codes = [send(client, mine, **{"Idempotency-Key": "k"}).status_code for _ in range(3)]
+        assert codes == [200, 200, 429]
+
+    @pytest.mark.parametrize(
+        ("now", "wait"),
+        [
+            (datetime(2026, 12, 31, 23, 59, 50, tzinfo=UTC), 10),
+            (datetime(2028, 2, 28, 0, 0, 0, tzinfo=UTC), 2 * 86_400),
+            (datetime(2026, 4, 1, 0, 0, 0, tzinfo=UTC), 30 * 86_400),
+        ],
+    )
+    def test_ends_when_the_calendar_says(self, monkeypatch, now, wait):
+        asked = []
+
+        class Now(datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return cls.moment
+
+        Now.moment = Now.fromtimestamp(now.timestamp(), UTC)
+        monkeypatch.setattr(admission, "datetime", Now)
+        spending = Spending(lambda account, since: asked.append((account, since)) or 0)
+        account = Account("a", SCOPES, mflop_per_month=1)
+        permit = Permit(None, 0.0, account)
+        spending.hold_month(permit, 600_000)
+        with pytest.raises(QuotaExceeded) as refused:
+            spending.hold_month(Permit(None, 0.0, account), 400_001)
+        assert refused.value.retry_after_s == wait
+        spending.spend(permit)
+        Now.moment = Now.fromtimestamp(now.timestamp() + wait, UTC)
+        for _ in range(2):
+            permit = Permit(None, 0.0, account)
+            spending.hold_month(permit, 500_000)
+            spending.spend(permit)
+        months = [datetime.fromtimestamp(since / 1e6, UTC) for _, since in asked]
+        assert [(month.day, month.hour) for month in months] == [(1, 0), (1, 0)]
+        assert months[0] < months[1]
+
+
+def test_who_has_no_limits_is_not_counted():
+    house = Admission(Settings(), Metrics(), used=None)
+    permit = house.enter(0)
+    house.spending.hold_minute(permit, 10**30)
+    house.spending.hold_month(permit, 10**30)
+    house.spending.spend(permit)
+    assert permit.account is ANONYMOUS
