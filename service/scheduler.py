@@ -104,6 +104,7 @@ class Scheduler:
         self._cancel = threading.Event()
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._watchdog: threading.Thread | None = None
 
     def run(self, tasks: Sequence[Task], deadline: float) -> list[Result]:
         """Run the tasks and wait for them until `deadline` (time.monotonic)."""
@@ -115,7 +116,8 @@ class Scheduler:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="cconv-compute", daemon=True)
                 self._thread.start()
-                threading.Thread(target=self._watch, name="cconv-watchdog", daemon=True).start()
+                self._watchdog = threading.Thread(target=self._watch, name="cconv-watchdog", daemon=True)
+                self._watchdog.start()
             self._changed.notify()
         if not request.finished.wait(max(0.0, deadline - time.monotonic())):
             self._abandon(request)
@@ -130,7 +132,7 @@ class Scheduler:
         return not self._closed and (self._thread is None or self._thread.is_alive())
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Cancel what runs, refuse what comes, and wait for the compute thread."""
+        """Cancel what runs, refuse what comes, and wait for the threads."""
         with self._changed:
             self._closed = True
             self._ended.set()
@@ -139,8 +141,9 @@ class Scheduler:
                 entry.request.fail(Overloaded("the server is shutting down; try again"))
             self._queue.clear()
             self._changed.notify()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        for thread in (self._thread, self._watchdog):
+            if thread is not None:
+                thread.join(timeout_s)
 
     def _abandon(self, request: _Request) -> None:
         """Take a request whose time ran out from the queue; stop the run if nobody waits for it any more."""

@@ -243,7 +243,7 @@ class TestDeadlines:
 
 
 class TestThread:
-    """The compute thread."""
+    """The compute thread, and the one that watches it."""
 
     def test_it_starts_with_the_first_task(self, make_app, npy, rng):
         before = threading.active_count()
@@ -251,7 +251,7 @@ class TestThread:
         app.test_client().get("/livez")
         assert threading.active_count() == before
         app.test_client().post(NPY, data=npy(rng.random((1, 3, 20, 20), np.float32)))
-        assert threading.active_count() == before + 1
+        assert threading.active_count() == before + 2
         app.extensions["cconv"].close()
         assert threading.active_count() == before
 
