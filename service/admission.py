@@ -6,13 +6,13 @@ house has room and the account has not, RateLimited (429). Only Python ints are 
 A permit is a request's share of the house: one place, its bytes and its FLOPs, from its arrival until its answer has
 left. There are fewer places than request threads, so that a full house still answers health checks.
 
-An account's share is held while its request is under way and spent when that has been answered: what is refused or
-fails costs nothing.
+An account's share is held while its request is under way. Of the minute it is spent once it was computed, of the month
+when it has been billed: what is refused costs nothing, what fails nothing of the month.
 """
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime
 from math import ceil, floor
@@ -23,7 +23,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 
 from .account import ADMIN, ANONYMOUS, Account
 from .config import Settings
-from .errors import Overloaded, QuotaExceeded, RateLimited, TooLarge
+from .errors import DeadlineExceeded, Overloaded, QuotaExceeded, RateLimited, TooLarge
 from .metrics import Metrics
 
 #: Largest size of one axis, stride, padding or dilation: far beyond any image, far below any overflow.
@@ -78,11 +78,11 @@ class Spending:
 
     Parameters
     ----------
-    used : function (account, microseconds since 1970) -> int
-        flops + flops_other that are recorded for an account since then.
+    used : function (account, microseconds since 1970, seconds) -> int
+        flops + flops_other that are recorded for an account since then, found out in so much time.
     """
 
-    def __init__(self, used: Callable[[str, int], int]):
+    def __init__(self, used: Callable[[str, int, float], int]):
         self._used = used
         self._lock = threading.Lock()
         self._limiter: SlidingWindowCounterRateLimiter | None = None
@@ -90,7 +90,7 @@ class Spending:
         self._held_flops: Counter[str] = Counter()
         #: Since when, and how much.
         self._months: dict[str, tuple[float, int]] = {}
-        self._counting = threading.Lock()
+        self._counting: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def hold_minute(self, permit: Permit, flops: int) -> None:
         """Room for this much work in the account's minute, or RateLimited."""
@@ -137,11 +137,23 @@ class Spending:
         now = datetime.now(UTC)
         month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
         began = month.timestamp()
-        with self._counting:  # nobody spends before it has been counted what was spent
+        if flops > account.mflop_per_month * MFLOP:
+            raise TooLarge(
+                f"work: expected at most {account.mflop_per_month} MFLOP, which account {account.id} may have in a "
+                f"month, got {flops} flops; send fewer or smaller images"
+            )
+        with self._lock:
+            counting = self._counting[account.id]
+        left = permit.deadline - time.monotonic()
+        if not counting.acquire(timeout=max(0.0, left)):
+            raise DeadlineExceeded("the deadline passed before the account's month was counted; nothing was billed")
+        try:  # nobody spends before it has been counted what was spent
             if self._months.get(account.id, (None, 0))[0] != began:
-                spent = self._used(account.id, round(1e6 * began))
+                spent = self._used(account.id, round(1e6 * began), max(0.0, permit.deadline - time.monotonic()))
                 with self._lock:
                     self._months[account.id] = (began, spent)
+        finally:
+            counting.release()
         with self._lock:
             spent = self._months[account.id][1] + self._held_flops[account.id]
             if spent + flops > account.mflop_per_month * MFLOP:
@@ -154,12 +166,19 @@ class Spending:
             self._held_flops[account.id] += flops
             permit.month_flops, permit.month = flops, began
 
-    def spend(self, permit: Permit) -> None:
-        """What is held has been computed and, of the month, billed."""
+    def spend_minute(self, permit: Permit) -> None:
+        """What is held of the minute has been computed, whatever comes of it."""
         account = permit.account
         with self._lock:
             if permit.mflop:
                 self._limiter.hit(RateLimitItemPerMinute(account.mflop_per_minute), account.id, cost=permit.mflop)
+            self._drop(self._held_mflop, account.id, permit.mflop)
+            permit.mflop = 0
+
+    def spend_month(self, permit: Permit) -> None:
+        """What is held of the month has been billed."""
+        account = permit.account
+        with self._lock:
             began, spent = self._months.get(account.id, (0.0, 0))
             if permit.month_flops and permit.month == began:
                 self._months[account.id] = (began, spent + permit.month_flops)
@@ -170,12 +189,16 @@ class Spending:
             self._give_back(permit)
 
     def _give_back(self, permit: Permit) -> None:
-        for held, amount in ((self._held_mflop, permit.mflop), (self._held_flops, permit.month_flops)):
-            if amount:
-                held[permit.account.id] -= amount
-                if not held[permit.account.id]:
-                    del held[permit.account.id]
+        self._drop(self._held_mflop, permit.account.id, permit.mflop)
+        self._drop(self._held_flops, permit.account.id, permit.month_flops)
         permit.mflop = permit.month_flops = 0
+
+    @staticmethod
+    def _drop(held: Counter[str], account: str, amount: int) -> None:
+        if amount:
+            held[account] -= amount
+            if not held[account]:
+                del held[account]
 
 
 class Admission:
@@ -183,11 +206,11 @@ class Admission:
 
     Parameters
     ----------
-    used : function (account, microseconds since 1970) -> int
-        flops + flops_other that are recorded for an account since then.
+    used : function (account, microseconds since 1970, seconds) -> int
+        flops + flops_other that are recorded for an account since then, found out in so much time.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, used: Callable[[str, int], int] = lambda *_: 0):
+    def __init__(self, settings: Settings, metrics: Metrics, used: Callable[[str, int, float], int] = lambda *_: 0):
         self._settings = settings
         self.spending = Spending(used)
         self._metrics = metrics

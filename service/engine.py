@@ -90,6 +90,8 @@ class Task:
         What came along beside the images.
     options : str
         What else makes the task what it is.
+    one : function without arguments
+        Of a model: the quote of one image of these.
     """
 
     label: str
@@ -105,6 +107,7 @@ class Task:
     shapes: dict = field(default_factory=dict)
     more: tuple[np.ndarray, ...] = ()
     options: str = ""
+    one: Callable[[], Quote] | None = None
 
 
 def _common(one: Shape, other: Shape) -> Shape:
@@ -257,19 +260,9 @@ class Engine:
             model = cconv.load(entry.path)
             return Served.of(entry.name, entry.version, model, model.input)
 
-    def quote(
-        self, name: str, x_shape: Shape, layers: tuple[str, ...] | None = None, version: str | None = None
-    ) -> Quote:
-        """What running a model on images of this shape costs, if only these layers are asked for."""
-        return self._quote(self.model(name, version), x_shape, layers)
-
-    def task(self, name: str, x: np.ndarray, layers: tuple[str, ...] | None = None, version: str | None = None) -> Task:
+    def task(self, served: Served, x: np.ndarray, layers: tuple[str, ...] | None = None) -> Task:
         """A model on images (N, C, H, W) float32, or on what else it takes."""
-        return self.task_of(self.model(name, version), x, layers)
-
-    def task_of(self, served: Served, x: np.ndarray, layers: tuple[str, ...] | None = None) -> Task:
-        """`task` of a model that need not be in the index yet."""
-        model, quote = served.model, self._quote(served, x.shape, layers)
+        model, quote = served.model, self.quote(served, x.shape, layers)
         asked, count = tuple(quote.outputs), len(x)
         with _translated():
             doubled = model.shapes((2 * count, *x.shape[1:]), asked)
@@ -284,11 +277,18 @@ class Engine:
             with _translated():
                 return model.working_bytes(x.shape, asked)
 
-        key = (served.name, served.version, asked, x.shape[1:]) if per_image else None
-        shapes = {"shape": x.shape, "layers": asked}
-        return Task(served.name, quote, x, key, "auto", run, count, working_bytes, per_image, served.version, shapes)
+        def one() -> Quote:
+            return self.quote(served, (1, *x.shape[1:]), asked)
 
-    def _quote(self, served: Served, x_shape: Shape, layers: tuple[str, ...] | None) -> Quote:
+        # The model itself: another one may be served under its name and version by now.
+        key = (served, asked, x.shape[1:]) if per_image else None
+        shapes = {"shape": x.shape, "layers": asked}
+        return Task(
+            served.name, quote, x, key, "auto", run, count, working_bytes, per_image, served.version, shapes, one=one
+        )
+
+    def quote(self, served: Served, x_shape: Shape, layers: tuple[str, ...] | None = None) -> Quote:
+        """What running a model on images of this shape costs, if only these layers are asked for."""
         model = served.model
         with _translated():
             cost = model.cost(x_shape, layers)
@@ -325,7 +325,7 @@ class Engine:
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in shapes.items()}
         if name == CONV2D:
             return self.quote_conv2d(**values).cost
-        return self.quote(name, values["shape"], values["layers"], version).cost
+        return self.quote(self.model(name, version), values["shape"], values["layers"]).cost
 
     def decode(self, data: bytes, name: str, max_pixels: int) -> np.ndarray:
         """A JPEG or PNG as float32 (3, H, W) in 0..1; its size is checked before it is decoded."""

@@ -126,3 +126,5 @@ class DeadlineExceeded(ServiceError):
 
     status = 504
     reason = "deadline"
+    #: Whether a part had been computed.
+    computed = False

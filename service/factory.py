@@ -22,6 +22,7 @@ from .config import Settings
 from .engine import Engine
 from .errors import (
     Forbidden,
+    InvalidRequest,
     Overloaded,
     ServiceError,
     TooLarge,
@@ -99,6 +100,8 @@ def _guard(app: flask.Flask, auth: Auth, metrics: Metrics, log_requests: bool) -
         g.trace = Trace.of(request.headers.get("traceparent", ""))
         g.account = ANONYMOUS
         g.account = _account(auth)
+        if not request.query_string.isascii():
+            raise InvalidRequest("query: expected ASCII, with everything else percent-encoded")
         if (encoding := request.headers.get("Transfer-Encoding", "chunked")).strip().lower() != "chunked":
             raise UnsupportedEncoding(f"Unsupported compression type: expected chunked, got {encoding[:32]!r}")
         if (encoding := request.headers.get("Content-Encoding", "identity").strip().lower()) != "identity":
@@ -134,7 +137,7 @@ def _line(response: flask.Response, route: str, seconds: float, called: str) -> 
         "account": g.account.id,
         "method": request.method,
         "route": route,
-        "model": (request.view_args or {}).get("name", ""),
+        "model": (request.view_args or {}).get("name", "") if response.status_code < 400 else "",
         "status": response.status_code,
         "seconds": round(seconds, 6),
         "bytes_in": request.content_length,

@@ -20,6 +20,8 @@ keepalive = 75
 timeout = 120
 graceful_timeout = _settings.grace_s
 limit_request_line = 4094
+# No proxy names the application's place: whoever could, would get a 500 for a place that is not there.
+forwarder_headers = ""
 limit_request_fields = 100
 limit_request_field_size = 8190
 control_socket_disable = True

@@ -211,17 +211,19 @@ class Book:
             with _translated("the usage records cannot be read; try again"):
                 kind = ledger.Event if by is None else ledger.Total
                 rows = self._ledger.events(**selection) if by is None else self._ledger.totals(by, **selection)
-                return Pieces(ledger.as_csv(rows, kind) if form == "csv" else ledger.as_json(rows), self._readers)
+                pieces = ledger.as_csv(rows, kind) if form == "csv" else ledger.as_json(rows)
+                return Pieces(pieces, self._readers, deadline)
         except BaseException:
             self._readers.release()
             raise
 
-    def used(self, account: str, since_us: int) -> int:
+    def used(self, account: str, since_us: int, timeout_s: float) -> int:
         """flops + flops_other that are recorded for an account since then; 0 without a ledger."""
         if self._ledger is None:
             return 0
         with self._failing():
-            return sum(t.flops + t.flops_other for t in self._ledger.totals((), account=account, since_us=since_us))
+            found = self._ledger.totals((), account=account, since_us=since_us, timeout_s=timeout_s)
+            return sum(total.flops + total.flops_other for total in found)
 
     def audit(self, price: Callable[[str, str, dict], tuple[int, int, int]]) -> "ledger.Audit":
         """Every bill against the sum of `price(model, version, shapes)`, (macs, flops, flops_other), over its parts."""
@@ -244,10 +246,11 @@ class Book:
 class Pieces:
     """An answer in pieces, the first of which is there: what fails before it is still an answer of its own.
 
-    It has a reader's place until it is closed.
+    It has a reader's place until it is closed, and ends unfinished past its deadline, for readers may be slow.
     """
 
-    def __init__(self, pieces: Iterable[str], readers: threading.Semaphore):
+    def __init__(self, pieces: Iterable[str], readers: threading.Semaphore, deadline: float):
+        self._deadline = deadline
         self._rest = iter(pieces)
         self._first: list[str] = [next(self._rest)]
         self._readers: threading.Semaphore | None = readers
@@ -256,6 +259,8 @@ class Pieces:
         return self
 
     def __next__(self) -> str:
+        if time.monotonic() > self._deadline:
+            raise DeadlineExceeded("the deadline passed before the usage had been read")
         return self._first.pop() if self._first else next(self._rest)
 
     def close(self) -> None:

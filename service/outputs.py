@@ -18,6 +18,8 @@ from .wire import WireError, brief
 DTYPES = ("FP32", "FP16", "UINT8")
 #: Rows and columns that one window of a pool may have.
 LARGEST_WINDOW = 999
+#: Numbers that are made fewer bits at a time.
+SLICE = 1 << 20
 _CHANNELS = re.compile(r"[0-9]{1,5}(:[0-9]{1,5})?(,[0-9]{1,5}(:[0-9]{1,5})?)*")
 _POOL = re.compile(r"max([1-9][0-9]{0,2})")
 
@@ -110,5 +112,9 @@ def _quantised(array: np.ndarray, name: str) -> tuple[np.ndarray, dict[str, floa
         raise WireError(f"output {brief(name)}: holds NaN or infinity, which UINT8 cannot carry; ask for FP32 or FP16")
     low, high = float(array.min()), float(array.max())
     scale = (high - low) / 255 or 1.0
-    numbers = np.rint((array.astype(np.float64) - low) / scale)
-    return numbers.astype(np.uint8), {"scale": scale, "offset": low}
+    numbers = np.empty(array.shape, np.uint8)
+    flat, result = array.reshape(-1), numbers.reshape(-1)
+    for start in range(0, flat.size, SLICE):  # in float64 one at a time
+        part = slice(start, start + SLICE)
+        result[part] = np.rint(np.subtract(flat[part], low, dtype=np.float64) / scale)
+    return numbers, {"scale": scale, "offset": low}

@@ -242,7 +242,7 @@ class Pipeline:
         try:
             self._admission.sizes("shape", served.x_shape)
             permit.take(nbytes=engine.FLOAT32_BYTES * prod(served.x_shape))
-            task = self.engine.task_of(served, np.zeros(served.x_shape, np.float32))
+            task = self.engine.task(served, np.zeros(served.x_shape, np.float32))
             self._admit(permit, [task])
             self._scheduler.run([task], permit.deadline)
         except (TooLarge, Overloaded, DeadlineExceeded) as error:
@@ -251,31 +251,29 @@ class Pipeline:
             permit.release()
         return "warmed up"
 
-    def quote(
-        self, model: str, x_shape: tuple[int, ...], layers: tuple[str, ...] | None, version: str | None = None
-    ) -> Quote:
+    def quote(self, served: Served, x_shape: tuple[int, ...], layers: tuple[str, ...] | None) -> Quote:
         """What a model's run will cost; computes nothing."""
         self._admission.sizes("shape", x_shape)
-        return self.engine.quote(model, x_shape, layers, version)
+        return self.engine.quote(served, x_shape, layers)
 
     def quote_conv2d(self, x_shape: tuple[int, ...], w_shape: tuple[int, ...], options: dict) -> Quote:
         """What one conv2d will cost; computes nothing."""
         self._check_conv2d(x_shape, w_shape, options)
         return self.engine.quote_conv2d(x_shape, w_shape, **options)
 
-    def task(self, model: str, images: np.ndarray, layers: tuple[str, ...] | None, version: str | None = None) -> Task:
+    def task(self, served: Served, images: np.ndarray, layers: tuple[str, ...] | None) -> Task:
         """A model on images (N, C, H, W) float32, or on what else it takes, counted and not yet run."""
         self._admission.sizes("shape", images.shape)
-        return self.engine.task(model, images, layers, version)
+        return self.engine.task(served, images, layers)
 
-    def image_tasks(self, model: str, images: Sequence[np.ndarray], layers: tuple[str, ...] | None) -> list[Task]:
+    def image_tasks(self, served: Served, images: Sequence[np.ndarray], layers: tuple[str, ...] | None) -> list[Task]:
         """A model on each array of photographs, for answers that show every image's maps."""
-        tasks = [self.task(model, array, layers) for array in images]
+        tasks = [self.task(served, array, layers) for array in images]
         if odd := next((task for task in tasks if not task.per_image), None):
             shapes = ", ".join(f"{layer} {list(shape)}" for layer, shape in odd.quote.outputs.items())
             raise InvalidRequest(
                 f"layers: expected ones that give every image maps of its own, got {shapes} for {odd.count} images; "
-                f"POST /v2/models/{model}/infer gives any"
+                f"POST /v2/models/{served.name}/infer gives any"
             )
         return tasks
 
@@ -376,6 +374,7 @@ class Pipeline:
             if not entry.replay:  # which is free
                 self._admission.spending.hold_month(permit, flops)
             results = self._scheduler.run(tasks, permit.deadline)
+            self._admission.spending.spend_minute(permit)
             outcome = Outcome(tasks, results, cost, input_s=submitted - permit.began)
             try:
                 computed = time.monotonic()
@@ -386,11 +385,13 @@ class Pipeline:
                 for task in tasks:
                     self.metrics.discarded(task.label, engine.DEVICE, task.quote.flops)
                 raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, DeadlineExceeded) and error.computed:
+                self._admission.spending.spend_minute(permit)
             entry.drop()
             self.metrics.statistics.failed(first.label, first.version, time.monotonic() - permit.began)
             raise
-        self._admission.spending.spend(permit)
+        self._admission.spending.spend_month(permit)
         if billed:
             self.metrics.billed(first.label, engine.DEVICE, cost, images)
         self.metrics.statistics.answered(

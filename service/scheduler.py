@@ -150,7 +150,10 @@ class Scheduler:
         with self._changed:
             if request.finished.is_set():
                 return
-            request.fail(DeadlineExceeded("the deadline passed before the answer was ready; nothing was billed"))
+            error = DeadlineExceeded("the deadline passed before the answer was ready; nothing was billed")
+            began = any(entry.request is request for entry in self._running)
+            error.computed = began or any(result is not None for result in request.results)
+            request.fail(error)
             self._queue = deque(entry for entry in self._queue if entry.request is not request)
             if self._running and all(entry.request.error is not None for entry in self._running):
                 self._cancel.set()

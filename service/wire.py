@@ -259,8 +259,9 @@ class Expected:
     shape: tuple[int, ...]
     layers: frozenset[str]
     defaults: tuple[str, ...]
-    #: Whether it takes photographs, and so JPEG and PNG as BYTES.
+    #: Whether it takes photographs, and so JPEG and PNG as BYTES, and how many.
     pictures: bool = False
+    most_pictures: int = 0
 
 
 @dataclass(frozen=True)
@@ -372,6 +373,8 @@ def _input(inputs, binary: memoryview, expected: Expected) -> np.ndarray | list[
         )
     if len(binary) > given:
         raise WireError(f"unexpected additional input data for model '{model}': {len(binary) - given} bytes")
+    if encoded and sizes[0] > expected.most_pictures:  # an empty one takes four bytes here, and a hundred in memory
+        raise WireError(f"input '{name}': expected at most {expected.most_pictures} images, got {sizes[0]}")
     if encoded:
         return _elements(binary, sizes[0], f"input '{name}'")
     if given:

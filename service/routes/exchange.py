@@ -31,15 +31,7 @@ def admitted(pipeline: Pipeline, view: Callable) -> Callable:
 
     @wraps(view)
     def guarded(**arguments):
-        key = request.headers.get("Idempotency-Key")
-        if key is not None and not key.strip():  # whoever sends one wants not to be billed twice
-            raise InvalidRequest("Idempotency-Key: expected a text, got an empty one")
-        permit = pipeline.enter(announced(), g.account)
-        stream = request.stream
-        permit.came = lambda: stream.came
-        permit.asked = f"{request.method} {request.full_path}"
-        permit.key = key or ""
-        permit.request_id = request_id()
+        permit = enter(pipeline)
         try:
             response = make_response(view(permit, **arguments))
         except BaseException:
@@ -51,10 +43,22 @@ def admitted(pipeline: Pipeline, view: Callable) -> Callable:
     return guarded
 
 
-def announced() -> int | None:
-    """How large the body will be; of a compressed one nobody knows."""
+def enter(pipeline: Pipeline) -> Permit:
+    """A place for this request, which the caller has to release."""
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not key.strip():  # whoever sends one wants not to be billed twice
+        raise InvalidRequest("Idempotency-Key: expected a text, got an empty one")
+    length = request.content_length
+    if length is None and "Transfer-Encoding" not in request.headers:
+        length = 0
+    pipeline.body(length or 0)
+    stream = request.stream  # refuses what it cannot read: nothing may fail once there is a permit
+    asked = f"{request.method} {request.path}?{request.query_string.decode()}"
     plain = request.headers.get("Content-Encoding", "identity").strip().lower() == "identity"
-    return request.content_length if plain else None
+    permit = pipeline.enter(length if plain else None, g.account)  # how much a compressed body will be, nobody knows
+    permit.came = lambda: stream.came
+    permit.asked, permit.key, permit.request_id = asked, key or "", request_id()
+    return permit
 
 
 def request_id() -> str:
@@ -168,9 +172,9 @@ def cost_document(pipeline: Pipeline, content: dict, version: str | None = None)
         name = content["model"]
         if not isinstance(name, str):
             raise InvalidRequest(f"model: expected a name, got {wire.brief(name)}")
-        default = pipeline.engine.model(name, version).x_shape
-        shape = wire.read_shape(content["shape"], "shape") if "shape" in content else default
-        quote = pipeline.quote(name, shape, wire.read_names(content.get("layers"), "layers"), version)
+        served = pipeline.engine.model(name, version)
+        shape = wire.read_shape(content["shape"], "shape") if "shape" in content else served.x_shape
+        quote = pipeline.quote(served, shape, wire.read_names(content.get("layers"), "layers"))
     else:
         options = {key: wire.read_option(value, key) for key, value in content.items() if not key.endswith("_shape")}
         if unknown := sorted(set(options) - set(COST_OPTIONS)):

@@ -54,7 +54,7 @@ class Features:
             raise InvalidRequest(f"model: expected one of {', '.join(self._pipeline.engine.names)}, got nothing")
         layers = wire.read_names(option("layers"), "layers")
         served = self._pipeline.engine.image_model(name)
-        tasks = self._pipeline.image_tasks(name, self._pipeline.images(permit, named, served), layers)
+        tasks = self._pipeline.image_tasks(served, self._pipeline.images(permit, named, served), layers)
         if wanted == "json":
             names = [file for file, _ in named]
             outcome, content = self._pipeline.run(permit, tasks, lambda done: self._summary(names, done))
@@ -109,7 +109,7 @@ class Features:
         """Every image's shape, layers, bill and the statistics of its maps; and the bill in total."""
         images = []
         for task, maps, name in zip(outcome.tasks, outcome.maps, names, strict=True):
-            one = self._pipeline.quote(task.label, (1, *task.images.shape[1:]), tuple(task.quote.outputs))
+            one = task.one()
             for index in range(len(task.images)):
                 images.append(
                     {

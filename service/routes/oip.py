@@ -166,7 +166,7 @@ class Oip:
         asked = self._asked(permit, served, body(self._pipeline))
         if asked.timeout_us:
             permit.shorten(asked.timeout_us / 1e6)
-        task = self._pipeline.task(name, self._tensor(permit, served, asked.images), tuple(asked.outputs), version)
+        task = self._pipeline.task(served, self._tensor(permit, served, asked.images), tuple(asked.outputs))
         forms = {
             layer: Form.read(layer, parameters, task.quote.outputs[layer], layer in asked.binary)
             for layer, parameters in asked.outputs.items()
@@ -200,6 +200,7 @@ class Oip:
             frozenset(served.operators),
             served.model.outputs,
             pictures=served.takes_images,
+            most_pictures=self._pipeline.settings.max_images,
         )
         return wire.read_infer(data, size, expected)
 

@@ -6,12 +6,12 @@ In: GET, or the page's own form.  Out: HTML, with the picture of the maps inside
 import base64
 from math import ceil, sqrt
 
-from flask import Blueprint, Response, g, make_response, render_template
+from flask import Blueprint, Response, make_response, render_template
 
 from ..errors import InvalidRequest, ServiceError
 from ..pipeline import Outcome, Pipeline, bill
 from ..wire import WireError
-from .exchange import PNG, announced, files, option
+from .exchange import PNG, enter, files, option
 
 #: Pixels of the picture on the page; a larger one is thinned out.
 PICTURE_PIXELS = 6_000_000
@@ -35,7 +35,7 @@ class Web:
         """As /v1/features, but errors too are shown on the page."""
         permit = None
         try:
-            permit = self._pipeline.enter(announced(), g.account)
+            permit = enter(self._pipeline)
             return self._render(chosen=option("choice") or "", result=self._compute(permit))
         except (ServiceError, WireError) as error:
             self._pipeline.metrics.rejected.labels(getattr(error, "reason", "invalid")).inc()
@@ -56,7 +56,7 @@ class Web:
         image = self._pipeline.images(permit, photographs, served)[0]
         if len(image) != 1:
             raise InvalidRequest(f"{photographs[0][0]}: expected one image, got {len(image)}")
-        (task,) = self._pipeline.image_tasks(name, [image], (layer,))
+        (task,) = self._pipeline.image_tasks(served, [image], (layer,))
         outcome, picture = self._pipeline.run(permit, [task], self._picture)
         return {
             "title": f"{name}, {layer}",

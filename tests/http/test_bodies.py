@@ -78,6 +78,17 @@ def test_no_coding_but_chunks_gzip_and_deflate_is_taken(client, npy, bill):
     assert not any(bill(client).values())
 
 
+def test_a_refusal_before_the_body_is_read_keeps_no_place(make_app, npy, rng, metrics):
+    client = make_app(queue_requests=2).test_client()
+    bare = {"CONTENT_LENGTH": str(1 << 40), "HTTP_CONTENT_ENCODING": "gzip"}
+    for _ in range(3):
+        assert client.post(PATH, environ_overrides=bare).status_code == 413
+        assert client.post(PATH, headers={"Idempotency-Key": " "}).status_code == 400
+        assert client.post("/v1/features", environ_overrides={"QUERY_STRING": "model=\xff"}).status_code == 400
+    assert metrics(client.get("/metrics").get_data(as_text=True))["cconv_pending_requests"] == 0
+    assert client.post(PATH, data=npy(rng.random((1, 3, 8, 8), np.float32))).status_code == 200
+
+
 class TestCompressed:
     """gzip, and deflate, which is zlib's format."""
 

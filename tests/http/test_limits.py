@@ -18,7 +18,7 @@ from service import admission, auth
 from service.account import ANONYMOUS, Account
 from service.admission import Admission, Permit, Spending
 from service.config import Settings
-from service.errors import QuotaExceeded, RateLimited
+from service.errors import DeadlineExceeded, QuotaExceeded, RateLimited
 from service.metrics import Metrics
 
 #: 2 * 20 * 20 * 50 * 50 flops, and no others.
@@ -113,7 +113,7 @@ def test_a_minute_that_is_used_up_is_429_until_its_retry_after(make_client, key,
 )
 def test_whoever_waits_as_long_as_told_is_let_in(clock, most, steps):
     spending, account = Spending(lambda *_: 0), Account("a", SCOPES, mflop_per_minute=most)
-    for cost, pause, answered in steps:
+    for cost, pause, computed in steps:
         permit = Permit(None, 0.0, account)
         cost = min(cost, most)
         clock.now += pause
@@ -122,7 +122,7 @@ def test_whoever_waits_as_long_as_told_is_let_in(clock, most, steps):
         except RateLimited as error:
             clock.now += error.retry_after_s
             spending.hold_minute(permit, cost * admission.MFLOP)
-        spending.spend(permit) if answered else spending.give_back(permit)
+        spending.spend_minute(permit) if computed else spending.give_back(permit)
     assert not spending._held_mflop
 
 
@@ -142,15 +142,51 @@ def test_no_more_are_let_in_together_than_one_after_the_other(make_client, key, 
     assert sorted(codes) == [200] * 3 + [429] * 5
 
 
-def test_what_fails_or_is_refused_costs_nothing_of_the_minute(make_client, key, send, clock):
+def test_what_is_refused_costs_nothing(make_client, key, send, clock):
     mine = key(mflop_per_minute=2, mflop_per_month=2)
     client = make_client(max_images=4)
     for _ in range(3):
-        assert send(client, mine, query="?format=json", value=np.nan).status_code == 400  # computed, and cannot be said
         assert send(client, mine, query="?format=xml").status_code == 400
         assert send(client, mine, images=5).status_code == 413
     assert send(client, mine).status_code == 200
     assert send(client, mine).status_code == 429
+
+
+def test_what_was_computed_in_vain_is_of_the_minute_and_not_of_the_month(make_client, key, send, clock):
+    mine = key(mflop_per_minute=2, mflop_per_month=2)
+    client = make_client()
+    assert send(client, mine, query="?format=json", value=np.nan).status_code == 400  # cannot be said
+    assert send(client, mine).status_code == 429
+    clock.now += 120
+    assert send(client, mine).status_code == 200
+
+
+def test_a_month_that_is_counted_for_long_keeps_up_nobody_else():
+    counting, go = threading.Event(), threading.Event()
+
+    def used(account, since, timeout_s):
+        if account == "slow":
+            counting.set()
+            assert go.wait(30)
+        return 0
+
+    spending = Spending(used)
+    slow, other = (Account(name, SCOPES, mflop_per_month=9) for name in ("slow", "other"))
+    soon = time.monotonic() + 60
+    thread = threading.Thread(target=lambda: spending.hold_month(Permit(None, soon, slow), 1))
+    thread.start()
+    assert counting.wait(30)
+    spending.hold_month(Permit(None, soon, other), 1)
+    with pytest.raises(DeadlineExceeded):
+        spending.hold_month(Permit(None, time.monotonic(), slow), 1)
+    go.set()
+    thread.join()
+
+
+def test_a_request_beyond_the_whole_month_is_413(make_client, key, send):
+    answer = send(make_client(), key(mflop_per_month=3), images=2)
+    assert answer.status_code == 413
+    assert "may have in a month" in answer.json["error"]
 
 
 def test_a_request_beyond_the_whole_minute_is_413_as_waiting_would_not_help(make_client, key, send):
@@ -237,19 +273,20 @@ class TestMonth:
 
         Now.moment = Now.fromtimestamp(now.timestamp(), UTC)
         monkeypatch.setattr(admission, "datetime", Now)
-        spending = Spending(lambda account, since: asked.append((account, since)) or 0)
+        spending = Spending(lambda account, since, _: asked.append((account, since)) or 0)
         account = Account("a", SCOPES, mflop_per_month=1)
-        permit = Permit(None, 0.0, account)
+        soon = time.monotonic() + 60
+        permit = Permit(None, soon, account)
         spending.hold_month(permit, 600_000)
         with pytest.raises(QuotaExceeded) as refused:
-            spending.hold_month(Permit(None, 0.0, account), 400_001)
+            spending.hold_month(Permit(None, soon, account), 400_001)
         assert refused.value.retry_after_s == wait
-        spending.spend(permit)
+        spending.spend_month(permit)
         Now.moment = Now.fromtimestamp(now.timestamp() + wait, UTC)
         for _ in range(2):
-            permit = Permit(None, 0.0, account)
+            permit = Permit(None, soon, account)
             spending.hold_month(permit, 500_000)
-            spending.spend(permit)
+            spending.spend_month(permit)
         months = [datetime.fromtimestamp(since / 1e6, UTC) for _, since in asked]
         assert [(month.day, month.hour) for month in months] == [(1, 0), (1, 0)]
         assert months[0] < months[1]
@@ -260,5 +297,6 @@ def test_who_has_no_limits_is_not_counted():
     permit = house.enter(0)
     house.spending.hold_minute(permit, 10**30)
     house.spending.hold_month(permit, 10**30)
-    house.spending.spend(permit)
+    house.spending.spend_minute(permit)
+    house.spending.spend_month(permit)
     assert permit.account is ANONYMOUS

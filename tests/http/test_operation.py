@@ -73,6 +73,7 @@ class TestLog:
         assert server.ask("/v1/conv2d", SECRET.encode(), headers)[0] == 400
         assert server.ask("/v1/conv2d", SECRET.encode(), {"X-API-Key": SECRET, "X-Request-Id": "no good"})[0] == 401
         assert server.ask(f"/{SECRET}")[0] == 404
+        assert server.ask(f"/v2/models/{SECRET}", headers=headers)[0] == 404
         server.stop()
         text = server.log.read_text()
         assert SECRET not in text
@@ -81,7 +82,7 @@ class TestLog:
         requests = [
             line for line in lines if line["logger"] == "service.requests" and line["route"] not in ("/readyz",)
         ]
-        assert [line["status"] for line in requests] == [200, 400, 401, 404]
+        assert [line["status"] for line in requests] == [200, 400, 401, 404, 404]
         one = requests[0]
         assert one["trace_id"] == PARENT[3:35]
         assert one["account"] == key.split("_")[1]

@@ -223,6 +223,12 @@ class TestInputs:
         assert "expected" in answer.json["error"].lower()
         assert not any(bill(client).values())
 
+    def test_many_empty_elements_are_refused_by_their_number(self, client):
+        body, headers = tensor("BYTES", (1_000_000,), bytes(4_000_000))
+        answer = client.post(INFER, data=body, headers=headers)
+        assert answer.status_code == 400
+        assert answer.json["error"].startswith("input 'image': expected at most")
+
     def test_pictures_of_two_sizes_are_refused(self, client, png):
         body, headers = tensor("BYTES", (2,), elements(png(8, 8), png(9, 8)))
         answer = client.post(INFER, data=body, headers=headers)

@@ -200,9 +200,10 @@ class TestOtherShapes:
         answer = infer(client, "mine", x, outputs=["size", "features"])
         size = answer.json["outputs"][0]
         assert (size["datatype"], size["shape"], size["data"]) == ("INT64", [4], [1, 8, 8, 8])
-        task = client.application.extensions["cconv"].engine.task
-        assert task("mine", x, ("size", "features")).key is None  # never stacked with another request's
-        assert task("mine", x, ("features",)).key is not None
+        engine = client.application.extensions["cconv"].engine
+        served = engine.model("mine")
+        assert engine.task(served, x, ("size", "features")).key is None  # never stacked with another request's
+        assert engine.task(served, x, ("features",)).key is not None
         refused = client.post("/v1/features?model=mine&layers=size", data=npy(x))
         assert refused.status_code == 400
         assert "size [4] for 4 images" in refused.json["error"]

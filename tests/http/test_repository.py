@@ -47,8 +47,34 @@ class TestVersions:
         for version in (1, 2):
             network(folder / f"mine/{version}/model.onnx")
         engine, x = serve().application.extensions["cconv"].engine, rng.random((1, 3, 8, 8), np.float32)
-        keys = [engine.task("mine", x, None, version).key for version in ("1", "2", None)]
+        keys = [engine.task(engine.model("mine", version), x).key for version in ("1", "2", None)]
         assert keys[0] != keys[1] == keys[2]
+
+    def test_a_model_and_the_one_that_replaces_it_never_run_together(self, serve, folder, rng):
+        network(folder / "mine/1/model.onnx")
+        pipeline, x = serve().application.extensions["cconv"], rng.random((1, 3, 8, 8), np.float32)
+        old = pipeline.engine.model("mine")
+        pipeline.load("mine")
+        new = pipeline.engine.model("mine")
+        assert (old.name, old.version) == (new.name, new.version)
+        assert pipeline.engine.task(old, x).key == pipeline.engine.task(old, x).key != pipeline.engine.task(new, x).key
+
+    def test_a_request_ends_with_the_model_that_it_began_with(self, serve, folder, npy, rng, monkeypatch):
+        network(folder / "mine/1/model.onnx")
+        client = serve()
+        pipeline, run = client.application.extensions["cconv"], cconv.Model.run
+
+        def unloading(self, *arguments):
+            maps = run(self, *arguments)
+            pipeline.unload("mine")
+            return maps
+
+        monkeypatch.setattr(cconv.Model, "run", unloading)
+        body = npy(rng.random((2, 3, 8, 8), np.float32))
+        answer = client.post("/v1/features?model=mine&format=json", data=body)
+        assert answer.status_code == 200
+        assert sum(image["bill"]["macs"] for image in answer.json["images"]) == answer.json["macs"]
+        assert client.post("/v1/features?model=mine&format=json", data=body).status_code == 503
 
     def test_no_version_stands_in_for_a_broken_one(self, serve, folder, rng):
         network(folder / "mine/1/model.onnx")
