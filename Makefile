@@ -32,7 +32,7 @@ test-spills: $(VENV)/.dev
 	$(BIN)/python tests/spills.py
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow $(POSTGRESQL)
+	$(BIN)/python -m pytest -n auto -m slow $(POSTGRESQL)
 
 ## lint: style of Python
 lint: $(VENV)/.dev
