@@ -140,13 +140,14 @@ def test_probes_need_none(client):
     [
         ("infer", {"/v1/conv2d", "/v2"}),
         ("usage", {"/v1/usage"}),
-        ("metrics", {"/metrics"}),
-        ("admin", {"/v1/conv2d", "/v2", "/v1/usage", "/metrics"}),
+        ("metrics", {"/metrics", "/v2/models/stats"}),
+        ("admin", {"/v1/conv2d", "/v2", "/v1/usage", "/metrics", "/v2/models/stats"}),
     ],
 )
 def test_a_scope_reaches_so_far(client, key, scope, reach):
     headers = bearer(key(scope))
-    answers = {address: client.get(address, headers=headers) for address in ("/v2", "/v1/usage", "/metrics")}
+    addresses = ("/v2", "/v1/usage", "/metrics", "/v2/models/stats")
+    answers = {address: client.get(address, headers=headers) for address in addresses}
     answers["/v1/conv2d"] = conv2d(client, headers)
     for address, answer in answers.items():
         assert (answer.status_code != 403) == (address in reach), address
