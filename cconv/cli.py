@@ -300,7 +300,8 @@ def extract(arguments) -> None:
         from tqdm import tqdm
     except ImportError:
         raise BackendUnavailable("extract: needs tqdm; install cconv[batch]") from None
-    model = load(arguments.model, architecture=arguments.architecture, preprocessing=arguments.preprocessing)
+    words = ("architecture", "preprocessing", "precision")
+    model = load(arguments.model, **{word: getattr(arguments, word) for word in words})
     wanted = arguments.layers or model.outputs
     columns = ("macs", "flops", "flops_other")
     bills, rows, total, executed = [], [], Cost(), 0
@@ -377,6 +378,7 @@ def parser() -> argparse.ArgumentParser:
     extracting.add_argument("--model", default="edges", help="a built-in model's name, or a file; default: edges")
     extracting.add_argument("--architecture", help="of a safetensors file: resnet50, for example")
     extracting.add_argument("--preprocessing", help=f"{', '.join(images.PREPROCESSING)}; default: the model's own")
+    extracting.add_argument("--precision", choices=specs.PRECISIONS, default="highest", help="default: highest")
     extracting.add_argument("--layers", type=names, help="separated by commas; default: the model's outputs")
     extracting.add_argument("--out", type=target, metavar="maps.npz", help="an array per image and layer: image/layer")
     extracting.add_argument("--png", type=target, metavar="grid.png", help="a grid of the maps, per image and layer")

@@ -69,6 +69,7 @@ def _graph(onnx, path: Path) -> Graph:
         model = onnx.load_model_from_string(path.read_bytes())
         reader = _Reader(onnx, model.graph, _opset(onnx, model), path)
         _without_large_tensors(onnx, model)
+        _with_types(onnx, model)
         onnx.checker.check_model(model)
     except OSError as error:
         raise ModelError(f"{path.name[:SHOWN]}: expected a file that can be read: {error.strerror}") from None
@@ -100,6 +101,16 @@ def _without_large_tensors(onnx, model) -> None:
             named.add(tensor.name)
     del graph.initializer[:]
     graph.initializer.extend(kept)
+
+
+def _with_types(onnx, model) -> None:
+    """Outputs that were added by name alone, the usual way to get at an inner tensor, lack a type or a shape. The
+    checker wants both, nothing here reads them."""
+    for value in model.graph.output:
+        if not value.HasField("type"):
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.shape.SetInParent()
 
 
 def _fields(data: mmap.mmap, begin: int, end: int) -> Iterator[tuple[int, int, int]]:

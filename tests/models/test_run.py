@@ -347,6 +347,21 @@ def test_seeds_and_limits_may_be_large():
         model.program_limit = -1
 
 
+def test_a_model_computes_at_its_precision_and_costs_the_same(normal):
+    x, layers = normal((1, 3, 48, 48)), ["layer1.0.relu", "layer2.1.conv2"]
+    exact, loose = (load("resnet18", precision=word) for word in ("highest", "high"))
+    assert (exact.precision, loose.precision) == ("highest", "high")
+    assert exact.cost(x.shape, layers) == loose.cost(x.shape, layers)
+    assert loose.executed_flops(x.shape, layers) < exact.executed_flops(x.shape, layers)  # larger Winograd tiles
+    for name, maps in exact.run(x, layers).items():
+        other = loose.run(x, layers)[name]
+        assert not np.array_equal(maps, other)
+        assert np.linalg.norm(maps - other) <= 1e-3 * np.linalg.norm(maps)
+    assert pickle.loads(pickle.dumps(loose)).precision == "high"
+    with pytest.raises(ArgumentError, match="precision: expected one of highest, high, medium, got 'low'"):
+        load("edges", precision="low")
+
+
 @pytest.mark.parametrize("again", [copy.deepcopy, copy.copy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_built_in_is_copied_and_pickled_by_its_name_and_seed(again, normal):
     x = normal((1, 3, 40, 40))
