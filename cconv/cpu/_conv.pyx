@@ -17,7 +17,7 @@ from .kernels cimport cconv_finish, cconv_kernels, cconv_rows
 cnp.import_array()
 
 cdef enum:
-    RELU = 1  # in enum cconv_activation
+    RELU6 = 2  # in enum cconv_activation: those up to it need no look at anything but the sum
     SHARED_PACKING = 1 << 18  # bytes of weights from which on threads share their packing
 
 
@@ -228,7 +228,7 @@ cdef void pixels_panel(
                     <int>outputs, <int>tile_q, end - begin, job.offset + begin,
                     scratch + run * job.pitch * job.itemsize, weights + begin * outputs * job.itemsize,
                     sums + run * vectors * lanes * job.itemsize, sums_pitch, chain > 0,
-                    job.bias + k * job.itemsize if job.bias != NULL else NULL, job.finish.activation == RELU,
+                    job.bias + k * job.itemsize if job.bias != NULL else NULL, job.finish.activation,
                     y + run * job.Q * job.itemsize if chain == job.chains - 1 else NULL, map)
                 continue
             kernels.multiply_pixels(
@@ -398,7 +398,7 @@ cdef class Convolution(Kernel):
         job.weights, job.bias, job.residual, job.y = call.weights, call.bias, call.second, call.y
         job.before = call.weights + self.panels_size() if self.preactivated else NULL
         job.in_place = job.in_place and job.x_w == job.itemsize and job.x_c == job.plane * job.itemsize
-        job.fused = call.second == NULL and job.finish.activation <= RELU and not job.joined
+        job.fused = call.second == NULL and job.finish.activation <= RELU6 and not job.joined
         tasks = job.parts * (
             ceil_div(job.N, job.tile_q) if job.across_images else job.N * job.tiles_p * job.tiles_q)
         return phases.add(conv_task, phases.keep(&job, sizeof(job)), 0, tasks, call.scratch, self.scratch_size)
