@@ -365,11 +365,11 @@ cdef class Convolution(Kernel):
         """Where product k = (c, r, s) of a pixel lies in the tile, relative to the pixel."""
         if tiling.across_images:
             return range(0, spec.depth * tiling.pitch, tiling.pitch)
-        area = tiling.rows.extent * tiling.pitch
+        area, plane = tiling.rows.extent * tiling.pitch, tiling.plane
         rows = [b * len(tiling.columns.starts) * area + place * tiling.pitch for b, place in tiling.rows.taps]
         columns = [b * area + place for b, place in tiling.columns.taps]
         window = [r + s for r in rows for s in columns]
-        return [c * tiling.plane + w for c in range(spec.C // spec.groups) for w in window]
+        return [c * plane + w for c in range(spec.C // spec.groups) for w in window]
 
     cdef size_t panels_size(self):
         return self.job.groups * self.padded * self.job.depth * self.job.itemsize

@@ -14,8 +14,7 @@ from math import prod
 from .. import backend
 from ..errors import ArgumentError, DTypeError, ModelError, ShapeError
 from ..images import Preprocessing
-from ..planning import ConvSpec, Machine, MoveSpec, Plan, PoolSpec, ResizeSpec, plan, shapes
-from ..planning.specs import checked_precision
+from ..planning import ConvSpec, Machine, MoveSpec, Plan, PoolSpec, ResizeSpec, plan, shapes, specs
 from ..weights import ProcessLock, Weights
 from . import builtin, onnx_format, passes, safetensors_format
 from .graph import SHOWN, Graph, Layer, ModelCost, Shape
@@ -127,7 +126,7 @@ class Model:
     def __init__(self, graph: Graph, *, program_limit: int = PROGRAM_LIMIT, precision: str = "highest"):
         check(graph)
         self._graph = graph
-        self._precision = checked_precision(precision)
+        self._precision = specs.checked_precision(precision)
         self._recipes: dict[str, passes.Recipe] = {}
         self.weights = Weights(lambda key: passes.arrays(self._recipes[key]))
         self._programs = Programs(_whole(program_limit, "program_limit"))
