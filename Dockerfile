@@ -44,6 +44,8 @@ CMD ["--url", "http://service:8080", "--images", "/photographs", "--out", "/out"
 
 FROM base AS service
 COPY service service
+# A named volume takes over this folder's owner: the API keys' digests.
+RUN install --directory --owner=10001 --group=10001 --mode=700 /keys
 ENV HOST=0.0.0.0 \
     PORT=8080 \
     CCONV_ACCESS_LOG=- \

@@ -121,6 +121,7 @@ class Book:
             spool = settings.ledger_spool or None
             self._ledger = ledger.Ledger(settings.ledger, spool=spool, timeout_s=settings.ledger_timeout_s)
             metrics.ledger_waiting.set_function(self._ledger.waiting_bytes)
+            metrics.ledger_lag.set_function(self._ledger.lag_s)
             metrics.ledger_refused.set_function(self._ledger.refused_lines)
 
     @property

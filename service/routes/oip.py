@@ -28,6 +28,7 @@ from .exchange import (
     cost_document,
     document,
     json_body,
+    of_model,
 )
 
 PLATFORM = "cconv_graph"
@@ -173,6 +174,7 @@ class Oip:
 
     def infer(self, permit: Permit, name: str, version: str | None = None) -> Response:
         served = self._engine.model(name, version)
+        of_model(served)
         asked = self._asked(permit, served, body(self._pipeline))
         if not permit.request_id and REQUEST_ID.fullmatch(asked.id or ""):
             permit.request_id = asked.id
