@@ -71,7 +71,8 @@ def build(settings: Settings | None = None) -> flask.Flask:
     engine = Engine(settings.models, settings.model_repository)
     scheduler = Scheduler(metrics, settings.max_batch, settings.watchdog_s)
     book = Book(settings, metrics)
-    pipeline = Pipeline(settings, engine, Admission(settings, metrics, book.used), scheduler, metrics, book)
+    admission = Admission(settings, metrics, book.used if book.kept else None)
+    pipeline = Pipeline(settings, engine, admission, scheduler, metrics, book)
     atexit.register(pipeline.close)
 
     # The package, not this module: templates/ and static/ lie beside it.

@@ -219,9 +219,7 @@ class Book:
             raise
 
     def used(self, account: str, since_us: int, timeout_s: float) -> int:
-        """flops + flops_other that are recorded for an account since then; 0 without a ledger."""
-        if self._ledger is None:
-            return 0
+        """flops + flops_other that are recorded for an account since then."""
         with self._failing():
             found = self._ledger.totals((), account=account, since_us=since_us, timeout_s=timeout_s)
             return sum(total.flops + total.flops_other for total in found)
