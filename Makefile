@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MARKDOWN ?= out/benchmarks.md
 SOURCES := setup.py pyproject.toml $(wildcard cconv/cpu/*.pyx cconv/cpu/*.pxd cconv/cpu/kernels/*)
 
-.PHONY: run env test test-all test-postgresql test-wheel test-sanitizers test-slow test-spills lint bench bench-networks pictures up down clean
+.PHONY: run env test test-all test-postgresql test-wheel test-sanitizers test-slow test-spills lint bench bench-networks soak pictures up down clean
 
 ## run: start the service, send it a photograph, show maps and bill, serve until Ctrl-C (PORT=8080, ONCE=1 to stop)
 run: $(VENV)/.demo
@@ -46,6 +46,10 @@ bench: $(VENV)/.dev .venv-bench/.ready
 ## bench-networks: whole networks against ONNX Runtime and OpenVINO, in the same environment: 3 minutes
 bench-networks: $(VENV)/.dev .venv-bench/.ready
 	$(BIN)/python benchmarks/networks.py --peer-python .venv-bench/bin/python --markdown $(MARKDOWN) $(OPTIONS)
+
+## soak: 10,000 mixed requests to one server: its memory, and its ledger against what clients were told; two minutes
+soak: $(VENV)/.dev
+	$(BIN)/python benchmarks/soak.py $(OPTIONS)
 
 ## pictures: draw the pictures of the documentation again
 pictures: $(VENV)/.dev
