@@ -47,7 +47,7 @@ class Served(NamedTuple):
 def service(folder: Path, models: Path, pixels: np.ndarray, **settings: str) -> Served:
     port = free_port()
     environment = {
-        "PORT": str(port), "CCONV_MODELS": "edges", "CCONV_MODEL_REPOSITORY": str(models), **CROWD, **settings,
+        "PORT": str(port), "CCONV_MODELS": NAME, "CCONV_MODEL_REPOSITORY": str(models), **CROWD, **settings,
     }  # fmt: skip
     process = Process(SERVICE, folder / f"service-{port}.log", port, "/readyz", **environment)
     output = cconv.load(models / NAME / "1" / "model.onnx").outputs[0]

@@ -37,7 +37,7 @@ ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "CCONV_MODELS": "edges,texture,gabor", "
 WARM, BAR_MB = 0.2, 1.0
 BILL = ("macs", "flops", "flops_other")
 MODELS = ("edges", "texture", "gabor")
-SIZES = (8, 17, 32, 64, 96, 112)
+SIZES = (17, 24, 32, 64, 96, 112)
 JSON, BYTES = "application/json", "application/octet-stream"
 
 
@@ -154,13 +154,20 @@ class Soak:
             if "leaves" in asked:
                 self._leave(name, asked)
                 continue
+            kept = connection is not None
             connection = connection or http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)
-            try:
-                closed = self._ask(connection, kind.__name__, name, asked)
-            except (OSError, http.client.HTTPException) as error:
-                closed = True
-                if asked["wanted"] & {200}:  # of what is refused unread the connection may be closed at once
-                    self._note(f"{kind.__name__} {name}: {error!r}")
+            while True:
+                try:
+                    closed = self._ask(connection, kind.__name__, name, asked)
+                except (OSError, http.client.HTTPException) as error:
+                    connection.close()
+                    if kept:  # the server may have closed it meanwhile: a client asks again, once
+                        kept = False
+                        continue
+                    closed = True
+                    if 200 in asked["wanted"]:  # of what is refused unread the connection may be closed at once
+                        self._note(f"{kind.__name__} {name}: {error!r}")
+                break
             if closed:
                 connection.close()
                 connection = None

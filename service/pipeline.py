@@ -358,14 +358,22 @@ class Pipeline:
         return np.divide(array, 255 if array.dtype == np.uint8 else 1, dtype=np.float32)
 
     def run(
-        self, permit: Permit, tasks: Sequence[Task], encode: Callable[[Outcome], Answer], *, json_numbers: int = 0
+        self,
+        permit: Permit,
+        tasks: Sequence[Task],
+        encode: Callable[[Outcome], Answer],
+        *,
+        json_numbers: int = 0,
+        encoding_bytes: int = 0,
     ) -> tuple[Outcome, Answer]:
         """Admit, run and encode the tasks, and bill them when all of that went well and the record is durable.
 
-        `json_numbers` of the outputs will be written as JSON, which takes more room.
+        `json_numbers` of the outputs will be written as JSON, which takes more room; `encode` takes `encoding_bytes`
+        beside them.
         """
         cost = sum((task.quote.cost for task in tasks), Cost())
         self._admission.images(sum(task.count for task in tasks))
+        permit.take(nbytes=encoding_bytes)
         self._admit(permit, tasks, json_numbers * JSON_BYTES_PER_NUMBER)
         flops = cost.flops + cost.flops_other
         self._admission.spending.hold_minute(permit, flops)

@@ -195,7 +195,10 @@ class Oip:
             maps = {layer: forms[layer].apply(array, layer) for layer, array in outcome.results[0].maps.items()}
             return wire.write_infer(content, maps, asked.binary)
 
-        outcome, (header, tensors) = self._pipeline.run(permit, [task], encode, json_numbers=as_json)
+        room = sum(form.room(task.quote.outputs[layer], task.images.itemsize) for layer, form in forms.items())
+        outcome, (header, tensors) = self._pipeline.run(
+            permit, [task], encode, json_numbers=as_json, encoding_bytes=room
+        )
         response = answer(self._pipeline, outcome, [header, *tensors], "application/octet-stream" if tensors else JSON)
         if tensors:
             response.headers[HEADER_LENGTH] = str(len(header))
