@@ -97,7 +97,9 @@ def mlserver(folder: Path, models: Path, pixels: np.ndarray, environment: Path, 
         "NETWORK": str(models / NAME / "1" / "model.onnx"), "THREADS": str(CORES // workers), "PYTHONPATH": str(place),
     }  # fmt: skip
     command = [environment.absolute() / "bin/mlserver", "start", place]
-    process = Process(command, folder / f"mlserver-{port}.log", port, "/v2/health/ready", cwd=place, **variables)
+    process = Process(
+        command, folder / f"mlserver-{port}.log", port, f"/v2/models/{NAME}/ready", cwd=place, **variables
+    )
     data = [base64.b64encode(pixels).decode()]
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"content_type": "base64"}}
     body = json.dumps({"inputs": [{**tensor, "data": data}]}).encode()
@@ -129,7 +131,11 @@ def start(folder: Path, given: argparse.Namespace, stack: ExitStack) -> dict[str
         stack.callback(found[label].process.stop)
     truth = found["cconv"].read(once(found["cconv"].process.port, found["cconv"].request))
     for name, one in found.items():
-        error = np.linalg.norm(one.read(once(one.process.port, one.request)) - truth) / np.linalg.norm(truth)
+        try:
+            answer = once(one.process.port, one.request)
+        except OSError as failed:
+            raise SystemExit(f"{name}: {failed}; {one.process.log.read_text()[-2000:]}") from failed
+        error = np.linalg.norm(one.read(answer) - truth) / np.linalg.norm(truth)
         if not error <= LARGEST_ERROR:
             raise SystemExit(f"{name} answers something else: L2 {error:.1e}")
     return found

@@ -4,13 +4,14 @@ In: a command and its environment; requests as bytes.  Out: processes that answe
 """
 
 import asyncio
+import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections import Counter
 from pathlib import Path
@@ -32,7 +33,7 @@ class Process:
     """A server that is ready, as `GET ready` says with 200; SystemExit, with its log's name, if it never is."""
 
     def __init__(self, command, log: Path, port: int, ready: str, *, cwd: Path = ROOT, **environment: str):
-        self.port = port
+        self.port, self.log = port, log
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 command, cwd=cwd, env={**os.environ, **environment}, stdout=file, stderr=file, start_new_session=True
@@ -52,13 +53,16 @@ class Process:
             return False
 
     def stop(self) -> int:
+        """SIGTERM, and its exit code; what it started and left behind is killed."""
         if self.process.poll() is None:
             self.process.terminate()
         try:
             return self.process.wait(60)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, 9)
-            return self.process.wait()
+            return -signal.SIGKILL
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def post(path: str, body: bytes, **headers: str) -> bytes:

@@ -1,6 +1,6 @@
 """Soak: thousands of mixed requests to one server: does its memory stay; does the ledger say what clients were told?
 
-    python benchmarks/soak.py [--requests 10000] [--seed 0]
+    python benchmarks/soak.py [--requests 10000] [--warm 4000] [--seed 0]
 
 In: this checkout.  Out: a table, and 1 if a bar is missed: resident memory grows by at most 1 MB per 1,000 requests
 once it is warm; every 2xx of a computing route has its record, with the bill that the client was told, and nothing else
@@ -17,11 +17,13 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -31,10 +33,14 @@ from serving import ROOT, SERVICE, Process, free_port
 from cconv import ledger
 
 CLIENTS = 6
-#: As the image has it: fewer arenas, of which each keeps what it once had.
-ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "CCONV_MODELS": "edges,texture,gabor", "CCONV_QUEUE_REQUESTS": "12"}
-#: Of all requests, until memory is looked at; MB per thousand afterwards.
-WARM, BAR_MB = 0.2, 1.0
+#: With the image's own settings of malloc.
+ENVIRONMENT = {"CCONV_MODELS": "edges,texture,gabor", **dict(
+    re.findall(r"(MALLOC_\w+)=(\d+)", (ROOT / "Dockerfile").read_text())
+)}  # fmt: skip
+#: MB per thousand requests.
+BAR_MB = 1.0
+#: How often the clients pause, so that the server has nothing to do while its memory is looked at; and for how long.
+PAUSES, PAUSE_S = 40, 0.3
 BILL = ("macs", "flops", "flops_other")
 MODELS = ("edges", "texture", "gabor")
 SIZES = (17, 24, 32, 64, 96, 112)
@@ -65,7 +71,7 @@ def _infer_json(draw: random.Random) -> Asked:
 
 def _npy(draw: random.Random) -> Asked:
     file = io.BytesIO()
-    np.save(file, np.full((3, draw.choice(SIZES), draw.choice(SIZES)), draw.random(), np.float32))
+    np.save(file, np.full((3, draw.choice(SIZES[2:4]), draw.choice(SIZES)), draw.random(), np.float32))
     form = draw.choice(("json", "npys"))
     return Asked(
         path=f"/v1/features?model={draw.choice(MODELS)}&format={form}", body=file.getvalue(),
@@ -132,6 +138,9 @@ class Soak:
     def __init__(self, port: int, requests: int, seed: int):
         self._port, self._requests, self._seed = port, requests, seed
         self._lock = threading.Lock()
+        self._go = threading.Event()
+        self._go.set()
+        self._busy = 0
         self.done = 0
         self.kinds: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
@@ -144,33 +153,42 @@ class Soak:
         draw = random.Random(f"{self._seed}/{number}")
         connection = None
         while True:
+            self._go.wait()
             with self._lock:
                 if self.done >= self._requests:
                     return
                 self.done += 1
+                self._busy += 1
                 name = f"r{self.done}"
             kind = draw.choices(list(MIX), list(MIX.values()))[0]
             asked = kind(draw)
             if "leaves" in asked:
                 self._leave(name, asked)
-                continue
-            kept = connection is not None
-            connection = connection or http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)
-            while True:
-                try:
-                    closed = self._ask(connection, kind.__name__, name, asked)
-                except (OSError, http.client.HTTPException) as error:
-                    connection.close()
-                    if kept:  # the server may have closed it meanwhile: a client asks again, once
-                        kept = False
-                        continue
-                    closed = True
-                    if 200 in asked["wanted"]:  # of what is refused unread the connection may be closed at once
-                        self._note(f"{kind.__name__} {name}: {error!r}")
-                break
-            if closed:
+            else:
+                connection = self._request(connection, kind.__name__, name, asked)
+            with self._lock:
+                self._busy -= 1
+
+    def _request(self, connection, kind: str, name: str, asked: Asked):
+        """One request over a connection that may have been kept; the connection, if it can be kept on."""
+        kept = connection is not None
+        connection = connection or http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)
+        while True:
+            try:
+                closed = self._ask(connection, kind, name, asked)
+            except (OSError, http.client.HTTPException) as error:
                 connection.close()
-                connection = None
+                if kept:  # the server may have closed it meanwhile: a client asks again, once
+                    kept = False
+                    continue
+                closed = True
+                if 200 in asked["wanted"]:  # of what is refused unread the connection may be closed at once
+                    self._note(f"{kind} {name}: {error!r}")
+            break
+        if not closed:
+            return connection
+        connection.close()
+        return None
 
     def _ask(self, connection, kind: str, name: str, asked: Asked) -> bool:
         method = "GET" if asked["body"] is None else "POST"
@@ -212,16 +230,28 @@ class Soak:
         with self._lock:
             self.wrong.append(text)
 
-    def run(self, worker: int) -> list[tuple[int, float]]:
-        """(requests, MB) until all are done, and a last one when the server has nothing to do any more."""
+    def run(self, worker: int) -> list[tuple[int, float, float]]:
+        """(requests, MB, of these idle in the library's pool) at every pause, from the beginning to the end."""
         threads = [threading.Thread(target=self.client, args=[number]) for number in range(CLIENTS)]
+        samples = [(0, resident_mb(worker), self._pool_mb())]
         for thread in threads:
             thread.start()
-        samples = []
-        while any(thread.is_alive() for thread in threads):
-            samples.append((self.done, resident_mb(worker)))
-            time.sleep(0.1)
+        for pause in range(1, PAUSES + 1):
+            while self.done < pause * self._requests // PAUSES:
+                time.sleep(0.02)
+            self._go.clear()
+            while self._busy:
+                time.sleep(0.02)
+            time.sleep(PAUSE_S)  # for those whose client has left
+            samples.append((self.done, resident_mb(worker), self._pool_mb()))
+            self._go.set()
+        for thread in threads:
+            thread.join()
         return samples
+
+    def _pool_mb(self) -> float:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=60) as answer:
+            return float(re.search(r"^cconv_pool_idle_bytes (\S+)$", answer.read().decode(), re.M)[1]) / 1e6
 
     def check(self, url: str) -> list[str]:
         """What the ledger has that it should not have, and the other way round."""
@@ -248,14 +278,13 @@ def worker_of(process: int) -> int:
     return int(Path(f"/proc/{process}/task/{process}/children").read_text().split()[0])
 
 
-def slope(samples: list[tuple[int, float]]) -> float:
+def slope(requests: np.ndarray, megabytes: np.ndarray) -> float:
     """MB per 1,000 requests, by least squares."""
-    requests, megabytes = np.array(samples).T
     return 1000 * float(np.polyfit(requests, megabytes, 1)[0])
 
 
-def soaked(folder: Path, requests: int, seed: int) -> tuple[Soak, list[tuple[int, float]], float, str]:
-    """What the clients saw, (requests, MB), the seconds it took, and what the audit says of the ledger."""
+def soaked(folder: Path, requests: int, seed: int) -> tuple[Soak, list[tuple[int, float, float]], float, str]:
+    """What the clients saw, samples of memory, the seconds it took, and what the audit says of the ledger."""
     url, port = f"sqlite:///{folder}/usage.db", free_port()
     ledger.migrate(url)
     environment = {**ENVIRONMENT, "PORT": str(port), "CCONV_LEDGER": url}
@@ -286,21 +315,25 @@ def soaked(folder: Path, requests: int, seed: int) -> tuple[Soak, list[tuple[int
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--warm", type=int, default=4_000, help="requests before these, until memory is looked at")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        soak, samples, seconds, audit = soaked(Path(folder), given.requests, given.seed)
-    warm = [sample for sample in samples if sample[0] >= WARM * given.requests]
-    growth = slope(warm)
+        soak, samples, seconds, audit = soaked(Path(folder), given.warm + given.requests, given.seed)
+    requests, resident, idle = np.array(samples).T
+    warm = requests >= given.warm
+    growth, beyond = slope(requests[warm], resident[warm]), slope(requests[warm], (resident - idle)[warm])
     kinds = ", ".join(f"{count} {kind.strip('_')}" for kind, count in sorted(soak.kinds.items()))
     statuses = ", ".join(f"{count} x {status}" for status, count in sorted(soak.statuses.items()))
-    print(f"{given.requests} requests in {seconds:.0f} s ({given.requests / seconds:.0f}/s): {kinds}\n")
-    print(f"answers: {statuses}; {len(soak.told)} bills told\n\naudit: {audit}\n\n| resident memory | MB |\n|---|---|")
-    largest = max(megabytes for _, megabytes in samples)
-    for label, value in (("at first", samples[0][1]), ("warm", warm[0][1]), ("largest", largest),
-                         ("at the end", samples[-1][1])):  # fmt: skip
-        print(f"| {label} | {value:.1f} |")
-    print(f"| growth per 1,000 requests (bar {BAR_MB:g}) | {growth:+.2f} |")
+    print(f"{soak.done} requests in {seconds:.0f} s, the first {given.warm} to warm up: {kinds}\n")
+    print(f"answers: {statuses}; {len(soak.told)} bills told\n\naudit: {audit}\n")
+    print("| MB | at first | warm | largest | at the end | growth per 1,000 requests |\n|---|---|---|---|---|---|")
+    for label, row, rate in (
+        (f"resident memory (bar {BAR_MB:g})", resident, growth), ("of it idle in the pool", idle, growth - beyond)
+    ):  # fmt: skip
+        values = (row[0], row[warm][0], row[warm].max(), row[-1])
+        print(f"| {label} | {' | '.join(f'{value:.1f}' for value in values)} | {rate:+.2f} |")
+    print(f"\nat the pauses since it was warm: {' '.join(f'{value:.0f}' for value in resident[warm])}")
     for text in soak.wrong[:20]:
         print(f"wrong: {text}")
     return 1 if soak.wrong or growth > BAR_MB else 0

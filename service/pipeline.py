@@ -19,7 +19,7 @@ from . import engine
 from .account import ANONYMOUS, Account
 from .admission import Admission, Permit
 from .config import Settings
-from .engine import Cost, Engine, Quote, Served, Task
+from .engine import Cost, Engine, Quote, Served, Task, pool_idle_bytes
 from .errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, ServiceError, TooLarge
 from .ledger import Bill, Book
 from .metrics import Metrics
@@ -136,6 +136,7 @@ class Pipeline:
         self._changing = threading.Lock()
         # One at a time: a decoder holds several times what it returns, and nobody has counted that.
         self._decoding = threading.Lock()
+        metrics.pool_idle.set_function(pool_idle_bytes)
 
     def enter(self, body_bytes: int | None, account: Account = ANONYMOUS) -> Permit:
         """A place in the house; the route gives it back when the answer has left."""
