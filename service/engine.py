@@ -110,6 +110,11 @@ class Task:
     one: Callable[[], Quote] | None = None
 
 
+def pool_idle_bytes() -> int:
+    """Memory that the library keeps for its next runs."""
+    return cconv.show_config()["pool_idle_bytes"]
+
+
 def _common(one: Shape, other: Shape) -> Shape:
     """Where two shapes agree, and -1 elsewhere."""
     same_rank = len(one) == len(other)

@@ -71,7 +71,8 @@ def build(settings: Settings | None = None) -> flask.Flask:
     engine = Engine(settings.models, settings.model_repository)
     scheduler = Scheduler(metrics, settings.max_batch, settings.watchdog_s)
     book = Book(settings, metrics)
-    pipeline = Pipeline(settings, engine, Admission(settings, metrics, book.used), scheduler, metrics, book)
+    admission = Admission(settings, metrics, book.used if book.kept else None)
+    pipeline = Pipeline(settings, engine, admission, scheduler, metrics, book)
     atexit.register(pipeline.close)
 
     # The package, not this module: templates/ and static/ lie beside it.
@@ -98,7 +99,7 @@ def _guard(app: flask.Flask, auth: Auth, metrics: Metrics, log_requests: bool) -
     def begin():
         g.began = time.monotonic()
         g.trace = Trace.of(request.headers.get("traceparent", ""))
-        g.account = ANONYMOUS
+        g.account, g.served = ANONYMOUS, ("", "")
         g.account = _account(auth)
         if not request.query_string.isascii():
             raise InvalidRequest("query: expected ASCII, with everything else percent-encoded")
@@ -114,7 +115,7 @@ def _guard(app: flask.Flask, auth: Auth, metrics: Metrics, log_requests: bool) -
         # The rule, not the address: the number of series must not grow with what clients send.
         route = request.url_rule.rule if request.url_rule else "unknown"
         seconds = time.monotonic() - g.began
-        metrics.answered(route, response.status_code, seconds)
+        metrics.answered(route, *g.served, response.status_code, seconds)
         response.headers["traceparent"] = g.trace.header()
         if called := request_id():
             response.headers["X-Request-Id"] = called

@@ -30,8 +30,9 @@ class Metrics:
         work = {"labelnames": ("model", "device"), "registry": self.registry}
         model = {"labelnames": ("model",), "registry": self.registry}
         self.requests = Counter(
-            "cconv_requests", "Requests answered, by route and status.", ("route", "code"), registry=self.registry
-        )
+            "cconv_requests", "Requests answered, by route, by the model that computed and its version, and by status.",
+            ("route", "model", "version", "code"), registry=self.registry,
+        )  # fmt: skip
         self.seconds = Histogram(
             "cconv_request_seconds", "From arrival to answer.", ("route",), registry=self.registry, buckets=_SECONDS
         )
@@ -59,6 +60,10 @@ class Metrics:
         self.bytes_in = Counter("cconv_bytes_in", "Bytes of request bodies announced.", registry=self.registry)
         self.bytes_out = Counter("cconv_bytes_out", "Bytes of computed answers.", registry=self.registry)
 
+        self.pool_idle = Gauge(
+            "cconv_pool_idle_bytes", "Memory that is kept for the next runs, 256 MiB at most.", registry=self.registry
+        )
+
         self.ledger_writes = Counter("cconv_ledger_writes", "Bills recorded.", registry=self.registry)
         self.ledger_failures = Counter(
             "cconv_ledger_failures",
@@ -73,6 +78,9 @@ class Metrics:
         self.ledger_waiting = Gauge(
             "cconv_ledger_waiting_bytes", "Bytes of bills that wait for the database.", registry=self.registry
         )
+        self.ledger_lag = Gauge(
+            "cconv_ledger_lag_seconds", "How long the oldest bill has waited for the database.", registry=self.registry
+        )
         self.ledger_refused = Gauge(
             "cconv_ledger_refused_lines", "Lines of the spool that no ledger takes.", registry=self.registry
         )
@@ -80,8 +88,8 @@ class Metrics:
             "cconv_replays", "Requests answered again under an idempotency key, unbilled.", registry=self.registry
         )
 
-    def answered(self, route: str, code: int, seconds: float) -> None:
-        self.requests.labels(route, str(code)).inc()
+    def answered(self, route: str, model: str, version: str, code: int, seconds: float) -> None:
+        self.requests.labels(route, model, version, str(code)).inc()
         self.seconds.labels(route).observe(seconds)
 
     def ran(self, model: str, version: str, images: int, seconds: float) -> None:

@@ -243,6 +243,10 @@ class Ledger:
         """What the spool holds that the database has not."""
         return 0 if self._spool is None else self._spool.waiting_bytes()
 
+    def lag_s(self) -> float:
+        """How long the oldest event of the spool that the database has not got has been waiting for it; 0 if none."""
+        return 0.0 if self._spool is None else self._spool.lag_s()
+
     def refused_lines(self) -> int:
         """Lines of the spool that no ledger takes, since the start; they are in its refused.txt."""
         return 0 if self._spool is None else self._spool.refused

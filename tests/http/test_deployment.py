@@ -27,7 +27,8 @@ def dockerfile():
     return (ROOT / "Dockerfile").read_text()
 
 
-USERS = {"service": "10001:10001", "migrate": "10001:10001", "demo": "10001:10001", "db": "999:999"}
+OURS = dict.fromkeys(("service", "migrate", "keys", "demo"), "10001:10001")
+USERS = {**OURS, "db": "999:999", "prometheus": "65534:65534", "grafana": "472:0"}
 
 
 @pytest.mark.parametrize("name", USERS)
@@ -42,7 +43,10 @@ def test_every_container_is_hardened(compose, name):
     assert container["mem_limit"]
     for tmp in container["tmpfs"]:
         assert {"noexec", "nosuid", "nodev"} <= set(tmp.partition(":")[2].split(","))
-    assert not {"privileged", "cap_add", "network_mode", "pid", "devices"} & set(container)
+    assert not {"privileged", "cap_add", "pid", "devices", "env_file"} & set(container)
+    assert container.get("network_mode", "none") == "none"
+    for volume in container.get("volumes", ()):  # of this machine's files nothing is written
+        assert not volume.startswith((".", "/")) or volume.endswith(":ro"), volume
 
 
 def test_the_service_stops_later_than_it_drains(compose):
@@ -51,13 +55,16 @@ def test_the_service_stops_later_than_it_drains(compose):
 
 
 def test_the_port_is_published_on_this_machine_alone(compose):
-    assert compose["services"]["service"]["ports"] == ["127.0.0.1:${PORT:-8080}:8080"]
-    assert [name for name, one in compose["services"].items() if "ports" in one] == ["service"]
+    ports = {name: one["ports"] for name, one in compose["services"].items() if "ports" in one}
+    assert ports == {
+        "service": ["127.0.0.1:${PORT:-8080}:8080"],
+        "grafana": ["127.0.0.1:${GRAFANA_PORT:-3000}:3000"],
+    }
 
 
 def test_models_of_the_users_own_are_mounted_read_only(compose, dockerfile):
     service = compose["services"]["service"]
-    assert service["volumes"] == ["./models:/models:ro"]
+    assert "./models:/models:ro" in service["volumes"]
     assert service["environment"]["CCONV_MODEL_REPOSITORY"] == "/models"
     assert {path.name for path in (ROOT / "models").iterdir() if path.name.startswith(".")} == {".gitignore"}
     assert "[service,model]" in dockerfile  # what reads them
@@ -72,7 +79,7 @@ def test_the_demo_runs_in_its_profile_once_the_service_is_healthy(compose):
 
 def test_the_service_keeps_a_ledger_whose_tables_were_made_before_it_starts(compose):
     service, migrate, db = (compose["services"][name] for name in ("service", "migrate", "db"))
-    assert service["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
+    assert service["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
     assert migrate["depends_on"] == {"db": {"condition": "service_healthy"}}
     assert migrate["command"] == ["python", "-m", "cconv.ledger", "migrate", service["environment"]["CCONV_LEDGER"]]
     assert (migrate["image"], migrate["build"], migrate["restart"]) == (service["image"], service["build"], "no")
@@ -85,17 +92,17 @@ def test_the_service_keeps_a_ledger_whose_tables_were_made_before_it_starts(comp
 
 def test_the_database_is_reached_by_the_service_and_its_migration_alone(compose):
     assert compose["networks"]["back"] == {"internal": True}
-    on_it = {name for name, one in compose["services"].items() if "back" in one["networks"]}
+    on_it = {name for name, one in compose["services"].items() if "back" in one.get("networks", ())}
     assert on_it == {"service", "migrate", "db"}
     assert compose["services"]["db"]["networks"] == ["back"]
 
 
 def test_no_secret_is_in_the_file(compose):
-    """Whatever is called a password comes from outside, and its absence is an error."""
+    """Whatever is called a password or a key comes from outside, and its absence is an error."""
     text = (ROOT / "docker-compose.yml").read_text()
-    given = re.findall(r"^\s*\w*PASSWORD\w*: (.*)$", text, re.M)
-    assert len(given) == 2
-    assert all(value.startswith("${CCONV_DB_PASSWORD:?") for value in given)
+    given = re.findall(r"^\s*\w*(?:PASSWORD|_KEY): (.*)$", text, re.M)
+    assert len(given) == 7
+    assert all(re.match(r'(&scrape )?"?\$\{\w+:\?|\*scrape$', value) for value in given), given
     assert not re.search(r"://[^/\s]*:[^/\s]*@", text)
     ignored = (ROOT / ".gitignore").read_text().split()
     assert ".env" in ignored
@@ -106,6 +113,7 @@ def test_the_image_runs_as_nobody_and_tells_its_health(dockerfile, compose):
     stages = re.findall(r"^FROM \S+ AS (\w+)$", dockerfile, re.M)
     built = [container for container in compose["services"].values() if "build" in container]
     assert {container["build"]["target"] for container in built} == {"service", "demo"} <= set(stages)
+    assert "--owner=10001 --group=10001 --mode=700 /keys" in dockerfile[dockerfile.index("AS service") :]
     service = dockerfile[dockerfile.index("AS service") :]
     assert "USER 10001:10001" in service
     assert re.search(r'CMD \["gunicorn", "-c", "service/gunicorn.conf.py", "service:create_app\(\)"\]', service)
@@ -135,12 +143,13 @@ def compose_client() -> list[str] | None:
     return None
 
 
-@pytest.mark.parametrize("profile", [[], ["--profile", "demo"]])
+@pytest.mark.parametrize("profile", [[], ["--profile", "demo"], ["--profile", "observability"]])
 def test_compose_accepts_the_file(profile):
     client = compose_client()
     if client is None:
         pytest.skip("no `docker compose` and no `docker-compose` on this machine")
     command = [*client, "-f", str(ROOT / "docker-compose.yml"), *profile, "config", "-q"]
-    password = {"CCONV_DB_PASSWORD": "of a test"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **password})
+    names = ("CCONV_DB_PASSWORD", "CCONV_API_KEY", "CCONV_METRICS_KEY", "GRAFANA_PASSWORD")
+    environment = {**os.environ, **dict.fromkeys(names, "of a test")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

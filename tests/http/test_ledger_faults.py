@@ -362,7 +362,7 @@ def _workers(server) -> list[int]:
 @pytest.mark.alone
 def test_twenty_in_flight_at_sigterm_are_all_answered_and_recorded(start_server, url, rows, npy):
     server = start_server(CCONV_LEDGER=url, CCONV_THREADS="32", CCONV_QUEUE_REQUESTS="24")
-    shape, kernel = (1, 128, 56, 56), (64, 128, 5, 5)
+    shape, kernel = (1, 128, 56, 56), (256, 128, 5, 5)  # long enough for twenty to be looked at
     body = b"".join(
         f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="{name}"\r\n\r\n'.encode()
         + npy(np.ones(size, np.float32)) + b"\r\n" for name, size in (("x", shape), ("weight", kernel))

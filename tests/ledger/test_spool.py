@@ -33,6 +33,24 @@ def test_events_reach_the_database(url, folder, event):
     assert list(folder.iterdir()) == []
 
 
+def test_the_lag_is_the_age_of_the_oldest_event_that_waits(sqlite_url, folder, event):
+    path = sqlite_url.removeprefix("sqlite:///")
+    lock = sqlite3.connect(path, isolation_level=None)
+    with Ledger(sqlite_url, spool=folder, timeout_s=0.5) as book:
+        assert book.lag_s() == 0
+        lock.execute("BEGIN EXCLUSIVE")
+        now = time.time_ns() // 1000
+        for age_s in (40, 10):
+            book.append(event(at=now - age_s * 1_000_000))
+        assert 40 <= book.lag_s() < 45
+        lock.execute("COMMIT")
+        _wait(lambda: book.lag_s() == 0)
+        assert len(list(book.events())) == 2
+    lock.close()
+    with Ledger(sqlite_url) as book:
+        assert book.lag_s() == 0
+
+
 def test_closing_drains(url, folder, event):
     with Ledger(url, spool=folder) as book:
         for _ in range(300):
