@@ -84,6 +84,11 @@ class Metrics:
         self.requests.labels(route, str(code)).inc()
         self.seconds.labels(route).observe(seconds)
 
+    def turned_away(self) -> None:
+        """A request that was refused unread, so that nobody knows its route."""
+        self.requests.labels("unread", "503").inc()
+        self.rejected.labels("overloaded").inc()
+
     def ran(self, model: str, version: str, images: int, seconds: float) -> None:
         self.statistics.ran(model, version, images, seconds)
         self.executions.labels(model).inc()

@@ -100,9 +100,10 @@ class Event:
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value <= LARGEST:
                 raise EventError(f"{name}: expected an int from 0 to 2**63 - 1, got {value!r:.60}")
-        if len(_json(self.shapes)) > LONGEST_SHAPES:
+        text = _json(self.shapes)
+        if len(text) > LONGEST_SHAPES:
             raise EventError(f"shapes: expected at most {LONGEST_SHAPES} characters of JSON, got more")
-        object.__setattr__(self, "shapes", json.loads(_json(self.shapes)))  # as it will be read: tuples are lists
+        object.__setattr__(self, "shapes", json.loads(text))  # as it will be read: tuples are lists
 
     def row(self) -> dict:
         """As the table has it."""
