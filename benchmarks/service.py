@@ -191,18 +191,19 @@ def small(services: dict[str, Service], folder: Path, rounds: int) -> dict[str, 
     return taken
 
 
-def rush(service: Service, count: int, span_s: float) -> str:
-    """A row of what so many clients saw that ask all the time, and come again 20 ms after a refusal."""
+def rush(service: Service, count: int, pause_s: float, span_s: float) -> str:
+    """A row of what so many clients saw that ask all the time, and come again so soon after a refusal."""
     x = np.zeros(BUSY_SHAPE, np.float32)
     sent = infer(BUSY, head_of(x, "FP32", BUSY_LAYER), x.tobytes())
-    seen, alive = crowd.crowd(service.port, sent, count, span_s, 0.02, crowd.request("GET", "/livez"))
+    seen, alive = crowd.crowd(service.port, sent, count, span_s, pause_s, crowd.request("GET", "/livez"))
     known = {200, 503}
     others = ", ".join(f"{n} x {status or 'closed'}" for status, n in seen.statuses.items() if status not in known)
     rates = " | ".join(f"{seen.statuses[status] / span_s:.0f}" for status in (200, 503))
     times = " | ".join(
         p99(taken) for taken in (seen.taken_ms.get(200), seen.taken_ms.get(503), alive.taken_ms.get(200))
     )
-    return f"| {count} | {rates} | {others or '-'} | {times} |"
+    asked = sum(seen.statuses.values()) / span_s
+    return f"| {count}, {1e3 * pause_s:.0f} ms | {asked:.0f} | {rates} | {others or '-'} | {times} |"
 
 
 def p99(values: list[float] | None) -> str:
@@ -242,10 +243,10 @@ def main() -> None:
                 )
                 cells = (f"{whole:.1f}", f"{100 * share:+.1f} %") if whole else ("", "")
                 print(f"| {row} | {cells[0]} | {cells[1]} | {statistics.median(many[row]):.2f} |")
-            print("\n| clients | answers/s | refused/s | others | answers | refusals | /livez, p99 ms |")
-            print("|---|---|---|---|---|---|---|")
-            for count in (1, 8, 12, 32, 120):
-                print(rush(services["strict ledger"], count, given.seconds))
+            print("\n| clients, pause | asked/s | answers/s | refused/s | others | answers | refusals | /livez, p99 ms |")
+            print("|---|---|---|---|---|---|---|---|")
+            for count, pause_s in ((1, 0.1), (8, 0.1), (32, 0.1), (120, 0.1), (120, 0.02)):
+                print(rush(services["strict ledger"], count, pause_s, given.seconds))
         finally:
             for service in services.values():
                 service.stop()

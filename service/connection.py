@@ -97,6 +97,8 @@ class Connection(TConn):
         self.deadline = 0.0
         #: Bytes to throw away, and whether the connection ends after them.
         self.unwanted, self.ending = 0, False
+        #: Whether the request that a thread has is one that takes a place.
+        self.placed = False
         self.renew()
 
     def renew(self, rest: bytes = b"") -> None:
@@ -163,7 +165,7 @@ class Connection(TConn):
         if not self._chunked:
             self.size = end + int(lengths[0] if lengths else 0)
         same_lines = head.count(b"\n") == head.count(b"\r\n")
-        clear = same_lines and not self._chunked and head.count(b"content-length") == len(lengths) == 1
+        clear = same_lines and not self._chunked and head.count(b"\r\ncontent-length") == len(lengths) == 1
         self.plain = clear and came.startswith(b"POST ")
         self.closes = _CLOSES.search(head) is not None
 

@@ -14,7 +14,7 @@ class Door:
 
     def __init__(self, settings: Settings, admission: Admission, metrics: Metrics, headers: dict[str, str]):
         self.max_body_bytes, self.queue_bytes = settings.max_body_bytes, settings.queue_bytes
-        self.deadline_s = settings.deadline_s
+        self.deadline_s, self.places = settings.deadline_s, settings.queue_requests
         self._admission, self._metrics = admission, metrics
         self._full = _answer("the server is full: the most requests are waiting or running; try again", headers)
         self._closed = _answer("the server is shutting down; try again", {**headers, "Connection": "close"})

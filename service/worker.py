@@ -37,8 +37,8 @@ class Worker(ThreadWorker):
 
     def init_process(self):
         self._slots = threading.BoundedSemaphore(max(1, self.cfg.threads // 4))
-        #: Requests that threads have, and bytes that are gathered of others.
-        self._busy = self._gathered = 0
+        #: Requests that threads have, those of them that take a place, and bytes that are gathered of others.
+        self._busy = self._placed = self._gathered = 0
         self._timed: set[Connection] = set()
         self._swept = 0.0
         super().init_process()
@@ -90,7 +90,8 @@ class Worker(ThreadWorker):
         whole = conn.gather()
         self._gathered += conn.bytes - before
         full = self._gathered > self._door.queue_bytes
-        if conn.plain and (text := self._door.refusal(conn.welcome, full or self._busy >= self.cfg.threads)):
+        # Those that threads have count before they have their place: to be refused there takes as long as a small run.
+        if conn.plain and (text := self._door.refusal(conn.welcome, full or self._placed >= self._door.places)):
             self._refuse(conn, text)
         elif whole and conn.bytes:
             self._leave(conn)
@@ -178,10 +179,13 @@ class Worker(ThreadWorker):
 
     def enqueue_req(self, conn):
         self._busy += 1
+        conn.placed = conn.plain
+        self._placed += conn.placed
         super().enqueue_req(conn)
 
     def finish_request(self, conn, fs):
         self._busy -= 1
+        self._placed -= conn.placed
         if not fs.cancelled() and fs.exception() is None and fs.result() is True:
             self._keep(conn)
         else:

@@ -156,7 +156,7 @@ class TestFull:
         taken = []
         for _ in range(20):
             began = time.monotonic()
-            connection.sendall(head(NPY, len(body)) + body)
+            connection.sendall(head(NPY, len(body), "Inference-Header-Content-Length: 9") + body)
             status, headers, text = read(connection)
             taken.append(time.monotonic() - began)
             assert (status, headers["Retry-After"]) == (503, "1")
