@@ -243,7 +243,7 @@ def main() -> None:
                 )
                 cells = (f"{whole:.1f}", f"{100 * share:+.1f} %") if whole else ("", "")
                 print(f"| {row} | {cells[0]} | {cells[1]} | {statistics.median(many[row]):.2f} |")
-            print("\n| clients, pause | asked/s | answers/s | refused/s | others | answers | refusals | /livez, p99 ms |")
+            print("\n| clients, pause | asked/s | answers/s | refused/s | others | answers | refusals | /livez, p99 |")
             print("|---|---|---|---|---|---|---|---|")
             for count, pause_s in ((1, 0.1), (8, 0.1), (32, 0.1), (120, 0.1), (120, 0.02)):
                 print(rush(services["strict ledger"], count, pause_s, given.seconds))
