@@ -52,8 +52,8 @@ class Worker(ThreadWorker):
         super().handle_exit(sig, frame)
 
     def set_accept_enabled(self, enabled):
-        # While requests in flight finish, probes are told that this process is not ready, and others are refused. There is
-        # one worker: nobody else would tell them.
+        # While requests in flight finish, probes hear that this process is not ready, and others are refused: there is
+        # one worker, so nobody else would say it.
         super().set_accept_enabled(enabled or not self.alive)
 
     # ------------------------------------------------------------------------------------------------------- the loop
