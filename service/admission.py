@@ -267,6 +267,9 @@ class Admission:
         self._metrics = metrics
         self._lock = threading.Lock()
         self._requests = self._flops = self._bytes = 0
+        metrics.pending_requests.set_function(lambda: self._requests)
+        metrics.pending_flops.set_function(lambda: self._flops)
+        metrics.pending_bytes.set_function(lambda: self._bytes)
 
     def enter(self, body_bytes: int | None, account: Account = ANONYMOUS) -> Permit:
         """A place for a request whose body has this announced size; None is a body of unknown size."""
@@ -285,6 +288,10 @@ class Admission:
         self._metrics.bytes_in.inc(body_bytes or 0)
         return permit
 
+    def full(self) -> bool:
+        """Whether there is no place; a look without a lock, as `enter` decides."""
+        return self._requests >= self._settings.queue_requests
+
     def grow(self, permit: Permit, nbytes: int, flops: int) -> None:
         limits = self._settings
         if permit.bytes + nbytes > limits.queue_bytes:
@@ -301,7 +308,6 @@ class Admission:
             permit.flops += flops
             self._bytes += nbytes
             self._flops += flops
-            self._observe()
 
     def release(self, permit: Permit) -> None:
         self.spending.give_back(permit)
@@ -311,12 +317,6 @@ class Admission:
                 self._requests -= 1
                 self._bytes -= permit.bytes
                 self._flops -= permit.flops
-                self._observe()
-
-    def _observe(self) -> None:
-        self._metrics.pending_requests.set(self._requests)
-        self._metrics.pending_flops.set(self._flops)
-        self._metrics.pending_bytes.set(self._bytes)
 
     def body(self, nbytes: int) -> None:
         if nbytes > self._settings.max_body_bytes:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
 from math import ceil, prod
 
@@ -32,6 +33,8 @@ UNCOUNTED_OPTIONS = ("precision", "algorithm")
 SLICE_FLOPS = 2 * 10**10
 #: Filters of a slice, if there are so many: a multiple of every kernel's lanes.
 SLICE_FILTERS = 16
+#: Of each model: shapes and layers of which it is remembered what they cost.
+MOST_LOOKS = 256
 
 Shape = tuple[int, ...]
 
@@ -130,6 +133,18 @@ class Served:
     input: str
     model: cconv.Model
     operators: dict[str, str]
+    #: What was asked of it lately, by shape and layers: pure functions of these, which take longer than a small run.
+    _looks: dict = field(default_factory=dict)
+
+    def look(self, x_shape: Shape, layers: tuple[str, ...] | None) -> "_Look":
+        """What running it on images of this shape is, if only these layers are asked for."""
+        found = self._looks.get((x_shape, layers))
+        if found is None:
+            found = _Look(self.model, self.operators, x_shape, layers)
+            if len(self._looks) >= MOST_LOOKS:
+                self._looks.clear()
+            self._looks[x_shape, layers] = found
+        return found
 
     @classmethod
     def of(cls, name: str, version: str, model: cconv.Model, input: str) -> "Served":
@@ -159,6 +174,37 @@ class Served:
         except cconv.CconvError:  # it takes no larger ones
             more = self.model.shapes((2 * batch, *sizes))
         return {layer: _common(shape, more[layer]) for layer, shape in own.items()}
+
+
+class _Look:
+    """A model on images of one shape, asked for some layers: what that costs and takes."""
+
+    def __init__(self, model: cconv.Model, operators: dict[str, str], x_shape: Shape, layers: tuple[str, ...] | None):
+        self._model, self._x_shape = model, x_shape
+        with _translated():
+            cost = model.cost(x_shape, layers)
+            shapes = model.shapes(x_shape, tuple(cost.layers))
+            outputs = model.shapes(x_shape, layers)
+        steps = tuple(Step(layer, operators[layer], shapes[layer], each) for layer, each in cost.layers.items())
+        self.quote = Quote(cost.total, steps, outputs, sum(map(prod, outputs.values())))
+
+    @cached_property
+    def per_image(self) -> bool:
+        """Whether every image has maps of its own.
+
+        What no image changes, such as a Shape, is there once, and a file may fold its batch into other axes.
+        """
+        count, *sizes = self._x_shape
+        outputs = self.quote.outputs
+        with _translated():
+            doubled = self._model.shapes((2 * count, *sizes), tuple(outputs))
+        return all(outputs[layer][:1] == (count,) and doubled[layer][:1] == (2 * count,) for layer in outputs)
+
+    @cached_property
+    def working_bytes(self) -> int:
+        """Bytes that the maps in between take."""
+        with _translated():
+            return self._model.working_bytes(self._x_shape, tuple(self.quote.outputs))
 
 
 @contextmanager
@@ -267,40 +313,26 @@ class Engine:
 
     def task(self, served: Served, x: np.ndarray, layers: tuple[str, ...] | None = None) -> Task:
         """A model on images (N, C, H, W) float32, or on what else it takes."""
-        model, quote = served.model, self.quote(served, x.shape, layers)
-        asked, count = tuple(quote.outputs), len(x)
-        with _translated():
-            doubled = model.shapes((2 * count, *x.shape[1:]), asked)
-        # What no image changes, such as a Shape, is there once, and a file may fold its batch into other axes.
-        per_image = all(quote.outputs[layer][:1] == (count,) and doubled[layer][:1] == (2 * count,) for layer in asked)
+        model, look = served.model, served.look(x.shape, layers)
+        quote, asked = look.quote, tuple(look.quote.outputs)
 
         def run(x: np.ndarray, cancel: threading.Event) -> dict[str, np.ndarray]:
             with _translated():
                 return model.run(x, asked, cancel)
 
-        def working_bytes() -> int:
-            with _translated():
-                return model.working_bytes(x.shape, asked)
-
         def one() -> Quote:
             return self.quote(served, (1, *x.shape[1:]), asked)
 
         # The model itself: another one may be served under its name and version by now.
-        key = (served, asked, x.shape[1:]) if per_image else None
-        shapes = {"shape": x.shape, "layers": asked}
+        key = (served, asked, x.shape[1:]) if look.per_image else None
         return Task(
-            served.name, quote, x, key, "auto", run, count, working_bytes, per_image, served.version, shapes, one=one
-        )
+            served.name, quote, x, key, "auto", run, len(x), lambda: look.working_bytes, look.per_image, served.version,
+            {"shape": x.shape, "layers": asked}, one=one,
+        )  # fmt: skip
 
     def quote(self, served: Served, x_shape: Shape, layers: tuple[str, ...] | None = None) -> Quote:
         """What running a model on images of this shape costs, if only these layers are asked for."""
-        model = served.model
-        with _translated():
-            cost = model.cost(x_shape, layers)
-            shapes = model.shapes(x_shape, tuple(cost.layers))
-            outputs = model.shapes(x_shape, layers)
-        steps = tuple(Step(layer, served.operators[layer], shapes[layer], each) for layer, each in cost.layers.items())
-        return Quote(cost.total, steps, outputs, sum(map(prod, outputs.values())))
+        return served.look(x_shape, layers).quote
 
     def quote_conv2d(self, x_shape: Shape, w_shape: Shape, **options) -> Quote:
         """What one conv2d on arrays of these shapes costs; options as conv2d_cost's."""

@@ -19,6 +19,7 @@ from .admission import Admission
 from .auth import Auth
 from .body import Body, Inflated
 from .config import Settings
+from .door import Door
 from .engine import Engine
 from .errors import (
     Forbidden,
@@ -85,7 +86,9 @@ def build(settings: Settings | None = None) -> flask.Flask:
     app.config["MAX_FORM_PARTS"] = settings.max_images + FORM_FIELDS
     app.config["MAX_FORM_MEMORY_SIZE"] = FORM_TEXT_BYTES
     app.extensions["cconv"] = pipeline
-    register(app, pipeline)
+    door = Door(settings, admission, metrics, HEADERS)
+    app.extensions["cconv.door"] = door
+    register(app, pipeline, door)
     _guard(app, Auth(settings), metrics, settings.log_format == "json")
     _answer_errors(app, settings, metrics)
     pipeline.start_loading()
@@ -110,8 +113,8 @@ def _guard(app: flask.Flask, auth: Auth, metrics: Metrics, log_requests: bool) -
 
     @app.after_request
     def finish(response):
-        for name, value in HEADERS.items():
-            response.headers.setdefault(name, value)
+        own = {name.lower() for name, _ in response.headers}
+        response.headers.extend((name, value) for name, value in HEADERS.items() if name.lower() not in own)
         # The rule, not the address: the number of series must not grow with what clients send.
         route = request.url_rule.rule if request.url_rule else "unknown"
         seconds = time.monotonic() - g.began

@@ -11,7 +11,8 @@ _settings = Settings.from_env()
 
 _host = f"[{_settings.host}]" if ":" in _settings.host else _settings.host
 bind = f"{_host}:{_settings.port}"
-worker_class = "gthread"
+# Threads, and a loop that gathers requests and refuses those for which there is no room.
+worker_class = "service.worker.Worker"
 workers = 1
 threads = _settings.threads
 # Longer than a client pauses between two requests: its pool would otherwise send into a closed connection.

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from math import ceil
 
@@ -102,7 +101,7 @@ class Bill:
         """
         if self._event is None:
             return True
-        event = replace(self._event, at=time.time_ns() // 1000, **measured)
+        event = self._event.measured(at=time.time_ns() // 1000, **measured)
         return self._book.settle(event, self._reservation, max(0.0, deadline - time.monotonic()))
 
     def drop(self) -> None:

@@ -27,6 +27,7 @@ class Metrics:
     def __init__(self):
         self.registry = CollectorRegistry()
         self.statistics = Statistics()
+        self._series: dict = {}
         work = {"labelnames": ("model", "device"), "registry": self.registry}
         model = {"labelnames": ("model",), "registry": self.registry}
         self.requests = Counter(
@@ -88,24 +89,36 @@ class Metrics:
             "cconv_replays", "Requests answered again under an idempotency key, unbilled.", registry=self.registry
         )
 
+    def _of(self, metric, *labels: str):
+        """A series; to look it up takes prometheus_client as long as to count."""
+        found = self._series.get((metric, labels))
+        if found is None:
+            found = self._series[metric, labels] = metric.labels(*labels)
+        return found
+
     def answered(self, route: str, model: str, version: str, code: int, seconds: float) -> None:
-        self.requests.labels(route, model, version, str(code)).inc()
-        self.seconds.labels(route).observe(seconds)
+        self._of(self.requests, route, model, version, str(code)).inc()
+        self._of(self.seconds, route).observe(seconds)
+
+    def turned_away(self) -> None:
+        """A request that was refused unread, so that nobody knows its route."""
+        self._of(self.requests, "unread", "", "", "503").inc()
+        self._of(self.rejected, "overloaded").inc()
 
     def ran(self, model: str, version: str, images: int, seconds: float) -> None:
         self.statistics.ran(model, version, images, seconds)
-        self.executions.labels(model).inc()
-        self.batch_size.labels(model).observe(images)
-        self.compute_seconds.labels(model).observe(seconds)
+        self._of(self.executions, model).inc()
+        self._of(self.batch_size, model).observe(images)
+        self._of(self.compute_seconds, model).observe(seconds)
 
     def billed(self, model: str, device: str, cost, images: int) -> None:
-        self.inferences.labels(model).inc(images)
-        self.macs.labels(model, device).inc(cost.macs)
-        self.flops.labels(model, device).inc(cost.flops)
-        self.flops_other.labels(model, device).inc(cost.flops_other)
+        self._of(self.inferences, model).inc(images)
+        self._of(self.macs, model, device).inc(cost.macs)
+        self._of(self.flops, model, device).inc(cost.flops)
+        self._of(self.flops_other, model, device).inc(cost.flops_other)
 
     def discarded(self, model: str, device: str, flops: int) -> None:
-        self.discarded_flops.labels(model, device).inc(flops)
+        self._of(self.discarded_flops, model, device).inc(flops)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 ADOPT_S, PAUSE_S = 5.0, 0.5
 #: Between two attempts to learn whether an event is recorded.
 SETTLE_PAUSE_S = 0.1
+#: How long a spool waits for more events, so that one transaction takes them all.
+GATHER_S = 0.05
 
 
 class Ledger:
@@ -312,7 +314,8 @@ class Ledger:
                 self._closing.wait(PAUSE_S)
             if closing:
                 return
-            self._wanted.wait(PAUSE_S if self._spool.failed() else ADOPT_S)
+            if self._wanted.wait(PAUSE_S if self._spool.failed() else ADOPT_S):
+                self._closing.wait(GATHER_S)
 
     def _drain_once(self) -> None:
         try:
