@@ -97,8 +97,6 @@ class Connection(TConn):
         self.deadline = 0.0
         #: Bytes to throw away, and whether the connection ends after them.
         self.unwanted, self.ending = 0, False
-        #: Whether the request that a thread has is one that takes a place.
-        self.placed = False
         self.renew()
 
     def renew(self, rest: bytes = b"") -> None:

@@ -37,8 +37,10 @@ class Worker(ThreadWorker):
 
     def init_process(self):
         self._slots = threading.BoundedSemaphore(max(1, self.cfg.threads // 4))
-        #: Requests that threads have, those of them that take a place, and bytes that are gathered of others.
-        self._busy = self._placed = self._gathered = 0
+        #: Requests that threads have or are to have, and bytes that are gathered of others.
+        self._busy = self._gathered = 0
+        #: Requests that wait for a thread and will want a place; a set, whose changes need no lock.
+        self._waiting: set[Connection] = set()
         self._timed: set[Connection] = set()
         self._swept = 0.0
         super().init_process()
@@ -90,14 +92,15 @@ class Worker(ThreadWorker):
         before = conn.bytes
         whole = conn.gather()
         self._gathered += conn.bytes - before
-        full = self._gathered > self._door.queue_bytes
-        # Those that threads have count before they have their place: to be refused there takes as long as a small run.
-        if conn.plain and (text := self._door.refusal(conn.welcome, full or self._placed >= self._door.places)):
+        overflowing = self._gathered > self._door.queue_bytes
+        # Those that wait for a thread have no place yet, and to be refused there takes as long as a small run.
+        busy = overflowing or len(self._waiting) >= self._door.places
+        if conn.plain and (text := self._door.refusal(conn.welcome, busy)):
             self._refuse(conn, text)
         elif whole and conn.bytes:
             self._leave(conn)
             self.enqueue_req(conn)
-        elif whole or full:
+        elif whole or overflowing:
             self._close(conn)
         else:
             if conn.size is not None and not conn.welcome:
@@ -180,13 +183,13 @@ class Worker(ThreadWorker):
 
     def enqueue_req(self, conn):
         self._busy += 1
-        conn.placed = conn.plain
-        self._placed += conn.placed
+        if conn.plain:
+            self._waiting.add(conn)
         super().enqueue_req(conn)
 
     def finish_request(self, conn, fs):
         self._busy -= 1
-        self._placed -= conn.placed
+        self._waiting.discard(conn)  # if no thread ever had it
         if not fs.cancelled() and fs.exception() is None and fs.result() is True:
             self._keep(conn)
         else:
@@ -196,6 +199,7 @@ class Worker(ThreadWorker):
     # ------------------------------------------------------------------------------------------------------- a thread
 
     def handle(self, conn):
+        self._waiting.discard(conn)
         kept = self._answer(conn)
         while kept and self._lingers(conn):
             kept = self._answer(conn)

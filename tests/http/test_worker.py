@@ -165,7 +165,7 @@ class TestFull:
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         assert read(connection)[0] == 200
         assert sorted(taken)[10] < 0.05
-        assert full.metrics()['cconv_requests_total{code="503",route="unread"}'] == 20
+        assert full.metrics()['cconv_requests_total{code="503",model="",route="unread",version=""}'] == 20
 
     def test_a_refusal_comes_before_the_body_and_what_comes_of_it_is_no_request(self, full, connect):
         connection = connect(full)
