@@ -37,10 +37,10 @@ class Worker(ThreadWorker):
 
     def init_process(self):
         self._slots = threading.BoundedSemaphore(max(1, self.cfg.threads // 4))
-        #: Requests that threads have or are to have, and bytes that are gathered of others.
+        #: Threads' requests, and bytes that are gathered of others.
         self._busy = self._gathered = 0
-        #: Requests that wait for a thread and will want a place; a set, whose changes need no lock.
-        self._waiting: set[Connection] = set()
+        #: Of threads' requests, those that want a place, until they are answered; changes of a set need no lock.
+        self._placed: set[Connection] = set()
         self._timed: set[Connection] = set()
         self._swept = 0.0
         super().init_process()
@@ -93,8 +93,8 @@ class Worker(ThreadWorker):
         whole = conn.gather()
         self._gathered += conn.bytes - before
         overflowing = self._gathered > self._door.queue_bytes
-        # Those that wait for a thread have no place yet, and to be refused there takes as long as a small run.
-        busy = overflowing or len(self._waiting) >= self._door.places
+        # Those that threads have count before they have their place: to be refused there takes as long as a small run.
+        busy = overflowing or len(self._placed) >= self._door.places
         if conn.plain and (text := self._door.refusal(conn.welcome, busy)):
             self._refuse(conn, text)
         elif whole and conn.bytes:
@@ -184,12 +184,12 @@ class Worker(ThreadWorker):
     def enqueue_req(self, conn):
         self._busy += 1
         if conn.plain:
-            self._waiting.add(conn)
+            self._placed.add(conn)
         super().enqueue_req(conn)
 
     def finish_request(self, conn, fs):
         self._busy -= 1
-        self._waiting.discard(conn)  # if no thread ever had it
+        self._placed.discard(conn)
         if not fs.cancelled() and fs.exception() is None and fs.result() is True:
             self._keep(conn)
         else:
@@ -199,8 +199,8 @@ class Worker(ThreadWorker):
     # ------------------------------------------------------------------------------------------------------- a thread
 
     def handle(self, conn):
-        self._waiting.discard(conn)
         kept = self._answer(conn)
+        self._placed.discard(conn)  # its client may ask again by another connection, while this thread lingers
         while kept and self._lingers(conn):
             kept = self._answer(conn)
         return kept
