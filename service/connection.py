@@ -110,6 +110,7 @@ class Connection(TConn):
         #: Whether the connection ends with it, and whether it was let in when its head had come.
         self.closes = self.welcome = False
         self._chunked = self._ended = False
+        self._head = 0
         self._tail = b""
         if rest:
             self._add(rest)
@@ -119,8 +120,8 @@ class Connection(TConn):
         """Whether the parser need not wait, or nothing more is to be waited for."""
         if self._ended or self.bytes > self.most:
             return True
-        if self._chunked:  # or so it looks: the last chunk and the trailers end so
-            return self._tail == b"\r\n\r\n"
+        if self._chunked:  # or so it looks: the last chunk and the trailers end so, as the head before them does
+            return self._tail == b"\r\n\r\n" and self.bytes > self._head
         return self.size is not None and (self.bytes >= self.size or self.size > self.most)
 
     @property
@@ -159,7 +160,7 @@ class Connection(TConn):
             return
         head = came[: end - 2].lower()
         lengths = _LENGTH.findall(head)
-        self._chunked = b"\r\ntransfer-encoding:" in head
+        self._head, self._chunked = end, b"\r\ntransfer-encoding:" in head
         if not self._chunked:
             self.size = end + int(lengths[0] if lengths else 0)
         same_lines = head.count(b"\n") == head.count(b"\r\n")
