@@ -48,7 +48,8 @@ class Worker(ThreadWorker):
         self._door = self.wsgi.extensions["cconv.door"]
 
     def handle_exit(self, sig, frame):
-        self._door.close()
+        if self.booted:
+            self._door.close()
         super().handle_exit(sig, frame)
 
     def set_accept_enabled(self, enabled):
@@ -65,7 +66,8 @@ class Worker(ThreadWorker):
             return
         stream = Stream(accepted, self._slots)
         stream.setblocking(False)
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if stream.family != socket.AF_UNIX:
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.nr_conns += 1
         self._arrive(Connection(self.cfg, stream, address, listener.getsockname(), self._door.max_body_bytes))
 
@@ -87,9 +89,8 @@ class Worker(ThreadWorker):
 
     def _arrive(self, conn: Connection, *_) -> None:
         """Gather a request; once it is whole a thread has it, and where there is no room nobody."""
-        before = conn.bytes
         whole = conn.gather()
-        self._gathered += conn.bytes - before
+        self._count(conn)
         full = self._gathered > self._door.queue_bytes
         # Those that threads have count before they have their place: to be refused there takes as long as a small run.
         if conn.plain and (text := self._door.refusal(conn.welcome, full or self._placed >= self._door.places)):
@@ -100,16 +101,22 @@ class Worker(ThreadWorker):
         elif whole or full:
             self._close(conn)
         else:
-            if conn.size is not None and not conn.welcome:
+            if conn.headed and not conn.welcome:
                 conn.welcome = True
                 conn.invite()
             if conn not in self._timed:
                 self._watch(conn, self._arrive, self._door.deadline_s)
 
+    def _count(self, conn: Connection) -> None:
+        """What is gathered on it, once, however often it changes."""
+        self._gathered += conn.bytes - conn.counted
+        conn.counted = conn.bytes
+
     def _leave(self, conn: Connection) -> None:
         """What was gathered on it is no matter of the loop any more."""
         self._unwatch(conn)
-        self._gathered -= conn.bytes
+        self._gathered -= conn.counted
+        conn.counted = 0
 
     def _refuse(self, conn: Connection, text: bytes) -> None:
         """Answer without having read all; the connection is kept if the rest is not too long."""
@@ -135,7 +142,7 @@ class Worker(ThreadWorker):
 
     def _keep(self, conn: Connection) -> None:
         """Await the next request, which may have begun already."""
-        self._gathered += conn.bytes
+        self._count(conn)
         if conn.bytes:
             self.method_queue.defer(self._arrive, conn)
             return
