@@ -21,12 +21,15 @@ from gunicorn.workers.gthread import TConn
 
 #: Seconds that a thread waits for a client during one request before it counts as slow, and that a slow one may take.
 PATIENCE_S, SLOW_S = 1.0, 300.0
-#: Longer heads are for the parser to refuse.
-LONGEST_HEAD = 1 << 20
-#: Bytes of one look at a socket: for a head, for a body, and of all looks in a turn.
+#: Longer heads are for the parser, which has limits of its own: the gathered part is looked at again and again.
+LONGEST_HEAD = 1 << 16
+#: Bytes of one look at a socket: where it is not known how much will come, for a body, and of all looks in a turn.
 _FIRST, _MORE, _TURN = 1 << 16, 1 << 20, 4 << 20
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*(?=\r\n)")
+#: Longer lines between chunks are for the parser to refuse.
+LONGEST_LINE = 1 << 14
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(0*[0-9]{1,18})[ \t]*(?=\r\n)")
 _CONTINUE = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
+_CHUNK = re.compile(rb"[0-9a-f]+(?=[ \t;\r])", re.IGNORECASE)
 _CLOSES = re.compile(rb"http/1\.0\r\n|\r\nconnection:[^\r\n]*close|\r\nexpect:")
 
 
@@ -43,6 +46,13 @@ class Stream(socket.socket):
         if self._slow:
             self._slow = False
             self._slots.release()
+
+    def send(self, data, flags: int = 0) -> int:
+        """Gunicorn tells clients to go on by this, and they need not read that."""
+        if flags & socket.MSG_DONTWAIT:
+            return super().send(data, flags)
+        self.sendall(data, flags)
+        return len(data)
 
     def sendall(self, data, flags: int = 0) -> None:
         rest = memoryview(data)
@@ -84,6 +94,35 @@ class _Unreader(SocketUnreader):
         return chunks.popleft() if chunks else self.sock.receive(max(self.mxchunk, min(size_hint or 0, _MORE)))
 
 
+class _Chunks:
+    """Where a chunked body ends: what is between the chunks is looked at, and what is none is for the parser."""
+
+    def __init__(self):
+        self.ended = False
+        self._line, self._rest, self._last = b"", 0, False
+
+    def add(self, data: bytes) -> None:
+        at = 0
+        while at < len(data) and not self.ended:
+            if self._rest:
+                step = min(self._rest, len(data) - at)
+                self._rest, at = self._rest - step, at + step
+                continue
+            end = data.find(b"\n", at) + 1
+            self._line += data[at : end or len(data)]
+            if not end:
+                self.ended = len(self._line) > LONGEST_LINE
+                return
+            line, self._line, at = self._line, b"", end
+            size = None if self._last else _CHUNK.match(line)
+            if self._last or size is None:  # a trailer, or what the parser refuses
+                self.ended = line == b"\r\n" or not self._last
+            elif length := int(size[0], 16):
+                self._rest = length + 2
+            else:
+                self._last = True
+
+
 class Connection(TConn):
     """One client's, with what has come of its next request; of bodies beyond `most` bytes only the head is awaited."""
 
@@ -97,21 +136,23 @@ class Connection(TConn):
         self.deadline = 0.0
         #: Bytes to throw away, and whether the connection ends after them.
         self.unwanted, self.ending = 0, False
+        #: Bytes of what is gathered that the loop has counted.
+        self.counted = 0
         self.renew()
 
     def renew(self, rest: bytes = b"") -> None:
         """Await the next request, of which `rest` has come."""
         self.chunks: deque[bytes] = deque()
         self.bytes = 0
-        #: Of head and body; None before the head has come, and of a chunked body.
+        #: Of head and body, and of the body alone; None before the head has come, and of a chunked body.
         self.size: int | None = None
+        self.length = 0
         #: Whether it may be answered without a look at the whole: a POST with one plain length and nothing doubtful.
         self.plain = False
         #: Whether the connection ends with it, and whether it was let in when its head had come.
         self.closes = self.welcome = False
-        self._chunked = self._ended = False
-        self._head = 0
-        self._tail = b""
+        self._chunked: _Chunks | None = None
+        self._ended = False
         if rest:
             self._add(rest)
 
@@ -120,9 +161,16 @@ class Connection(TConn):
         """Whether the parser need not wait, or nothing more is to be waited for."""
         if self._ended or self.bytes > self.most:
             return True
-        if self._chunked:  # or so it looks: the last chunk and the trailers end so, as the head before them does
-            return self._tail == b"\r\n\r\n" and self.bytes > self._head
-        return self.size is not None and (self.bytes >= self.size or self.size > self.most)
+        if self._chunked:
+            return self._chunked.ended
+        if self.size is None:
+            return self.bytes > LONGEST_HEAD
+        return self.bytes >= self.size or self.size > self.most
+
+    @property
+    def headed(self) -> bool:
+        """Whether the head has come."""
+        return self.size is not None or self._chunked is not None
 
     @property
     def complete(self) -> bool:
@@ -131,8 +179,8 @@ class Connection(TConn):
 
     def gather(self) -> bool:
         """Take what the socket has; whether that is enough for the parser."""
-        end = self.bytes + _TURN
-        while not self.whole and self.bytes < end:
+        before = self.bytes
+        while not self.whole and self.bytes < before + (_FIRST if self.size is None else _TURN):
             try:
                 data = self.sock.recv(_FIRST if self.size is None else _MORE, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -146,26 +194,33 @@ class Connection(TConn):
         return self.whole
 
     def _add(self, data: bytes) -> None:
-        self.chunks.append(data)
         self.bytes += len(data)
-        self._tail = (self._tail + data[-4:])[-4:]
-        if self.size is None and not self._chunked:
-            self._look(b"".join(self.chunks))
+        if self.chunks and len(self.chunks[-1]) + len(data) <= _FIRST:  # small ones take memory that nobody counts
+            self.chunks[-1] += data
+        else:
+            self.chunks.append(data)
+        if self._chunked:
+            self._chunked.add(data)
+        elif self.size is None:
+            self._look(b"".join(self.chunks), len(data))
 
-    def _look(self, came: bytes) -> None:
-        """At the head, if it is there."""
+    def _look(self, came: bytes, fresh: int) -> None:
+        """At the head, if it is there now that so many bytes more have come."""
         self.chunks = deque([came])
-        end = came.find(b"\r\n\r\n") + 4
+        end = came.find(b"\r\n\r\n", max(0, len(came) - fresh - 3)) + 4
         if end < 4:
             return
         head = came[: end - 2].lower()
         lengths = _LENGTH.findall(head)
-        self._head, self._chunked = end, b"\r\ntransfer-encoding:" in head
-        if not self._chunked:
-            self.size = end + int(lengths[0] if lengths else 0)
+        if b"\r\ntransfer-encoding:" in head:
+            self._chunked = _Chunks()
+            self._chunked.add(came[end:])
+        else:
+            self.length = int(lengths[0] if lengths else 0)
+            self.size = end + self.length
         same_lines = head.count(b"\n") == head.count(b"\r\n")
-        clear = same_lines and not self._chunked and head.count(b"\r\ncontent-length") == len(lengths) == 1
-        self.plain = clear and came.startswith(b"POST ")
+        one_length = head.count(b"\r\ncontent-length") == len(lengths) == 1
+        self.plain = same_lines and one_length and b"transfer-encoding" not in head and came.startswith(b"POST ")
         self.closes = _CLOSES.search(head) is not None
 
     def invite(self) -> None:
@@ -173,17 +228,17 @@ class Connection(TConn):
         came = b"".join(self.chunks)
         end = came.find(b"\r\n\r\n") + 2
         head, wishes = _CONTINUE.subn(b"", came[:end])
-        if wishes:
+        if wishes and b" HTTP/1.0\r\n" not in head:
             self.chunks = deque([head + came[end:]])
             self.bytes -= end - len(head)
-            self.size -= end - len(head)
+            if self.size is not None:
+                self.size -= end - len(head)
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def agrees(self) -> bool:
         """Whether gunicorn's parser saw a body of the same length, so that what follows is the next request."""
         found = [int(value) for name, value in self.parser.mesg.headers if name == "CONTENT-LENGTH"]
-        head = self.size - sum(found)
-        return self.complete and len(found) <= 1 and head > 0 and not self._chunked
+        return self.complete and len(found) <= 1 and sum(found) == self.length
 
     def following(self) -> bytes:
         """What came behind the request that was answered."""

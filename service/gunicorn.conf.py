@@ -26,6 +26,8 @@ forwarder_headers = ""
 limit_request_fields = 100
 limit_request_field_size = 8190
 control_socket_disable = True
+# The kernel would wait for a slow reader for as long as that likes, and with it the thread.
+sendfile = False
 # The heartbeat is a file; on a slow or read-only disk it would block the worker.
 if os.path.isdir("/dev/shm"):
     worker_tmp_dir = "/dev/shm"

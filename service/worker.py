@@ -11,6 +11,7 @@ waits up to 2 s for each connection that it closes. Where a thread has answered,
 itself for a moment: two hand-overs less for a client that asks one thing after the other.
 """
 
+import errno
 import select
 import selectors
 import socket
@@ -18,6 +19,7 @@ import threading
 import time
 from functools import partial
 
+from gunicorn.errors import ConfigError
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
 from .connection import Connection, Stream, is_ready
@@ -29,11 +31,19 @@ REFUSED_BYTES = 16 << 20
 #: How long a connection that the server ends may take to end, and how much it may still send.
 END_S, END_BYTES = 2.0, 1 << 20
 SWEEP_S = 0.5
+#: Before another attempt to accept a connection where descriptors have run out: the listener stays ready.
+NO_DESCRIPTOR_S = 0.01
 LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class Worker(ThreadWorker):
     """One loop, which owns the connections, and a pool of threads, which own requests."""
+
+    @classmethod
+    def check_config(cls, cfg, log):
+        super().check_config(cfg, log)
+        if cfg.is_ssl:
+            raise ConfigError("certfile, keyfile: expected none: this worker speaks plain HTTP; put a proxy before it")
 
     def init_process(self):
         self._slots = threading.BoundedSemaphore(max(1, self.cfg.threads // 4))
@@ -50,7 +60,8 @@ class Worker(ThreadWorker):
         self._door = self.wsgi.extensions["cconv.door"]
 
     def handle_exit(self, sig, frame):
-        self._door.close()
+        if self.booted:
+            self._door.close()
         super().handle_exit(sig, frame)
 
     def set_accept_enabled(self, enabled):
@@ -63,11 +74,14 @@ class Worker(ThreadWorker):
     def accept(self, listener):
         try:
             accepted, address = listener.accept()
-        except OSError:  # the client went away, or there is no descriptor left: the next turn tries again
+        except OSError as error:  # the client went away, or there is no descriptor left: the next turn tries again
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                time.sleep(NO_DESCRIPTOR_S)
             return
         stream = Stream(accepted, self._slots)
         stream.setblocking(False)
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if stream.family != socket.AF_UNIX:
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.nr_conns += 1
         self._arrive(Connection(self.cfg, stream, address, listener.getsockname(), self._door.max_body_bytes))
 
@@ -89,9 +103,8 @@ class Worker(ThreadWorker):
 
     def _arrive(self, conn: Connection, *_) -> None:
         """Gather a request; once it is whole a thread has it, and where there is no room nobody."""
-        before = conn.bytes
         whole = conn.gather()
-        self._gathered += conn.bytes - before
+        self._count(conn)
         overflowing = self._gathered > self._door.queue_bytes
         # Those that threads have count before they have their place: to be refused there takes as long as a small run.
         busy = overflowing or len(self._placed) >= self._door.places
@@ -103,16 +116,22 @@ class Worker(ThreadWorker):
         elif whole or overflowing:
             self._close(conn)
         else:
-            if conn.size is not None and not conn.welcome:
+            if conn.headed and not conn.welcome:
                 conn.welcome = True
                 conn.invite()
             if conn not in self._timed:
                 self._watch(conn, self._arrive, self._door.deadline_s)
 
+    def _count(self, conn: Connection) -> None:
+        """What is gathered on it, once, however often it changes."""
+        self._gathered += conn.bytes - conn.counted
+        conn.counted = conn.bytes
+
     def _leave(self, conn: Connection) -> None:
         """What was gathered on it is no matter of the loop any more."""
         self._unwatch(conn)
-        self._gathered -= conn.bytes
+        self._gathered -= conn.counted
+        conn.counted = 0
 
     def _refuse(self, conn: Connection, text: bytes) -> None:
         """Answer without having read all; the connection is kept if the rest is not too long."""
@@ -138,7 +157,7 @@ class Worker(ThreadWorker):
 
     def _keep(self, conn: Connection) -> None:
         """Await the next request, which may have begun already."""
-        self._gathered += conn.bytes
+        self._count(conn)
         if conn.bytes:
             self.method_queue.defer(self._arrive, conn)
             return

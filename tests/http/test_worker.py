@@ -87,6 +87,7 @@ class TestSlow:
         pieces = [b"1\r\n%c\r\n" % byte for byte in image]
         for connection in slow:
             connection.sendall(f"POST {NPY} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        assert is_served(server, image)
         for at in range(0, len(pieces), 97):
             for connection in slow:
                 connection.sendall(b"".join(pieces[at : at + 97]))
@@ -200,8 +201,32 @@ class TestRequests:
         one = head(NPY, len(image)) + image
         get = b"GET /v2/models/edges/ready HTTP/1.1\r\nHost: x\r\n\r\n"
         unread = head("/v2/models/nonesuch/infer", len(image)) + image
-        connection.sendall(one + get + unread + one + get)
-        assert [read(connection)[0] for _ in range(5)] == [200, 200, 404, 200, 200]
+        chunked = (
+            f"POST {NPY} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{len(image):x}\r\n".encode()
+            + image
+            + b"\r\n0\r\n\r\n"
+        )
+        connection.sendall(one + get + unread + chunked + one + chunked + get)
+        assert [read(connection)[0] for _ in range(7)] == [200, 200, 404, 200, 200, 200, 200]
+
+    @pytest.mark.parametrize("digits", ["{:021}", "1{:018}"])
+    def test_a_body_that_nobody_reads_is_no_request_however_its_length_is_written(self, server, connect, digits):
+        connection = connect(server)
+        hidden = b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"
+        connection.sendall(head("/v2/models/nonesuch", digits.format(len(hidden))) + hidden)
+        assert read(connection)[0] in (404, 405)
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        if digits.startswith("1"):
+            assert connection.recv(1) == b""
+        else:
+            assert json.loads(read(connection)[2]) == {"live": True}
+
+    def test_of_the_older_protocol_are_not_told_to_go_on(self, server, connect, image):
+        connection = connect(server)
+        connection.sendall(head(NPY, len(image), "Expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0"))
+        time.sleep(0.1)
+        connection.sendall(image)
+        assert read(connection)[0] == 200
 
     def test_who_waits_to_be_told_to_go_on_is_told(self, server, connect, image):
         connection = connect(server)
