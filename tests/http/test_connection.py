@@ -44,7 +44,8 @@ def worker():
     made.poller = selectors.DefaultSelector()
     made.method_queue.init()
     made.refuses = b""
-    made._busy = made._placed = made._gathered = 0
+    made._busy = made._gathered = 0
+    made._placed = set()
     made._timed = set()
     made._door = SimpleNamespace(
         refusal=lambda *_: made.refuses, queue_bytes=10 * MOST, places=9, deadline_s=60.0, full=lambda: False
