@@ -76,3 +76,9 @@ def python(tmp_path):
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where a spool may lie."""
+    return tmp_path / "spool"
