@@ -17,14 +17,13 @@ from libc.string cimport memset
 from ._core cimport (
     Buffer, Call, Kernel, Phases, borrow, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share_tasks,
 )
-from .kernels cimport cconv_finish, cconv_kernels, cconv_transform, cconv_winograd
+from .kernels cimport CCONV_STRIP, cconv_finish, cconv_kernels, cconv_transform, cconv_winograd
 
 cnp.import_array()
 
 cdef enum:
     SHARED_PACKING = 1 << 18  # bytes of filters from which on threads share their transformation
     PARTS = 4  # tasks per thread, at least, into which the input of shared blocks is cut
-    STRIP = 256  # bytes of tiles, one element each, that are transformed at once: what lies between fits the first level
 
 
 cdef struct Blocks:
@@ -49,13 +48,12 @@ cdef struct Blocks:
 
 cdef void transform_input(const Blocks *job, long block, long begin, long end, char *points, char *strip) noexcept nogil:
     """Channels begin .. end-1 of a block."""
-    cdef long first = block * job.tiles, count = min(job.tiles, job.count - first), c, i, t
-    for c in range(begin, end):
-        for i in range((count + job.strip - 1) // job.strip):
-            t = i * job.strip
-            job.kernels.winograd_input(
-                &job.how, first + t, min(job.strip, count - t), job.x + c * job.how.channel_stride, strip,
-                points + (c * job.pitch + t) * job.itemsize, job.point_in)
+    cdef long first = block * job.tiles, count = min(job.tiles, job.count - first), i, t
+    for i in range((count + job.strip - 1) // job.strip):
+        t = i * job.strip
+        job.kernels.winograd_input(
+            &job.how, first + t, min(job.strip, count - t), end - begin, job.x + begin * job.how.channel_stride, strip,
+            points + (begin * job.pitch + t) * job.itemsize, job.point_in, job.pitch)
 
 
 cdef inline long panel_begin(const Blocks *job, long panel) noexcept nogil:
@@ -103,7 +101,6 @@ cdef void multiply_group(const Blocks *job, long block, long group, const char *
     cdef long begin = group * job.group, end = min(job.panels, begin + job.group)
     cdef long first_output = panel_begin(job, begin), last_output = panel_begin(job, end)
     cdef long point, panel, k, outputs, width, map, i, t
-    cdef double bias
     cdef const char *input
     cdef const char *filters = job.weights + first_output * job.C * job.itemsize
     cdef const char *weights
@@ -130,17 +127,14 @@ cdef void multiply_group(const Blocks *job, long block, long group, const char *
                     <int>count, <int>(width // kernels.lanes), job.C, job.chain, job.offset, input, weights,
                     scratch + job.sums_at, width, 0)
                 kernels.transpose(count, width, scratch + job.sums_at, width, products, job.pitch)
-    for k in range(first_output, last_output):
-        map = k * job.how.P * job.how.Q * job.itemsize
-        bias = 0
-        if job.bias != NULL:
-            bias = (<const float *>job.bias)[k] if job.itemsize == 4 else (<const double *>job.bias)[k]
-        for i in range((count + job.strip - 1) // job.strip):
-            t = i * job.strip
-            kernels.winograd_output(
-                &job.how, &job.finish, bias, first + t, min(job.strip, count - t),
-                scratch + job.products_at + ((k - first_output) * job.pitch + t) * job.itemsize, job.point_out,
-                scratch + job.strip_at, job.residual + map if job.residual != NULL else NULL, job.y + map)
+    map = first_output * job.how.P * job.how.Q * job.itemsize
+    for i in range((count + job.strip - 1) // job.strip):
+        t = i * job.strip
+        kernels.winograd_output(
+            &job.how, &job.finish, job.bias + first_output * job.itemsize if job.bias != NULL else NULL, first + t,
+            min(job.strip, count - t), last_output - first_output, scratch + job.products_at + t * job.itemsize,
+            job.point_out, job.pitch, scratch + job.strip_at, job.residual + map if job.residual != NULL else NULL,
+            job.y + map)
 
 
 cdef void whole_task(const void *untyped, long block, char *scratch) noexcept nogil:
@@ -178,6 +172,7 @@ cdef class WinogradConvolution(Kernel):
         cdef Blocks *job = &self.job
         cdef const cconv_kernels *kernels = kernels_of(isa, spec.dtype)
         cdef long line, outputs, last
+        cdef Buffer zeros
         self.owners = []
         job.kernels = kernels
         job.itemsize = 4 if spec.dtype == "float32" else 8
@@ -188,7 +183,7 @@ cdef class WinogradConvolution(Kernel):
         job.pixel_lanes = tiling.lanes == "pixels"
         job.tiles = tiling.tiles
         job.pitch = ceil_div(job.tiles, kernels.lanes) * kernels.lanes
-        job.strip = min(job.pitch, STRIP // job.itemsize)
+        job.strip = CCONV_STRIP // job.itemsize
         # One cache line more from point to point: powers of two would meet in the same sets of a cache.
         line = 64 // job.itemsize
         job.point_in = job.C * job.pitch + line
@@ -205,8 +200,10 @@ cdef class WinogradConvolution(Kernel):
         job.how.tiles_high = ceil_div(ceil_div(spec.P, job.how.dilation_h), tiling.rows.m)
         job.how.tiles_wide = ceil_div(ceil_div(spec.Q, job.how.dilation_w), tiling.columns.m)
         job.how.map_stride = spec.K * spec.P * spec.Q
-        # Every tile may stand alone in its row; gathering reads up to 5 vectors too far.
-        job.how.strip_pitch = job.strip * tiling.columns.alpha + 6 * kernels.lanes
+        zeros = Buffer(spec.W * job.itemsize)
+        memset(zeros.data, 0, zeros.nbytes)
+        job.how.zeros = zeros.data
+        self.owners.append(zeros)
         self._tables(&job.how.down, spec.dtype, tiling.rows)
         self._tables(&job.how.across, spec.dtype, tiling.columns)
         job.offset = int_table(self.owners, range(0, job.C * job.pitch, job.pitch))
@@ -214,8 +211,9 @@ cdef class WinogradConvolution(Kernel):
         job.products_at = job.block_bytes
         job.sums_at = job.products_at + lines((job.points * job.point_out + kernels.lanes) * job.itemsize)
         job.strip_at = job.sums_at + (0 if job.pixel_lanes else lines(job.pitch * outputs * job.itemsize))
+        # Every tile may stand alone in its row; gathering reads up to 5 vectors too far, and the last row to its end.
         job.filters_at = job.strip_at + lines(
-            job.how.down.alpha * job.how.strip_pitch * job.itemsize + (job.strip + kernels.lanes) * sizeof(int32_t))
+            job.how.down.alpha * (job.strip * job.how.across.alpha + 6 * kernels.lanes) * job.itemsize)
         self.scratch_size = job.filters_at + (self._filter_bytes() if job.fused else 0)
 
     cdef size_t _filter_bytes(self):

@@ -28,7 +28,7 @@ cdef extern from "kernels/kernels.h" nogil:
         int taps, stride
         long dilation_h, dilation_w
         long H, W, P, Q, top, left, tiles_high, tiles_wide
-        long strip_pitch
+        const void *zeros
         Py_ssize_t image_stride, channel_stride, row_stride
         long map_stride
 
@@ -43,6 +43,9 @@ cdef extern from "kernels/kernels.h" nogil:
         const int32_t *column_extent
         long row_step, column_step
         long stride, left, right, taps
+
+    enum:
+        CCONV_STRIP
 
     enum:
         CCONV_SUB_FROM
@@ -81,9 +84,10 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*depthwise)(const cconv_depthwise *, const cconv_finish *, double, long, long, const void *, const void *,
                           const void *, void *) noexcept nogil
         void (*winograd_filter)(const cconv_winograd *, long, long, long, const void *, void *, long) noexcept nogil
-        void (*winograd_input)(const cconv_winograd *, long, long, const void *, void *, void *, long) noexcept nogil
-        void (*winograd_output)(const cconv_winograd *, const cconv_finish *, double, long, long, const void *, long,
-                                void *, const void *, void *) noexcept nogil
+        void (*winograd_input)(
+            const cconv_winograd *, long, long, long, const void *, void *, void *, long, long) noexcept nogil
+        void (*winograd_output)(const cconv_winograd *, const cconv_finish *, const void *, long, long, long,
+                                const void *, long, long, void *, const void *, void *) noexcept nogil
         void (*pool)(const cconv_pool *, const void *, void *, void *) noexcept nogil
         void (*arithmetic)(int, long, const void *, long, const void *, long, void *) noexcept nogil
         void (*function)(int, const double *, long, const void *, void *) noexcept nogil

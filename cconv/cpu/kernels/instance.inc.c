@@ -11,6 +11,7 @@
 #include "finish.inc.c"
 #include "depthwise.inc.c"
 #include "winograd.inc.c"
+#include "filters.inc.c"
 #include "pool.inc.c"
 #include "tensors.inc.c"
 
@@ -35,6 +36,7 @@ static const cconv_kernels NAME(kernels) = {
 #undef EXPECT
 #undef select
 #undef flip
+#undef PLACE
 #undef load_columns
 #undef store_columns
 #undef BY_HALVES
@@ -96,5 +98,8 @@ static const cconv_kernels NAME(kernels) = {
 #undef CHANNELS_AT_ONCE
 #undef MOST_OUTPUTS
 #undef EACH_WINOGRAD
+#undef STRIP_TILES
+#undef TILES_PITCH
 #undef DOUBLES
 #undef WINOGRAD
+#undef FILTER

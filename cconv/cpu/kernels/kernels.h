@@ -45,6 +45,9 @@ typedef struct {
     long stride_h, stride_w, dilation_h, dilation_w, top, left;
 } cconv_depthwise;
 
+/* Bytes of tiles, one element each, that Winograd transforms at once: what lies between fits the first level. */
+enum { CCONV_STRIP = 256 };
+
 /* Winograd's transform in one dimension, alpha points for m outputs. Coefficients and powers are elements, in the order that
  * winograd.inc.c says; filter is G, row by row. */
 typedef struct {
@@ -61,7 +64,7 @@ typedef struct {
     int taps, stride;
     long dilation_h, dilation_w;
     long H, W, P, Q, top, left, tiles_high, tiles_wide;
-    long strip_pitch; /* elements of a row of the strip between the halves of a transform */
+    const void *zeros; /* a row of W elements */
     ptrdiff_t image_stride, channel_stride, row_stride; /* of the source, in bytes */
     long map_stride;  /* from an image's map to the next image's, in elements */
 } cconv_winograd;

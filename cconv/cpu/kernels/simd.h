@@ -206,6 +206,9 @@ static inline __attribute__((always_inline)) V NAME(select)(NAME(comparison) hol
 #define flip NAME(flip)
 #define load_columns NAME(load_columns)
 #define store_columns NAME(store_columns)
+/* load_columns: d[j] = element j of LANES rows, the l-th of which begins at p + at[l], or `apart` from each other if `at` is
+ * NULL, for j < n. Reads whole vectors of a row. */
+#define PLACE(l) (p + (at ? at[l] : (l) * apart))
 #if BY_HALVES
 #if LANES == 8
 #define LOW_OF_HALVES(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
@@ -235,24 +238,31 @@ static inline __attribute__((always_inline)) void NAME(flip)(V *v) {
     NAME(flip_halves)(v);
     NAME(flip_halves)(v + LANES / 2);
 }
-/* d[j] = element j of LANES rows, the l-th of which begins at p + at[l], for j < n. Reads whole vectors of a row. */
-static inline __attribute__((always_inline)) void NAME(load_columns)(const int n, const T *p, const int32_t *at, V *d) {
+static inline __attribute__((always_inline)) void NAME(load_columns)(const int n, const T *p, const int apart,
+                                                                     const int32_t *at, V *d) {
     _Pragma("GCC unroll 8") for (int j = 0; j < n; j += LANES / 2) {
         V v[LANES / 2];
         _Pragma("GCC unroll 4") for (int l = 0; l < LANES / 2; l++)
-            v[l] = NAME(load_halves)(p + at[l] + j, p + at[l + LANES / 2] + j);
+            v[l] = NAME(load_halves)(PLACE(l) + j, PLACE(l + LANES / 2) + j);
         NAME(flip_halves)(v);
         _Pragma("GCC unroll 4") for (int i = 0; i < LANES / 2; i++)
             if (j + i < n) d[j + i] = v[i];
     }
 }
-/* The inverse, rows side by side from p on. Writes up to a vector too far. */
+/* store_columns: the inverse, rows side by side from p on. Writes up to a vector too far. */
 static inline __attribute__((always_inline)) void NAME(store_columns)(const int n, const V *y, T *p) {
     V v[4][LANES / 2];
     _Pragma("GCC unroll 4") for (int b = 0; b * (LANES / 2) < n; b++) {
         _Pragma("GCC unroll 4") for (int i = 0; i < LANES / 2; i++)
             v[b][i] = b * (LANES / 2) + i < n ? y[b * (LANES / 2) + i] : (V){0};
         NAME(flip_halves)(v[b]);
+    }
+    if (n == LANES / 2) {
+        _Pragma("GCC unroll 2") for (int l = 0; l < LANES / 2; l += 2) {
+            store(p + l * n, JOINED(LOWER(v[0][l]), LOWER(v[0][l + 1])));
+            store(p + (l + LANES / 2) * n, JOINED(UPPER(v[0][l]), UPPER(v[0][l + 1])));
+        }
+        return;
     }
     _Pragma("GCC unroll 8") for (int l = 0; l < LANES; l++) /* in this order: each covers the excess of the last */
         _Pragma("GCC unroll 4") for (int b = 0; b * (LANES / 2) < n; b++) {
@@ -271,10 +281,11 @@ static inline __attribute__((always_inline)) void NAME(flip)(V *v) {
         _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) v[i] = w[i];
     }
 }
-static inline __attribute__((always_inline)) void NAME(load_columns)(const int n, const T *p, const int32_t *at, V *d) {
+static inline __attribute__((always_inline)) void NAME(load_columns)(const int n, const T *p, const int apart,
+                                                                     const int32_t *at, V *d) {
     _Pragma("GCC unroll 8") for (int j = 0; j < n; j += LANES) {
         V v[LANES];
-        _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++) v[l] = load(p + at[l] + j);
+        _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++) v[l] = load(PLACE(l) + j);
         flip(v);
         _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++)
             if (j + l < n) d[j + l] = v[l];

@@ -4,7 +4,7 @@
  * inputs and taps have a transform, odd ones another, and alpha = 2 m + r - 2, as many as the tile has inputs.
  *
  * In: T, NAME, simd.h, activate() of depthwise.inc.c; a cconv_winograd with the coefficients of planning/winograd.py.
- * Out: winograd_filter, winograd_input, winograd_output. multiply_pixels does the products in between.
+ * Out: winograd_input, winograd_output; EACH_WINOGRAD, IS. multiply_pixels does the products in between.
  *
  *   U = G g G'      V = B' d B      M = sum over channels of U V      y = A' M A          (one dimension after the other)
  *
@@ -20,10 +20,12 @@
  */
 #define MOST_POINTS 11
 #define MOST_OUTPUTS 7
-#define MOST_TAPS 7
 /* Points of m outputs and r taps at stride s, and of those of its even inputs alone. */
 #define POINTS(m, r, s) ((s) * (m) + (r) - (s))
 #define EVEN_POINTS(m, r) ((m) + ((r) + 1) / 2 - 1)
+/* Tiles of a strip; elements from one of its rows to the next: every tile may stand alone, and vectors reach too far. */
+#define STRIP_TILES (CCONV_STRIP / (long)sizeof(T))
+#define TILES_PITCH(alpha) (STRIP_TILES * (alpha) + 6 * LANES)
 
 /* B': alpha inputs d to alpha points o. `c` are the coefficients: p, then Q_p without its leading 1, per pair; then Z. */
 static inline __attribute__((always_inline)) void NAME(points_of)(const int alpha, const T *c, const V *d, V *o) {
@@ -99,18 +101,16 @@ static inline __attribute__((always_inline)) void NAME(to_outputs)(const int m, 
     _Pragma("GCC unroll 8") for (int i = 0; i < m; i++) y[i] += r > 3 ? other[i] : v[evens + i];
 }
 
-/* d[j] = column j of LANES tiles, the l-th of which begins at row + at[l]; `apart` from each other if `regular`. */
-static inline __attribute__((always_inline)) void NAME(gather)(const int alpha, const int apart, const T *row,
-                                                               const int32_t *at, int regular, V *d) {
-    if (regular && apart == 2) {
-        const T *p = row + at[0];
+/* d[j] = column j of LANES tiles, the l-th of which begins at p + at[l], or at p + l * apart if `at` is NULL. */
+static inline __attribute__((always_inline)) void NAME(gather)(const int alpha, const int apart, const T *p,
+                                                               const int32_t *at, V *d) {
+    if (!at && apart == 2) {
         _Pragma("GCC unroll 10") for (int j = 0; j < alpha; j += 2) {
             V a = load(p + j), b = load(p + j + LANES);
             d[j] = EVEN(a, b);
             if (j + 1 < alpha) d[j + 1] = ODD(a, b);
         }
-    } else if (regular && apart == 4 && !BY_HALVES) {
-        const T *p = row + at[0];
+    } else if (!at && apart == 4 && !BY_HALVES) {
         _Pragma("GCC unroll 10") for (int j = 0; j < alpha; j += 4) {
             V v[4];
             _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) v[i] = load(p + j + i * LANES);
@@ -121,7 +121,7 @@ static inline __attribute__((always_inline)) void NAME(gather)(const int alpha, 
             if (j + 3 < alpha) d[j + 3] = ODD(odd[0], odd[1]);
         }
     } else {
-        load_columns(alpha, row, at, d);
+        load_columns(alpha, p, apart, at, d);
     }
 }
 
@@ -141,74 +141,109 @@ static inline __attribute__((always_inline)) void NAME(scatter)(const int m, con
     }
 }
 
-/* LANES columns of an image's row from `column` on, `step` apart, zeros outside; `inside` and `beyond` are the columns of
- * the first two vectors from there on that the row has. */
-static inline __attribute__((always_inline)) V NAME(load_phase)(const T *row, long column, long step, long W,
-                                                                NAME(lanes) inside, NAME(lanes) beyond) {
+/* LANES columns of an image's row from `column` on, `step` apart, zeros outside. */
+static inline __attribute__((always_inline)) V NAME(load_phase)(const T *row, long column, long step, long W) {
+    const NAME(lanes) inside = between(-column, W - column);
     if (step == 1) return load_lanes(row + column, inside);
-    if (step == 2) return EVEN(load_lanes(row + column, inside), load_lanes(row + column + LANES, beyond));
+    if (step == 2)
+        return EVEN(load_lanes(row + column, inside),
+                    load_lanes(row + column + LANES, between(-column - LANES, W - column - LANES)));
     T lanes[LANES];
     for (long l = 0; l < LANES; l++, column += step) lanes[l] = column >= 0 && column < W ? row[column] : 0;
     return load(lanes);
 }
 
-/* Tiles first .. first+count-1 of one channel, counted along rows, down the image, over the phases of the dilation and
- * over the images: points[(i * alpha' + j) * pitch + t]. Writes whole vectors of t; scratch holds strip and places. */
-static inline __attribute__((always_inline)) void NAME(input_tiles)(const int m_down, const int m, const int r,
-                                                                    const int s, const cconv_winograd *how, long first,
-                                                                    long count, const char *source, T *scratch,
-                                                                    T *points, long pitch) {
-    const int alpha_down = POINTS(m_down, r, s), alpha = POINTS(m, r, s);
-    const T *down_c = how->down.coefficients, *c = how->across.coefficients;
-    T *strip = scratch;
-    const long strip_pitch = how->strip_pitch, high = how->dilation_h, wide = how->dilation_w;
-    int32_t *at = (int32_t *)(scratch + alpha_down * strip_pitch);
-    long place = 0;
-    for (long t = 0, length; t < count; t += length) { /* tiles of one row of tiles */
-        long g = first + t, across = g % how->tiles_wide, down = g / how->tiles_wide % how->tiles_high;
-        long n = g / (how->tiles_wide * how->tiles_high), phase = n % (high * wide);
-        const char *image = source + n / (high * wide) * how->image_stride;
-        length = how->tiles_wide - across < count - t ? how->tiles_wide - across : count - t;
-        long top = down * m_down * s * high + phase / wide - how->top, width = (length - 1) * m * s + alpha;
-        long left = across * m * s * wide + phase % wide - how->left;
-        for (long j = 0; j < width; j += LANES, left += LANES * wide) {
-            V d[MOST_POINTS], o[MOST_POINTS];
-            const NAME(lanes) inside = between(-left, how->W - left);
-            const NAME(lanes) beyond = wide == 1 ? inside : between(-left - LANES, how->W - left - LANES);
-            _Pragma("GCC unroll 16") for (int i = 0; i < alpha_down; i++) {
-                const long h = top + i * high;
-                d[i] = (V){0};
-                if (h >= 0 && h < how->H) {
-                    const T *row = (const T *)(image + h * how->row_stride);
-                    __builtin_prefetch((const char *)(row + left) + how->channel_stride); /* what the next call reads */
-                    d[i] = NAME(load_phase)(row, left, wide, how->W, inside, beyond);
-                }
-            }
-            NAME(to_points)(m_down, r, s, down_c, d, o);
-            _Pragma("GCC unroll 16") for (int i = 0; i < alpha_down; i++)
-                store(strip + i * strip_pitch + place + j, o[i]);
-        }
-        for (long i = 0; i < length; i++) at[t + i] = (int32_t)(place + i * m * s);
-        place += width;
+/* Tiles side by side in one row of tiles. */
+typedef struct {
+    ptrdiff_t image; /* where it begins */
+    long top, left;  /* row and column of the first tile */
+    long tiles;
+} NAME(run);
+
+/* The runs of tiles first .. first+count-1, counted along rows, down the image, over the phases of the dilation and over
+ * the images. A tile is `high` x `wide` steps of the dilation. */
+static long NAME(runs_of)(const cconv_winograd *how, long first, long count, long high, long wide, ptrdiff_t image_step,
+                          NAME(run) *runs) {
+    const long phases_wide = how->dilation_w, phases = how->dilation_h * phases_wide;
+    long across = first % how->tiles_wide, down = first / how->tiles_wide % how->tiles_high;
+    long n = first / (how->tiles_wide * how->tiles_high), phase = n % phases, found = 0;
+    for (n /= phases; count > 0; count -= runs[found++].tiles) {
+        NAME(run) *run = runs + found;
+        run->tiles = how->tiles_wide - across < count ? how->tiles_wide - across : count;
+        run->image = n * image_step;
+        run->top = down * high * how->dilation_h + phase / phases_wide;
+        run->left = across * wide * phases_wide + phase % phases_wide;
+        across = 0;
+        if (++down < how->tiles_high) continue;
+        down = 0;
+        if (++phase < phases) continue;
+        phase = 0;
+        n++;
     }
-    for (long t = count; t % LANES; t++) at[t] = at[count - 1];
-    for (long t = 0; t < count; t += LANES) {
-        long last = t + LANES < count ? t + LANES - 1 : count - 1;
-        int regular = at[last] - at[t] == (last - t) * m * s;
-        for (int i = 0; i < alpha_down; i++) {
-            V d[MOST_POINTS], o[MOST_POINTS];
-            NAME(gather)(alpha, m * s, strip + i * strip_pitch, at + t, regular, d);
-            NAME(to_points)(m, r, s, c, d, o);
-            _Pragma("GCC unroll 16") for (int j = 0; j < alpha; j++) store(points + (i * alpha + j) * pitch + t, o[j]);
+    return found;
+}
+
+/* The columns of a run: the vertical half of its transform, rows of the image to rows of the strip. */
+static inline __attribute__((always_inline)) void NAME(input_columns)(const int m_down, const int m, const int r,
+                                                                      const int s, const int dilated,
+                                                                      const cconv_winograd *how, const T *const *rows,
+                                                                      long left, long width, T *strip) {
+    const int alpha_down = POINTS(m_down, r, s), alpha = POINTS(m, r, s);
+    const long wide = dilated ? how->dilation_w : 1, pitch = TILES_PITCH(alpha);
+    const T *c = how->down.coefficients;
+    for (long j = 0; j < width; j += LANES, left += LANES * wide) {
+        V d[MOST_POINTS], o[MOST_POINTS];
+        if (!dilated) {
+            const int whole = left >= 0 && left + LANES <= how->W;
+            const NAME(lanes) inside = between(whole ? 0 : -left, whole ? LANES : how->W - left);
+            _Pragma("GCC unroll 16") for (int i = 0; i < alpha_down; i++) {
+                __builtin_prefetch((const char *)(rows[i] + left) + how->channel_stride); /* the next channel's */
+                d[i] = load_lanes(rows[i] + left, inside);
+            }
+        } else {
+            _Pragma("GCC unroll 16") for (int i = 0; i < alpha_down; i++)
+                d[i] = NAME(load_phase)(rows[i], left, wide, how->W);
         }
+        NAME(to_points)(m_down, r, s, c, d, o);
+        _Pragma("GCC unroll 16") for (int i = 0; i < alpha_down; i++) store(strip + i * pitch + j, o[i]);
     }
 }
 
-/* Outputs of a row `step` apart, as many as `inside` says of `width`. */
-static inline __attribute__((always_inline)) void NAME(store_phase)(T *to, V v, long step, long width,
-                                                                    NAME(lanes) inside) {
+/* The horizontal half of LANES tiles, which lie in the strip as gather() says. */
+static inline __attribute__((always_inline)) void NAME(input_row)(const int m_down, const int m, const int r,
+                                                                  const int s, const T *c, const int32_t *at,
+                                                                  const T *strip, T *point, long pitch) {
+    const int alpha_down = POINTS(m_down, r, s), alpha = POINTS(m, r, s);
+    for (int i = 0; i < alpha_down; i++, strip += TILES_PITCH(alpha)) {
+        V d[MOST_POINTS], o[MOST_POINTS];
+        NAME(gather)(alpha, m * s, strip, at, d);
+        NAME(to_points)(m, r, s, c, d, o);
+        _Pragma("GCC unroll 16") for (int j = 0; j < alpha; j++, point += pitch) store(point, o[j]);
+    }
+}
+
+/* The same of `count` tiles of the strip, the t-th at at[t]. */
+static inline __attribute__((always_inline)) void NAME(input_rows)(const int m_down, const int m, const int r,
+                                                                   const int s, const cconv_winograd *how, long count,
+                                                                   const int32_t *at, const T *strip, T *points,
+                                                                   long pitch) {
+    const T *c = how->across.coefficients;
+    for (long t = 0; t < count; t += LANES) {
+        const long last = t + LANES < count ? t + LANES - 1 : count - 1;
+        if (at[last] - at[t] == (last - t) * m * s)
+            NAME(input_row)(m_down, m, r, s, c, NULL, strip + at[t], points + t, pitch);
+        else
+            NAME(input_row)(m_down, m, r, s, c, at + t, strip, points + t, pitch);
+    }
+}
+
+/* Outputs of a row `step` apart, `width` of them if they are fewer than LANES. */
+static inline __attribute__((always_inline)) void NAME(store_phase)(T *to, V v, long step, long width) {
     if (step == 1) {
-        store_lanes(to, v, inside);
+        if (width >= LANES)
+            store(to, v);
+        else
+            store_lanes(to, v, between(0, width));
         return;
     }
     T lanes[LANES];
@@ -216,150 +251,56 @@ static inline __attribute__((always_inline)) void NAME(store_phase)(T *to, V v, 
     for (long l = 0; l < LANES && l < width; l++) to[l * step] = lanes[l];
 }
 
-/* The same tiles of one output map from its products, with the epilogue. */
-static inline __attribute__((always_inline)) void NAME(output_tiles)(const int m_down, const int m, const int r,
-                                                                     const int s, const cconv_winograd *how,
-                                                                     const cconv_finish *finish, double bias,
-                                                                     long first, long count, const T *points,
-                                                                     long pitch, T *strip, const T *residual,
-                                                                     T *target) {
+/* The outputs of a run, of which the map has `high` rows and `width` columns: the vertical half of its transform, rows of
+ * the strip to rows of the map, and the epilogue. */
+static inline __attribute__((always_inline)) void NAME(output_columns)(const int m_down, const int m, const int r,
+                                                                       const int s, const int dilated,
+                                                                       const cconv_winograd *how,
+                                                                       const cconv_finish *finish, const T *bias,
+                                                                       long high, long width, const T *strip,
+                                                                       const T *residual, T *target) {
+    const int alpha_down = POINTS(m_down, r, s);
+    const T *c = how->down.powers;
+    const V b = splat(bias ? *bias : 0);
+    const long pitch = TILES_PITCH(POINTS(m, r, s)), row = how->dilation_h * how->Q;
+    const long wide = dilated ? how->dilation_w : 1, span = (width - 1) * wide + 1;
+    for (long j = 0; j < width; j += LANES) {
+        if (j + LANES > width && j && !residual) j = width - LANES; /* the last vector overlaps the one before */
+        V v[MOST_POINTS], y[MOST_OUTPUTS];
+        _Pragma("GCC unroll 16") for (int i = 0; i < alpha_down; i++) v[i] = load(strip + i * pitch + j);
+        NAME(to_outputs)(m_down, r, s, c, v, y);
+        _Pragma("GCC unroll 8") for (int i = 0; i < m_down; i++) y[i] += b;
+        if (residual)
+            _Pragma("GCC unroll 8") for (int i = 0; i < m_down; i++) {
+                if (i == high) break;
+                y[i] += NAME(load_phase)(residual + i * row, j * wide, wide, span);
+            }
+        NAME(activate)(finish, m_down, y);
+        T *to = target + j * wide;
+        _Pragma("GCC unroll 8") for (int i = 0; i < m_down; i++, to += row) {
+            if (i == high) break;
+            NAME(store_phase)(to, y[i], wide, width - j);
+            __builtin_prefetch(to + how->P * how->Q, 1); /* the next map's */
+        }
+    }
+}
+
+/* The horizontal half: the points of `count` tiles to the strip, where they lie side by side. */
+static inline __attribute__((always_inline)) void NAME(output_rows)(const int m_down, const int m, const int r,
+                                                                    const int s, const cconv_winograd *how, long count,
+                                                                    const T *points, long pitch, T *strip) {
     const int alpha_down = POINTS(m_down, r, s), alpha = POINTS(m, r, s);
-    const T *down_c = how->down.powers, *c = how->across.powers;
-    const V b = splat((T)bias);
-    const long strip_pitch = how->strip_pitch, high = how->dilation_h, wide = how->dilation_w;
-    for (long t = 0; t < count; t += LANES)
-        for (int i = 0; i < alpha_down; i++) {
+    const T *c = how->across.powers;
+    for (long t = 0; t < count; t += LANES) {
+        const T *point = points + t;
+        T *to = strip + t * m;
+        for (int i = 0; i < alpha_down; i++, to += TILES_PITCH(alpha)) {
             V v[MOST_POINTS], y[MOST_OUTPUTS];
-            _Pragma("GCC unroll 16") for (int j = 0; j < alpha; j++) v[j] = load(points + (i * alpha + j) * pitch + t);
+            _Pragma("GCC unroll 16") for (int j = 0; j < alpha; j++, point += pitch) v[j] = load(point);
             NAME(to_outputs)(m, r, s, c, v, y);
-            NAME(scatter)(m, y, strip + i * strip_pitch + t * m);
-        }
-    for (long t = 0, length; t < count; t += length) {
-        long g = first + t, across = g % how->tiles_wide, down = g / how->tiles_wide % how->tiles_high;
-        length = how->tiles_wide - across < count - t ? how->tiles_wide - across : count - t;
-        long n = g / (how->tiles_wide * how->tiles_high), phase = n % (high * wide);
-        long p = down * m_down * high + phase / wide, q = across * m * wide + phase % wide;
-        long at = n / (high * wide) * how->map_stride + p * how->Q + q;
-        long rows = (how->P - p + high - 1) / high, width = (how->Q - q + wide - 1) / wide;
-        if (width > length * m) width = length * m;
-        for (long j = 0; j < width; j += LANES) {
-            if (j + LANES > width && j && !residual) j = width - LANES; /* the last vector overlaps the one before */
-            V v[MOST_POINTS], y[MOST_OUTPUTS];
-            _Pragma("GCC unroll 16") for (int i = 0; i < alpha_down; i++)
-                v[i] = load(strip + i * strip_pitch + t * m + j);
-            NAME(to_outputs)(m_down, r, s, down_c, v, y);
-            const long span = (width - j - 1) * wide + 1; /* columns of the image that the outputs lie among */
-            const NAME(lanes) inside = between(0, width - j), here = between(0, span);
-            const NAME(lanes) beyond = between(-LANES, span - LANES);
-            _Pragma("GCC unroll 8") for (int i = 0; i < m_down; i++) {
-                const long place = at + i * high * how->Q + j * wide;
-                y[i] += b;
-                if (residual && i < rows) y[i] += NAME(load_phase)(residual + place, 0, wide, span, here, beyond);
-            }
-            NAME(activate)(finish, m_down, y);
-            _Pragma("GCC unroll 8") for (int i = 0; i < m_down; i++) {
-                if (i >= rows) break;
-                T *to = target + at + i * high * how->Q + j * wide;
-                NAME(store_phase)(to, y[i], wide, width - j, inside);
-                __builtin_prefetch(to + how->P * how->Q, 1); /* what the next call writes */
-            }
+            NAME(scatter)(m, y, to);
         }
     }
-}
-
-/* G: r taps g to alpha points o, which are `filter` rows of r. The rows of a pair share their even and
- * odd powers. */
-#define DOUBLES (VECTOR_BYTES / 8)
-typedef double NAME(wide) __attribute__((vector_size(VECTOR_BYTES)));
-typedef T NAME(narrow) __attribute__((vector_size(DOUBLES * sizeof(T))));
-static inline __attribute__((always_inline)) void NAME(filter_points_of)(const int alpha, const int r,
-                                                                         const double *filter, const NAME(wide) *g,
-                                                                         NAME(wide) *o) {
-    const int z = 1 - alpha % 2;
-    if (z) o[0] = filter[0] * g[0];
-    _Pragma("GCC unroll 4") for (int p = z; p < alpha - 1; p += 2) {
-        const double *row = filter + p * r;
-        NAME(wide) even = row[0] * g[0], odd = row[1] * g[1];
-        _Pragma("GCC unroll 4") for (int k = 2; k < r; k += 2) even += row[k] * g[k];
-        _Pragma("GCC unroll 4") for (int k = 3; k < r; k += 2) odd += row[k] * g[k];
-        /* The row of -p is even - odd, but for the sign of its scale, which its first entry shows. */
-        o[p] = even + odd;
-        o[p + 1] = row[r] == row[0] ? even - odd : odd - even;
-    }
-    o[alpha - 1] = g[r - 1];
-}
-
-/* The same at stride s: the points of the even taps, then those of the odd ones. */
-static inline __attribute__((always_inline)) void NAME(to_filter_points)(const int m, const int r, const int s,
-                                                                         const double *filter, const NAME(wide) *g,
-                                                                         NAME(wide) *o) {
-    if (s == 1) {
-        NAME(filter_points_of)(POINTS(m, r, 1), r, filter, g, o);
-        return;
-    }
-    const int evens = EVEN_POINTS(m, r), odds = POINTS(m, r, 2) - evens, even_taps = (r + 1) / 2;
-    NAME(wide) half[MOST_TAPS];
-    _Pragma("GCC unroll 4") for (int k = 0; k < even_taps; k++) half[k] = g[2 * k];
-    NAME(filter_points_of)(evens, even_taps, filter, half, o);
-    _Pragma("GCC unroll 4") for (int k = 0; k < r / 2; k++) half[k] = g[2 * k + 1];
-    if (r > 3)
-        NAME(filter_points_of)(odds, r / 2, filter + evens * even_taps, half, o + evens);
-    else
-        _Pragma("GCC unroll 16") for (int i = 0; i < odds; i++) o[evens + i] = g[1];
-}
-
-/* U of a panel of `outputs` filters of `channels` channels each: points[(i * alpha' + j) * pitch + c * width + output].
- * In double, rounded once. A few channels at a time, the taps of LANES filters first become vectors. */
-#define CHANNELS_AT_ONCE 8
-static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int m_down, const int m, const int r,
-                                                                     const int s, const cconv_winograd *how,
-                                                                     long outputs, long width, long channels,
-                                                                     const T *weight, T *points, long pitch) {
-    const int alpha_down = POINTS(m_down, r, s), alpha = POINTS(m, r, s);
-    T taps[MOST_TAPS * MOST_TAPS * CHANNELS_AT_ONCE + LANES][LANES];
-    for (long c = 0; c < channels; c += CHANNELS_AT_ONCE)
-        for (long f = 0; f < outputs; f += LANES) {
-            const long some = channels - c < CHANNELS_AT_ONCE ? channels - c : CHANNELS_AT_ONCE;
-            const long filters = outputs - f < LANES ? outputs - f : LANES;
-            for (long k = 0; k < some * r * r; k += LANES) {
-                const NAME(lanes) across = between(0, some * r * r - k);
-                V v[LANES];
-                _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++) {
-                    const T *row = weight + ((f + l) * channels + c) * r * r + k;
-                    __builtin_prefetch(row + CHANNELS_AT_ONCE * r * r); /* rows are too short for the processor's own */
-                    v[l] = l < filters ? load_anywhere(row, across) : (V){0};
-                }
-                flip(v);
-                _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++) store(taps[k + l], v[l]);
-            }
-            for (long t = 0; t < some; t++)
-                for (long h = 0; h < filters; h += DOUBLES) {
-                    NAME(wide) half[MOST_TAPS][MOST_POINTS];
-                    _Pragma("GCC unroll 7") for (int k = 0; k < r; k++) {
-                        NAME(wide) g[MOST_TAPS];
-                        _Pragma("GCC unroll 7") for (int i = 0; i < r; i++) {
-                            NAME(narrow) tap;
-                            memcpy(&tap, &taps[(t * r + i) * r + k][h], sizeof tap);
-                            g[i] = __builtin_convertvector(tap, NAME(wide));
-                        }
-                        NAME(to_filter_points)(m_down, r, s, how->down.filter, g, half[k]);
-                    }
-                    T *to = points + (c + t) * width + f + h;
-                    for (int i = 0; i < alpha_down; i++) {
-                        NAME(wide) row[MOST_TAPS], o[MOST_POINTS];
-                        _Pragma("GCC unroll 7") for (int k = 0; k < r; k++) row[k] = half[k][i];
-                        NAME(to_filter_points)(m, r, s, how->across.filter, row, o);
-                        _Pragma("GCC unroll 16") for (int j = 0; j < alpha; j++, to += pitch) {
-                            const NAME(narrow) u = __builtin_convertvector(o[j], NAME(narrow));
-                            /* Zeros beyond the panel's width make way for the next channel. */
-                            if (h + DOUBLES <= filters || (outputs <= LANES && c + t + 1 < channels))
-                                memcpy(to, &u, sizeof u);
-                            else
-                                for (long l = 0; l < filters - h; l++) to[l] = u[l];
-                        }
-                    }
-                }
-        }
 }
 
 /* The tiles of planning/winograd.py: m down and across, taps, stride. */
@@ -371,48 +312,111 @@ static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int m
     X(2, 2, 5, 2) X(4, 4, 5, 2)
 
 #define WINOGRAD(MD, MA, R, S)                                                                                         \
-    static __attribute__((noinline)) void NAME(input_##MD##_##MA##_##R##_##S)(                                         \
-        const cconv_winograd *how, long first, long count, const char *source, T *scratch, T *points, long pitch) {    \
-        NAME(input_tiles)(MD, MA, R, S, how, first, count, source, scratch, points, pitch);                            \
+    static __attribute__((noinline)) void NAME(input_columns_##MD##_##MA##_##R##_##S)(                                 \
+        const cconv_winograd *how, const T *const *rows, long left, long width, T *strip) {                            \
+        NAME(input_columns)(MD, MA, R, S, 0, how, rows, left, width, strip);                                           \
     }                                                                                                                  \
-    static __attribute__((noinline)) void NAME(output_##MD##_##MA##_##R##_##S)(                                        \
-        const cconv_winograd *how, const cconv_finish *finish, double bias, long first, long count, const T *points,   \
-        long pitch, T *strip, const T *residual, T *target) {                                                          \
-        NAME(output_tiles)                                                                                             \
-        (MD, MA, R, S, how, finish, bias, first, count, points, pitch, strip, residual, target);                       \
+    static __attribute__((noinline)) void NAME(input_dilated_##MD##_##MA##_##R##_##S)(                                 \
+        const cconv_winograd *how, const T *const *rows, long left, long width, T *strip) {                            \
+        NAME(input_columns)(MD, MA, R, S, 1, how, rows, left, width, strip);                                           \
     }                                                                                                                  \
-    static __attribute__((noinline)) void NAME(filter_##MD##_##MA##_##R##_##S)(                                        \
-        const cconv_winograd *how, long outputs, long width, long channels, const T *weight, T *points, long pitch) {  \
-        NAME(filter_tiles)(MD, MA, R, S, how, outputs, width, channels, weight, points, pitch);                        \
+    static __attribute__((noinline)) void NAME(input_rows_##MD##_##MA##_##R##_##S)(                                    \
+        const cconv_winograd *how, long count, const int32_t *at, const T *strip, T *points, long pitch) {             \
+        NAME(input_rows)(MD, MA, R, S, how, count, at, strip, points, pitch);                                          \
+    }                                                                                                                  \
+    static __attribute__((noinline)) void NAME(output_columns_##MD##_##MA##_##R##_##S)(                                \
+        const cconv_winograd *how, const cconv_finish *finish, const T *bias, long high, long width, const T *strip,   \
+        const T *residual, T *target) {                                                                                \
+        NAME(output_columns)(MD, MA, R, S, 0, how, finish, bias, high, width, strip, residual, target);                \
+    }                                                                                                                  \
+    static __attribute__((noinline)) void NAME(output_dilated_##MD##_##MA##_##R##_##S)(                                \
+        const cconv_winograd *how, const cconv_finish *finish, const T *bias, long high, long width, const T *strip,   \
+        const T *residual, T *target) {                                                                                \
+        NAME(output_columns)(MD, MA, R, S, 1, how, finish, bias, high, width, strip, residual, target);                \
+    }                                                                                                                  \
+    static __attribute__((noinline)) void NAME(output_rows_##MD##_##MA##_##R##_##S)(                                   \
+        const cconv_winograd *how, long count, const T *points, long pitch, T *strip) {                                \
+        NAME(output_rows)(MD, MA, R, S, how, count, points, pitch, strip);                                             \
     }
 EACH_WINOGRAD(WINOGRAD)
+
+/* Both halves of a tile's transforms; those of columns also where they are dilated. */
+typedef struct {
+    void (*input_columns)(const cconv_winograd *, const T *const *, long, long, T *);
+    void (*input_rows)(const cconv_winograd *, long, const int32_t *, const T *, T *, long);
+    void (*output_rows)(const cconv_winograd *, long, const T *, long, T *);
+    void (*output_columns)(const cconv_winograd *, const cconv_finish *, const T *, long, long, const T *, const T *,
+                           T *);
+} NAME(halves);
+
 #define IS(MD, MA, R, S) (how->down.m == MD && how->across.m == MA && how->taps == R && how->stride == S)
-
-static void NAME(winograd_filter)(const cconv_winograd *how, long outputs, long width, long channels,
-                                  const void *weight, void *points, long pitch) {
+static NAME(halves) NAME(halves_of)(const cconv_winograd *how) {
+    NAME(halves) halves = {0};
+    const int dilated = how->dilation_w > 1;
 #define CASE(MD, MA, R, S)                                                                                             \
     if (IS(MD, MA, R, S))                                                                                              \
-        NAME(filter_##MD##_##MA##_##R##_##S)(how, outputs, width, channels, weight, points, pitch);
+        halves = (NAME(halves)){dilated ? NAME(input_dilated_##MD##_##MA##_##R##_##S)                                  \
+                                        : NAME(input_columns_##MD##_##MA##_##R##_##S),                                 \
+                                NAME(input_rows_##MD##_##MA##_##R##_##S),                                              \
+                                NAME(output_rows_##MD##_##MA##_##R##_##S),                                             \
+                                dilated ? NAME(output_dilated_##MD##_##MA##_##R##_##S)                                 \
+                                        : NAME(output_columns_##MD##_##MA##_##R##_##S)};
     EACH_WINOGRAD(CASE)
 #undef CASE
+    return halves;
 }
 
-static void NAME(winograd_input)(const cconv_winograd *how, long first, long count, const void *source, void *scratch,
-                                 void *points, long pitch) {
-#define CASE(MD, MA, R, S)                                                                                             \
-    if (IS(MD, MA, R, S)) NAME(input_##MD##_##MA##_##R##_##S)(how, first, count, source, scratch, points, pitch);
-    EACH_WINOGRAD(CASE)
-#undef CASE
+/* Tiles first .. first+count-1 of some channels: points[(i * alpha' + j) * pitch + channel * channel_pitch + t]. Writes
+ * whole vectors of t; scratch holds a strip. */
+static void NAME(winograd_input)(const cconv_winograd *how, long first, long count, long channels, const void *source,
+                                 void *scratch, void *points, long pitch, long channel_pitch) {
+    const NAME(halves) halves = NAME(halves_of)(how);
+    const long alpha = how->across.alpha, apart = how->across.m * how->stride;
+    const char *from = source;
+    T *to = points, *strip = scratch;
+    NAME(run) runs[STRIP_TILES];
+    int32_t at[STRIP_TILES + LANES];
+    const long found = NAME(runs_of)(how, first, count, how->down.m * how->stride, apart, how->image_stride, runs);
+    for (long i = 0, t = 0, place = 0; i < found; t += runs[i].tiles, place += (runs[i++].tiles - 1) * apart + alpha)
+        for (long j = 0; j < runs[i].tiles; j++) at[t + j] = (int32_t)(place + j * apart);
+    for (long t = count; t % LANES; t++) at[t] = at[count - 1];
+    for (long channel = 0; channel < channels; channel++, from += how->channel_stride, to += channel_pitch) {
+        long place = 0;
+        for (const NAME(run) *run = runs; run < runs + found; run++) {
+            const T *rows[MOST_POINTS];
+            const long top = run->top - how->top, width = (run->tiles - 1) * apart + alpha;
+            for (int i = 0; i < how->down.alpha; i++) {
+                const long h = top + i * how->dilation_h;
+                rows[i] = how->zeros;
+                if (h >= 0 && h < how->H) rows[i] = (const T *)(from + run->image + h * how->row_stride);
+            }
+            halves.input_columns(how, rows, run->left - how->left, width, strip + place);
+            place += width;
+        }
+        halves.input_rows(how, count, at, strip, to, pitch);
+    }
 }
 
-static void NAME(winograd_output)(const cconv_winograd *how, const cconv_finish *finish, double bias, long first,
-                                  long count, const void *points, long pitch, void *scratch, const void *residual,
-                                  void *target) {
-#define CASE(MD, MA, R, S)                                                                                             \
-    if (IS(MD, MA, R, S))                                                                                              \
-        NAME(output_##MD##_##MA##_##R##_##S)                                                                           \
-        (how, finish, bias, first, count, points, pitch, scratch, residual, target);
-    EACH_WINOGRAD(CASE)
-#undef CASE
+/* The same tiles of some output maps from their products, with the epilogue. */
+static void NAME(winograd_output)(const cconv_winograd *how, const cconv_finish *finish, const void *bias, long first,
+                                  long count, long outputs, const void *points, long pitch, long channel_pitch,
+                                  void *scratch, const void *residual, void *target) {
+    const NAME(halves) halves = NAME(halves_of)(how);
+    const long map = how->P * how->Q, m = how->across.m;
+    const T *from = points, *biases = bias, *second = residual;
+    T *strip = scratch, *y = target;
+    NAME(run) runs[STRIP_TILES];
+    const long found = NAME(runs_of)(how, first, count, how->down.m, m, how->map_stride, runs);
+    for (long output = 0; output < outputs; output++, from += channel_pitch) {
+        long place = 0;
+        halves.output_rows(how, count, from, pitch, strip);
+        for (const NAME(run) *run = runs; run < runs + found; place += run++->tiles * m) {
+            const long at = output * map + run->image + run->top * how->Q + run->left;
+            const long high = (how->P - run->top + how->dilation_h - 1) / how->dilation_h;
+            const long inside = (how->Q - run->left + how->dilation_w - 1) / how->dilation_w;
+            const long width = inside < run->tiles * m ? inside : run->tiles * m;
+            halves.output_columns(how, finish, biases ? biases + output : NULL, high, width, strip + place,
+                                  second ? second + at : NULL, y + at);
+        }
+    }
 }
-#undef IS
