@@ -9,7 +9,7 @@ fitted to measured times (docs/kernels.md); `make bench` prints what a wrong cho
 from dataclasses import dataclass, replace
 
 from ..errors import ArgumentError
-from . import direct, winograd
+from . import cuda, direct, winograd
 from .direct import Depthwise, Direct
 from .machine import Machine, ceil_div
 from .specs import ITEMSIZE, ConvSpec
@@ -90,7 +90,7 @@ class Winograd:
         return _tiles(spec, self.rows, self.columns)
 
 
-Tiling = Direct | Depthwise | Winograd
+Tiling = Direct | Depthwise | Winograd | cuda.Ffma | cuda.Strips
 
 
 def _tiles(spec: ConvSpec, rows: AnyTransform, columns: AnyTransform) -> int:
@@ -159,6 +159,10 @@ def candidates(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = 
     `packs`: the weights are packed for this run alone."""
     if spec.algorithm not in ALGORITHMS:
         raise ArgumentError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {spec.algorithm!r}")
+    if machine.device == "cuda":
+        if spec.algorithm == "winograd":
+            raise ArgumentError("algorithm: expected auto or direct on a GPU, got 'winograd'")
+        return cuda.candidates(spec)
     found: list[Tiling] = []
     if spec.algorithm != "winograd":
         found.append(direct.tiling(spec, machine, "channels"))
@@ -249,7 +253,10 @@ def batch_class(images: int) -> int:
 
 def choose(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = False) -> Tiling:
     """The candidate with the least estimated time; which one it is does not depend on the number of threads, so that no
-    bit of a result does."""
+    bit of a result does. On a GPU it may, since no tile there changes a bit."""
+    if machine.device == "cuda":
+        candidates(spec, machine, images, packs)
+        return cuda.choose(spec, machine, images)
     alone = replace(machine, threads=1)
     times = [estimate(spec, alone, tiling, images, packs) for tiling in candidates(spec, alone, images, packs)]
     return candidates(spec, machine, images, packs)[times.index(min(times))]

@@ -1,0 +1,103 @@
+"""Convolution: the launches of the steps with weights, by implicit products of matrices and by strips of maps.
+
+In: a ConvSpec with its tiling, a device.  Out: packed weights; numbers in y.
+"""
+
+import numpy as np
+
+from ..errors import ShapeError
+from ..planning import ConvSpec, cuda, shapes
+from .launch import Launch, aligned, blocks_of_maps, constant, struct
+
+_CTYPES = {"float32": "float", "float64": "double"}
+
+
+def macros(dtype: str, activation=None) -> dict[str, object]:
+    """What every kernel is compiled with."""
+    return {"T": _CTYPES[dtype], "ACTIVATE": f"cc_{activation.name if activation else 'none'}"}
+
+
+def alpha(spec) -> float:
+    return spec.activation.alpha if spec.activation else 0.0
+
+
+def _taps(spec: ConvSpec) -> np.ndarray:
+    """Where product k = (c, r, s) has its input, relative to the corner of a window."""
+    c, r, s = np.indices((spec.C // spec.groups, spec.R, spec.S), np.int64).reshape(3, -1)
+    taps = np.zeros(spec.depth, struct("conv.cu", "Tap"))
+    taps["row"], taps["column"] = r * spec.dilation[0], s * spec.dilation[1]
+    taps["offset"] = (c * spec.H + r * spec.dilation[0]) * spec.W + s * spec.dilation[1]
+    return taps
+
+
+class Convolution:
+    """A ConvSpec by a tile of cuda.Ffma."""
+
+    def __init__(self, spec: ConvSpec, tiling: cuda.Ffma, device):
+        if spec.depth > shapes.LARGEST - cuda.STEP:
+            raise ShapeError(
+                f"weight: expected at most {shapes.LARGEST} products per output on a GPU, got {spec.depth}"
+            )
+        self._spec, self._tiling, self._device = spec, tiling, device
+        self._outputs, self._panels = spec.K // spec.groups, tiling.panels(spec)
+        self._steps, self._units = -(-spec.depth // cuda.STEP), spec.groups * self._panels
+        tile = {n.upper(): getattr(tiling, n) for n in ("outputs", "pixels", "rows", "columns")} | {"DEPTH": cuda.STEP}
+        self._launch = Launch(
+            device, "conv.cu", "conv", tiling.threads, macros(spec.dtype, spec.activation) | tile,
+            taps=device.upload(_taps(spec)), map=spec.P * spec.Q, image=spec.C * spec.H * spec.W,
+            group_inputs=spec.C // spec.groups * spec.H * spec.W, H=spec.H, W=spec.W, Q=spec.Q, K=spec.K,
+            outputs=self._outputs, depth=spec.depth, steps=self._steps, chain=tiling.chain, panels=self._panels,
+            units=self._units, stride_down=spec.stride[0], stride_across=spec.stride[1], top=spec.padding[0],
+            left=spec.padding[1], alpha=alpha(spec),
+        )  # fmt: skip
+        rows = self._steps * cuda.STEP
+        self._packed = self._units * rows * tiling.outputs
+        self._pack = Launch(
+            device, "pack.cu", "pack", constant("pack.cu", "THREADS"), macros(spec.dtype), count=self._packed,
+            width=tiling.outputs, rows=rows, depth=spec.depth, outputs=self._outputs, panels=self._panels,
+        )  # fmt: skip
+
+    def pack(self, weight):
+        """The packed form of a weight (K, C/G, R, S) on the device."""
+        packed = self._device.empty((self._packed,), self._spec.dtype)
+        self._pack(-(-self._packed // constant("pack.cu", "THREADS")), weight=weight, packed=packed)
+        return packed
+
+    def run(self, images: int, x, weight, bias, second, y) -> None:
+        """y = activation(conv(x) + bias + second); all C-ordered and on the device."""
+        spec = self._spec
+        pixels = images * spec.P * spec.Q
+        vectors = spec.P * spec.Q * y.dtype.itemsize % 16 == 0 and aligned(self._device, y, second)
+        self._launch(
+            -(-pixels // self._tiling.pixels) * self._units, x=x, weight=weight, bias=bias, residual=second, y=y,
+            pixels=pixels, vector=vectors,
+        )  # fmt: skip
+
+
+class DepthwiseConvolution:
+    """A ConvSpec with one input channel per group, by cuda.Strips."""
+
+    def __init__(self, spec: ConvSpec, tiling: cuda.Strips, device):
+        self._spec, self._known = spec, tiling.known
+        code = {"R": 0, "STRIP": 1}
+        if tiling.known:
+            code = {"R": spec.R, "S": spec.S, "STRIDE": spec.stride[0], "STRIP": cuda.STRIP}
+        self._threads = constant("depthwise.cu", "THREADS")
+        self._launch = Launch(
+            device, "depthwise.cu", "depthwise", self._threads, macros(spec.dtype, spec.activation) | code,
+            H=spec.H, W=spec.W, P=spec.P, Q=spec.Q, K=spec.K, multiplier=spec.K // spec.C, kernel_rows=spec.R,
+            kernel_columns=spec.S, stride_down=spec.stride[0], stride_across=spec.stride[1],
+            dilation_down=spec.dilation[0], dilation_across=spec.dilation[1], top=spec.padding[0],
+            left=spec.padding[1], chain=tiling.chain, alpha=alpha(spec),
+        )  # fmt: skip
+
+    def pack(self, weight):
+        """The weight as it is."""
+        return weight
+
+    def run(self, images: int, x, weight, bias, second, y) -> None:
+        """y = activation(conv(x) + bias + second); all C-ordered and on the device."""
+        spec = self._spec
+        strips = -(-spec.P // cuda.STRIP) if self._known else spec.P
+        blocks, places = blocks_of_maps(images * spec.K, strips * spec.Q, self._threads)
+        self._launch(blocks, x=x, weight=weight, bias=bias, residual=second, y=y, **places)

@@ -1,0 +1,154 @@
+/* Conv: y = activation(conv(x, weight) + bias + residual) as a product of matrices that is never written out.
+ *
+ * In: T; DEPTH, products of a step; OUTPUTS x PIXELS, a block's tile; ROWS x COLUMNS of it, a thread's; ACTIVATE.
+ * Out: maps (N, K, P, Q).
+ *
+ *     weight, packed: [unit][k][OUTPUTS]        a unit is OUTPUTS output channels of a group, zeros behind the last
+ *     pixel g = (n, p, q), over all images      k = (c, r, s);  taps[k]: where it lies, relative to a window's corner
+ *
+ *                         PIXELS of all N*P*Q           sums[ROWS][COLUMNS] of a thread: LANES neighbours, then LANES
+ *               k   [ inputs: gathered, 0 outside ]     neighbours PIXELS / (COLUMNS / LANES) further on; so 16 bytes
+ *     OUTPUTS [ k ] [                             ]     are loaded at a time and no two threads meet in a bank
+ *             [   ] [   sums += filter * input    ]
+ *
+ * Products are summed in chains of `chain` steps of DEPTH, which are then added up: rounding errors grow with the
+ * chain, not with the depth, and in the same order whatever the tile, so no bit depends on it.
+ * While a step is multiplied the next one is on its way: global memory -> registers -> the other half of shared memory.
+ *
+ * Assumptions: (OUTPUTS / ROWS) * (PIXELS / COLUMNS) = THREADS, a multiple of PIXELS that divides DEPTH * PIXELS; ROWS and COLUMNS
+ * are multiples of LANES; `weight` is 16-byte aligned; if `vector`, so are y and residual, and P*Q is a multiple of LANES.
+ */
+#include "cc.cuh"
+
+#define THREADS ((OUTPUTS / ROWS) * (PIXELS / COLUMNS))
+#define VECTORS (DEPTH * OUTPUTS / LANES)
+
+/* Of product k: the offset of its input from a window's corner, in elements, rows and columns. */
+struct Tap {
+    long long offset;
+    int row, column;
+};
+
+struct Conv {
+    const T *x;
+    const T *weight;
+    const T *bias;
+    const T *residual;
+    T *y;
+    const Tap *taps;
+    long long pixels, map, image, group_inputs;
+    int H, W, Q, K, outputs, depth, steps, chain, panels, units, vector;
+    int stride_down, stride_across, top, left;
+    double alpha;
+};
+
+CC_KERNEL(THREADS) conv(const Conv p) {
+    CC_SHARED(T, filters, [2][DEPTH][OUTPUTS]);
+    CC_SHARED(T, inputs, [2][DEPTH][PIXELS]);
+    constexpr int filter_vectors = (VECTORS + THREADS - 1) / THREADS, rows_apart = THREADS / PIXELS;
+    constexpr int input_rows = DEPTH / rows_apart;
+    const int t = cc_thread(), unit = cc_block() % p.units, group = unit / p.panels;
+    const long long first = (long long)(cc_block() / p.units) * PIXELS;
+    const T *panel = p.weight + (long long)unit * p.steps * DEPTH * OUTPUTS;
+
+    /* The window that this thread gathers inputs of. */
+    const int column = t % PIXELS, row = t / PIXELS;
+    const bool exists = first + column < p.pixels;
+    const long long n = (first + column) / p.map, place = (first + column) % p.map;
+    const int down = (int)(place / p.Q) * p.stride_down - p.top, across = (int)(place % p.Q) * p.stride_across - p.left;
+    const long long corner = n * p.image + group * p.group_inputs + (long long)down * p.W + across;
+
+    Vector filter[filter_vectors];
+    T input[input_rows];
+    const auto fetch = [&](int step) {
+        const T *from = panel + (long long)step * DEPTH * OUTPUTS;
+        CC_UNROLL for (int i = 0; i < filter_vectors; i++) {
+            const int v = t + i * THREADS;
+            if (VECTORS % THREADS == 0 || v < VECTORS) filter[i] = cc_load(from + v * LANES);
+        }
+        CC_UNROLL for (int i = 0; i < input_rows; i++) {
+            const int k = step * DEPTH + row + i * rows_apart;
+            T value = 0;
+            if (exists && k < p.depth) {
+                const Tap tap = p.taps[k];
+                if ((unsigned)(down + tap.row) < (unsigned)p.H && (unsigned)(across + tap.column) < (unsigned)p.W)
+                    value = p.x[corner + tap.offset];
+            }
+            input[i] = value;
+        }
+    };
+    const auto keep = [&](int half) {
+        CC_UNROLL for (int i = 0; i < filter_vectors; i++) {
+            const int v = t + i * THREADS;
+            if (VECTORS % THREADS == 0 || v < VECTORS) cc_store(&filters[half][0][0] + v * LANES, filter[i]);
+        }
+        CC_UNROLL for (int i = 0; i < input_rows; i++) inputs[half][row + i * rows_apart][column] = input[i];
+    };
+
+    const int tile_row = t / (PIXELS / COLUMNS), tile_column = t % (PIXELS / COLUMNS);
+    T sums[ROWS][COLUMNS], total[ROWS][COLUMNS];
+    CC_UNROLL for (int i = 0; i < ROWS; i++)
+        CC_UNROLL for (int j = 0; j < COLUMNS; j++) sums[i][j] = total[i][j] = 0;
+
+    fetch(0);
+    keep(0);
+    cc_barrier();
+    int left_of_chain = p.chain;
+    for (int step = 0; step < p.steps; step++) {
+        const int half = step & 1;
+        const bool more = step + 1 < p.steps;
+        if (more) fetch(step + 1);
+        CC_UNROLL for (int k = 0; k < DEPTH; k++) {
+            Vector a[ROWS / LANES], b[COLUMNS / LANES];
+            CC_UNROLL for (int i = 0; i < ROWS / LANES; i++)
+                a[i] = cc_load(&filters[half][k][(i * (OUTPUTS / ROWS) + tile_row) * LANES]);
+            CC_UNROLL for (int j = 0; j < COLUMNS / LANES; j++)
+                b[j] = cc_load(&inputs[half][k][(j * (PIXELS / COLUMNS) + tile_column) * LANES]);
+            CC_UNROLL for (int i = 0; i < ROWS; i++)
+                CC_UNROLL for (int j = 0; j < COLUMNS; j++)
+                    sums[i][j] += a[i / LANES].lane[i % LANES] * b[j / LANES].lane[j % LANES];
+        }
+        if (--left_of_chain == 0) {
+            left_of_chain = p.chain;
+            CC_UNROLL for (int i = 0; i < ROWS; i++)
+                CC_UNROLL for (int j = 0; j < COLUMNS; j++) {
+                    total[i][j] += sums[i][j];
+                    sums[i][j] = 0;
+                }
+        }
+        if (more) {
+            keep(half ^ 1);
+            cc_barrier();
+        }
+    }
+
+    const T alpha = (T)p.alpha;
+    CC_UNROLL for (int j = 0; j < COLUMNS / LANES; j++) {
+        const long long g = first + (j * (PIXELS / COLUMNS) + tile_column) * LANES;
+        CC_UNROLL for (int i = 0; i < ROWS; i++) {
+            const int output = unit % p.panels * OUTPUTS + (i / LANES * (OUTPUTS / ROWS) + tile_row) * LANES + i % LANES;
+            if (output >= p.outputs || g >= p.pixels) continue;
+            const long long k = (long long)group * p.outputs + output;
+            const T bias = p.bias ? p.bias[k] : T(0);
+            if (p.vector) {
+                const long long at = (g / p.map * p.K + k) * p.map + g % p.map;
+                Vector v, r;
+                if (p.residual) r = cc_load(p.residual + at);
+                CC_UNROLL for (int l = 0; l < LANES; l++) {
+                    T value = total[i][j * LANES + l] + sums[i][j * LANES + l] + bias;
+                    if (p.residual) value += r.lane[l];
+                    v.lane[l] = ACTIVATE(value, alpha);
+                }
+                cc_store(p.y + at, v);
+                continue;
+            }
+            CC_UNROLL for (int l = 0; l < LANES; l++) {
+                if (g + l >= p.pixels) continue;
+                const long long at = ((g + l) / p.map * p.K + k) * p.map + (g + l) % p.map;
+                T value = total[i][j * LANES + l] + sums[i][j * LANES + l] + bias;
+                if (p.residual) value += p.residual[at];
+                p.y[at] = ACTIVATE(value, alpha);
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+"""Program: a plan's steps in order, on a device: which kernel computes each, and where its maps lie.
+
+In: a Plan, a device (device.py), Weights; then images.  Out: maps, on the device. Nothing waits: runs are queued on
+CuPy's current stream, and so is the memory that they use.
+"""
+
+from math import prod
+
+from ..errors import Cancelled
+from ..planning import (
+    ArithmeticSpec,
+    ConvSpec,
+    FunctionSpec,
+    LrnSpec,
+    MatMulSpec,
+    MoveSpec,
+    Plan,
+    PointwiseSpec,
+    PoolSpec,
+    ResizeSpec,
+    SoftmaxSpec,
+    cuda,
+)
+from .convolution import Convolution, DepthwiseConvolution
+from .maps import Arithmetic, Lrn, MatMul, Moving, Pointwise, Pooling, Resizing, Softmax
+
+#: The kernel of a step, by its tiling's type if it has one, or by its spec's: f(spec, tiling, device).
+_KERNELS = {
+    cuda.Ffma: Convolution,
+    cuda.Strips: DepthwiseConvolution,
+    PoolSpec: Pooling,
+    PointwiseSpec: Pointwise,
+    FunctionSpec: Pointwise,
+    MoveSpec: Moving,
+    ArithmeticSpec: Arithmetic,
+    SoftmaxSpec: Softmax,
+    LrnSpec: Lrn,
+    ResizeSpec: Resizing,
+    MatMulSpec: MatMul,
+}
+
+
+class Geometry:
+    """A plan compiled for a device, without weights. Called with Weights, a Program."""
+
+    def __init__(self, plan: Plan, device):
+        self.plan, self.device = plan, device
+        self.kernels = [
+            _KERNELS[type(step.operation.spec if step.tiling is None else step.tiling)](
+                step.operation.spec, step.tiling, device
+            )
+            for step in plan.steps
+        ]
+
+    def __call__(self, weights) -> "Program":
+        return Program(self, weights)
+
+
+class Program:
+    """A plan with packed weights on a device. Safe to call from several threads at once."""
+
+    def __init__(self, geometry: Geometry, weights):
+        self.plan, self._device, self._kernels = geometry.plan, geometry.device, geometry.kernels
+        self._packed = [self._pack(step, k, weights) for step, k in zip(self.plan.steps, self._kernels, strict=True)]
+
+    def _pack(self, step, kernel, weights) -> tuple:
+        operation, device = step.operation, self._device
+        if operation.weights is None:
+            return None, None
+        spec = operation.spec
+        packs = isinstance(spec, ConvSpec)
+
+        def pack(arrays: tuple) -> tuple:
+            weight, bias = (None if a is None else device.contiguous(a) for a in arrays)
+            return kernel.pack(weight) if packs else weight, bias
+
+        form = ("gpu", step.tiling.packing, spec.groups) if packs else ("gpu",)
+        return weights.derived(operation.weights, form, pack)
+
+    def run(self, inputs, outputs=None, cancel=None) -> list:
+        """Run on N images, or on as many runs as the first input holds.
+
+        Parameters
+        ----------
+        inputs : list of (N, C, H, W) device arrays, in the order and of the dtype of the plan
+        outputs : list of arrays to write, optional
+            Of the exact shape; may not overlap an input, except the residual of the step that writes it.
+        cancel : object with is_set(), optional
+            Asked before every step is queued.
+
+        Returns
+        -------
+        The outputs, in the order of the plan: queued, not waited for.
+
+        Raises
+        ------
+        Cancelled
+            `cancel` was set; given outputs may have been written in part.
+        BackendUnavailable
+            This process was forked from one that had used CUDA.
+        """
+        plan, device = self.plan, self._device
+        device.check()
+        values = dict(zip(plan.inputs, inputs, strict=True))
+        given = {} if outputs is None else dict(zip(plan.outputs, outputs, strict=True))
+        runs = values[plan.inputs[0]].size // prod(plan.values[plan.inputs[0]])
+        arena = device.empty((plan.arena.size * runs,), plan.dtype) if plan.arena.size else None
+        for step, kernel, (weight, bias) in zip(plan.steps, self._kernels, self._packed, strict=True):
+            if cancel is not None and cancel.is_set():
+                raise Cancelled("the run was cancelled before it ended")
+            operation = step.operation
+            x, *rest = (device.contiguous(values[v]) for v in operation.inputs)
+            y = values.get(operation.output)  # there already if it is written in parts
+            if y is None:
+                y = values[operation.output] = self._place(operation, runs, arena, given)
+            kernel.run(runs * operation.times, x, weight, bias, rest[0] if rest else None, y)
+        for value, array in given.items():
+            if values[value] is not array:
+                array[...] = values[value].reshape(array.shape)
+                values[value] = array
+        return [values[value] for value in plan.outputs]
+
+    def _place(self, operation, runs: int, arena, given: dict):
+        """Where a step writes: an array that was given, its place in the arena, or a new one."""
+        out = given.get(operation.output)
+        if out is not None and out.flags.c_contiguous:
+            return out
+        shape = (runs * operation.times, *operation.spec.output)
+        begin = self.plan.arena.offsets.get(operation.output)
+        if begin is None:
+            return self._device.empty(shape, self.plan.dtype)
+        return arena[begin * runs : begin * runs + prod(shape)].reshape(shape)
