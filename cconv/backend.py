@@ -79,6 +79,27 @@ def checked(array, name: str, twin=None, dtype: str | None = None):
     return owner, array, found
 
 
+def _extent(array) -> tuple[int, int]:
+    """The first byte of a device's array, and the one behind its last."""
+    interface = array.__cuda_array_interface__
+    begin = interface["data"][0]
+    reach = [(n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)]
+    return begin + sum(r for r in reach if r < 0), begin + sum(r for r in reach if r > 0) + array.dtype.itemsize
+
+
+def overlap(a, b) -> bool:
+    """Whether two arrays of one twin may share memory; exactly for NumPy's, where that can be found out quickly."""
+    if type(a) is not type(b) and not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
+        return False
+    if not isinstance(a, np.ndarray):
+        (first, behind), (begin, end) = _extent(a), _extent(b)
+        return first < end and begin < behind
+    try:
+        return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
 def get_num_threads() -> int:
     """How many CPU threads one call may use: CCONV_NUM_THREADS, or what affinity and cgroup leave to this process."""
     return get("cpu").get_num_threads()

@@ -49,6 +49,7 @@ AXES = {
 def pytest_addoption(parser):
     parser.addoption("--cconv-from", help="the folder from which cconv must have been imported")
     parser.addoption("--one-in", type=int, default=1, help="of the generated layers, run only every so many-th")
+    parser.addoption("--sanitize", action="store_true", help="compile GPU kernels for the host with AddressSanitizer")
 
 
 def pytest_generate_tests(metafunc):

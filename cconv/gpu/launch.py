@@ -15,6 +15,7 @@ from . import compile
 #: Blocks of a launch.
 MOST_BLOCKS = 2**31 - 1
 _TYPES = {"int": "i4", "long long": "i8", "double": "f8"}
+_POINTER = np.dtype("u8")
 _MEMBER = re.compile(r"(?P<type>const \w+ \*|\w+ \*|long long |int |double )(?P<names>.+)", re.S)
 _NAME = re.compile(r"(\w+)(?:\[(\w+)\])?")
 _DEFINE = re.compile(r"^#define (\w+) (\d+)$", re.M)
@@ -61,7 +62,7 @@ class Launch:
 
     def _set(self, target: np.ndarray, values: dict) -> None:
         for name, value in values.items():
-            if value is None or getattr(value, "ndim", 0):
+            if target.dtype[name] == _POINTER:
                 if target is self._fixed:
                     self._owned.append(value)
                 value = self._device.pointer(value)

@@ -123,4 +123,7 @@ def choose(spec: ConvSpec, machine: Machine, images: int) -> Ffma | Strips:
     """The candidate with the least estimated time."""
     found = candidates(spec)
     tiles = [tiling for tiling in found if isinstance(tiling, Ffma)]
-    return min(tiles, key=lambda tiling: estimate(spec, machine, tiling, images)) if tiles else found[0]
+    if not tiles:
+        return found[0]
+    # Of tiles that take equally long the smallest: it computes the fewest outputs that there are not.
+    return min(tiles, key=lambda tiling: (estimate(spec, machine, tiling, images), tiling.outputs * tiling.pixels))

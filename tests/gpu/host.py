@@ -1,6 +1,7 @@
 """Host: a device that is none: programs of cconv.gpu run their own kernels here, compiled by g++ behind shim/shim.h.
 
-In: what a Program asks of a device (cconv/gpu/device.py).  Out: NumPy arrays, computed by the kernels' own sources.
+In: what a Program asks of a device (cconv/gpu/device.py).  Out: a HostDevice, whose arrays are NumPy's or HostArrays,
+which can no more than CuPy's; and HostTwin, a twin on it, which tests take for cconv.gpu or cconv.cpu.
 tests/gpu/conftest.py hands this module to the tests, which cannot import each other.
 """
 
@@ -9,11 +10,15 @@ import hashlib
 import re
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 from cconv.gpu import compile
+from cconv.gpu.program import Geometry, Program
 from cconv.planning import Machine
 
 SHIM = Path(__file__).with_name("shim") / "shim.h"
@@ -22,14 +27,58 @@ FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-w", "-march=native", "-ffp-c
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g")
 
 
-class HostDevice:
-    """A device of so many multiprocessors, for the plans; `folder` is where libraries are kept from run to run."""
+class HostArray:
+    """An array of a device: what cconv may ask of CuPy's, and nothing else, so that no NumPy function takes it."""
 
-    def __init__(self, folder: Path, multiprocessors: int = 4, sanitize: bool = False):
+    __array__ = None
+    __array_ufunc__ = None
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+
+    @property
+    def flags(self):
+        return SimpleNamespace(c_contiguous=self.array.flags.c_contiguous)
+
+    @property
+    def __cuda_array_interface__(self) -> dict:
+        return {"data": (self.array.ctypes.data, False)}
+
+    def __getattr__(self, name: str):
+        if name not in ("dtype", "itemsize", "nbytes", "ndim", "shape", "size", "strides"):
+            raise AttributeError(name)
+        return getattr(self.array, name)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, key):
+        return HostArray(self.array[key])
+
+    def __setitem__(self, key, value) -> None:
+        self.array[key] = value.array
+
+    def reshape(self, *shape):
+        return HostArray(self.array.reshape(*shape))
+
+    def copy(self, order: str = "C"):
+        return HostArray(self.array.copy(order))
+
+    def sum(self, axis: int):
+        return HostArray(self.array.sum(axis=axis))
+
+
+class HostDevice:
+    """A device of so many multiprocessors, for the plans; `folder` is where libraries are kept from run to run.
+
+    Its arrays are NumPy's, or all of them HostArrays."""
+
+    def __init__(self, folder: Path, multiprocessors: int = 4, sanitize: bool = False, wrap: bool = False):
         self.arch = "host"
         self.machine = Machine("sm_90", 16, 1, 1, (1,), multiprocessors, 50 << 20, device="cuda")
         self.seed = 0
         self.launches = 0
+        self._wrap = HostArray if wrap else (lambda array: array)
         self._folder, self._flags = folder, FLAGS + (SANITIZE if sanitize else ())
         self._functions: dict[tuple, object] = {}
 
@@ -37,23 +86,23 @@ class HostDevice:
         """Never refuses."""
 
     def asarray(self, array):
-        return np.asarray(array)
+        return array if isinstance(array, HostArray) else self._wrap(np.asarray(array))
 
     def contiguous(self, array):
-        return np.require(array, requirements="CA")
+        return self._wrap(np.require(self.to_numpy(array), requirements="CA"))
 
     def to_numpy(self, array) -> np.ndarray:
-        return array
+        return array.array if isinstance(array, HostArray) else array
 
     def empty(self, shape: tuple[int, ...], dtype: str):
         """NaN everywhere, so that what no kernel writes is seen."""
-        return np.full(shape, np.nan, dtype)
+        return self._wrap(np.full(shape, np.nan, dtype))
 
     def upload(self, table: np.ndarray):
         return np.ascontiguousarray(table).view(np.uint8)
 
     def pointer(self, array) -> int:
-        return 0 if array is None else array.ctypes.data
+        return 0 if array is None else self.to_numpy(array).ctypes.data
 
     def synchronize(self) -> None:
         """Nothing to wait for."""
@@ -68,13 +117,26 @@ class HostDevice:
         def launch(blocks: int, threads: int, parameters: np.ndarray) -> None:
             assert parameters.dtype.itemsize == library.size(), f"the struct of {entry} is not what Python reads"
             self.launches += 1
-            error = library.run(parameters.ctypes.data, blocks, threads, self.seed + self.launches)
-            assert error is None, f"{name}: {entry}: {error.decode()}"
+            error = run(library, parameters, blocks, threads, self.seed + self.launches)
+            assert error is None, f"{name}: {entry}: {error}"
 
         return launch
 
     def _compiled(self, name: str, entry: str, macros: Mapping[str, object]):
         return library(compile.text(name, macros), entry, self._folder, self._flags)
+
+
+@cache
+def _stacks(size: int) -> np.ndarray:
+    """Stacks of a block's fibers: the same for all libraries, which run one at a time."""
+    return np.empty(size, np.uint8)
+
+
+def run(library, parameters: np.ndarray, blocks: int, threads: int, seed: int) -> str | None:
+    """Run a kernel; what the shim says went wrong, or None."""
+    stacks = _stacks(library.room())
+    error = library.run(parameters.ctypes.data, blocks, threads, seed, stacks.ctypes.data)
+    return error and error.decode()
 
 
 def library(text: str, entry: str, folder: Path, flags=FLAGS):
@@ -92,7 +154,39 @@ def library(text: str, entry: str, folder: Path, flags=FLAGS):
         assert done.returncode == 0, f"{entry}: {done.stderr}"
         made.replace(path)
     loaded = ctypes.CDLL(str(path))
-    loaded.run.argtypes = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int, ctypes.c_uint64
+    loaded.run.argtypes = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p
     loaded.run.restype = ctypes.c_char_p
-    loaded.size.restype = ctypes.c_size_t
+    loaded.size.restype = loaded.room.restype = ctypes.c_size_t
     return loaded
+
+
+class HostTwin:
+    """A twin on a HostDevice, by the names of cconv.gpu; `machine_of` is cconv.cpu's, for tests written for that."""
+
+    name = "gpu"
+    Program = Program
+
+    def __init__(self, device: HostDevice):
+        self._device = device
+
+    def machine(self) -> Machine:
+        return self._device.machine
+
+    def machine_of(self, isa: str, threads: int) -> Machine:
+        """So many threads are so many multiprocessors."""
+        return replace(self._device.machine, threads=threads)
+
+    def asarray(self, array):
+        return self._device.asarray(array)
+
+    def to_numpy(self, array) -> np.ndarray:
+        return self._device.to_numpy(array)
+
+    def synchronize(self) -> None:
+        self._device.synchronize()
+
+    def prepare(self, plan) -> Geometry:
+        return Geometry(plan, self._device)
+
+    def build(self, plan, weights) -> Program:
+        return self.prepare(plan)(weights)

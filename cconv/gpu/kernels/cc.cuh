@@ -1,8 +1,9 @@
 /* cc: what every kernel is written with, so that one source compiles for a device and, without one, for the host.
  *
- * In: T (float or double), a macro like all that a kernel is compiled with.  Out: vectors of 16 bytes, places in maps,
- * activations, of which ACTIVATE names one. Nothing is included from outside: NVRTC needs no header path. What is not C++ (launching, shared memory,
- * barriers, PTX if there is any) stands here behind CC_* and cc_*; a host defines CC_HOST and its own before this file.
+ * In: T (float or double), a macro like all that a kernel is compiled with.
+ * Out: vectors of 16 bytes, places in maps, activations, of which ACTIVATE names one.
+ * Nothing is included from outside: NVRTC needs no header path. What is not C++ (launching, shared memory, barriers, PTX
+ * if there is any) stands here behind CC_* and cc_*; a host defines CC_HOST and its own before this file.
  */
 #ifndef CC_HOST
 #define CC_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
@@ -35,6 +36,9 @@ CC_DEVICE bool cc_place(int threads, int span, int blocks_per_map, int maps_per_
     return local < maps_per_block && *map < maps;
 }
 
+/* Fused by name and not by the compiler's leave: then no bit depends on the shape of the code around it. */
+CC_DEVICE float cc_fma(float a, float b, float c) { return fmaf(a, b, c); }
+CC_DEVICE double cc_fma(double a, double b, double c) { return fma(a, b, c); }
 CC_DEVICE float cc_exp(float x) { return expf(x); }
 CC_DEVICE double cc_exp(double x) { return exp(x); }
 CC_DEVICE float cc_tanh(float x) { return tanhf(x); }

@@ -15,8 +15,9 @@
  * chain, not with the depth, and in the same order whatever the tile, so no bit depends on it.
  * While a step is multiplied the next one is on its way: global memory -> registers -> the other half of shared memory.
  *
- * Assumptions: (OUTPUTS / ROWS) * (PIXELS / COLUMNS) = THREADS, a multiple of PIXELS that divides DEPTH * PIXELS; ROWS and COLUMNS
- * are multiples of LANES; `weight` is 16-byte aligned; if `vector`, so are y and residual, and P*Q is a multiple of LANES.
+ * Assumptions: (OUTPUTS / ROWS) * (PIXELS / COLUMNS) = THREADS, a multiple of PIXELS that divides DEPTH * PIXELS; ROWS
+ * and COLUMNS are multiples of LANES; `weight` is 16-byte aligned; if `vector`, so are y and residual, and P*Q is a
+ * multiple of LANES.
  */
 #include "cc.cuh"
 
@@ -106,7 +107,7 @@ CC_KERNEL(THREADS) conv(const Conv p) {
                 b[j] = cc_load(&inputs[half][k][(j * (PIXELS / COLUMNS) + tile_column) * LANES]);
             CC_UNROLL for (int i = 0; i < ROWS; i++)
                 CC_UNROLL for (int j = 0; j < COLUMNS; j++)
-                    sums[i][j] += a[i / LANES].lane[i % LANES] * b[j / LANES].lane[j % LANES];
+                    sums[i][j] = cc_fma(a[i / LANES].lane[i % LANES], b[j / LANES].lane[j % LANES], sums[i][j]);
         }
         if (--left_of_chain == 0) {
             left_of_chain = p.chain;
@@ -126,7 +127,8 @@ CC_KERNEL(THREADS) conv(const Conv p) {
     CC_UNROLL for (int j = 0; j < COLUMNS / LANES; j++) {
         const long long g = first + (j * (PIXELS / COLUMNS) + tile_column) * LANES;
         CC_UNROLL for (int i = 0; i < ROWS; i++) {
-            const int output = unit % p.panels * OUTPUTS + (i / LANES * (OUTPUTS / ROWS) + tile_row) * LANES + i % LANES;
+            const int place_of_row = (i / LANES * (OUTPUTS / ROWS) + tile_row) * LANES + i % LANES;
+            const int output = unit % p.panels * OUTPUTS + place_of_row;
             if (output >= p.outputs || g >= p.pixels) continue;
             const long long k = (long long)group * p.outputs + output;
             const T bias = p.bias ? p.bias[k] : T(0);

@@ -49,7 +49,8 @@ CC_KERNEL(THREADS) depthwise(const Depthwise p) {
             T value = 0;
             if (in_map && (unsigned)column < (unsigned)p.W) value = x[(long long)row * p.W + column];
             CC_UNROLL for (int o = 0; o < STRIP; o++)
-                if (i >= o * STRIDE && i < o * STRIDE + R) sums[o] += taps[(i - o * STRIDE) * S + s] * value;
+                if (i >= o * STRIDE && i < o * STRIDE + R)
+                    sums[o] = cc_fma(taps[(i - o * STRIDE) * S + s], value, sums[o]);
         }
     }
 #else
@@ -63,7 +64,7 @@ CC_KERNEL(THREADS) depthwise(const Depthwise p) {
             T value = 0;
             if ((unsigned)row < (unsigned)p.H && (unsigned)column < (unsigned)p.W)
                 value = x[(long long)row * p.W + column];
-            sums[0] += weight[(long long)r * p.kernel_columns + s] * value;
+            sums[0] = cc_fma(weight[(long long)r * p.kernel_columns + s], value, sums[0]);
             if (--left_of_chain == 0) {
                 left_of_chain = p.chain;
                 total += sums[0];

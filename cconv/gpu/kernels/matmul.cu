@@ -1,7 +1,8 @@
 /* Matmul: y[b] = x[b] @ other[b] for matrices (M, K) and (K, N).
  *
- * In: T.  Out: y, images * matrices of them. A block has a tile of TILE x TILE of one product, a thread SIDE x SIDE of it;
- * DEPTH products of it at a time go through shared memory. Products are summed in chains of `chain` steps, as in conv.cu.
+ * In: T.  Out: y, images * matrices of them. A block has a tile of TILE x TILE of one product, a thread SIDE x SIDE of
+ * it; DEPTH products of it at a time go through shared memory. Products are summed in chains of `chain` steps, as in
+ * conv.cu.
  */
 #include "cc.cuh"
 
@@ -52,7 +53,8 @@ CC_KERNEL(THREADS) matmul(const MatMul p) {
         CC_UNROLL for (int k = 0; k < DEPTH; k++)
             CC_UNROLL for (int i = 0; i < SIDE; i++)
                 CC_UNROLL for (int j = 0; j < SIDE; j++)
-                    sums[i][j] += rows[k][tile_row * SIDE + i] * columns[k][j * (TILE / SIDE) + tile_column];
+                    sums[i][j] = cc_fma(rows[k][tile_row * SIDE + i], columns[k][j * (TILE / SIDE) + tile_column],
+                                        sums[i][j]);
         if (--left_of_chain == 0) {
             left_of_chain = p.chain;
             CC_UNROLL for (int i = 0; i < SIDE; i++)

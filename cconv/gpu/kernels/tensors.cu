@@ -96,7 +96,7 @@ CC_KERNEL(THREADS) softmax(const Softmax p) {
     for (int c = 0; c < p.channels; c++) y[c * p.inner] /= (T)sum;
 }
 
-/* A distribution of neighbouring elements (inner = 1) per block. Parts are joined as a tree, always in the same order. */
+/* A distribution of neighbouring elements (inner = 1) per block. Parts are joined as a tree, always in one order. */
 CC_KERNEL(THREADS) softmax_row(const Softmax p) {
     CC_SHARED(T, maxima, [THREADS]);
     CC_SHARED(double, sums, [THREADS]);

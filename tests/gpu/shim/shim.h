@@ -78,7 +78,7 @@ static void *shim_begin(char *stack, void (*entry)()) {
     return context;
 }
 static void shim_switch(void **from, void *to) {
-    ucontext_t *self = from == &shim_scheduler ? &shim_contexts[SHIM_THREADS] : (ucontext_t *)shim_contexts + shim_thread;
+    ucontext_t *self = &shim_contexts[from == &shim_scheduler ? (int)SHIM_THREADS : shim_thread];
     *from = self;
     swapcontext(self, (ucontext_t *)to);
 }
@@ -140,7 +140,7 @@ struct Shim_order {
 };
 
 static const char *shim_run_block(int threads, uint64_t *random) {
-    for (int i = 0; i < SHIM_ARRAYS; i++) memset(shim_arrays[i], 0xFF, shim_sizes[i]);
+    for (int i = 0; i < SHIM_ARRAYS && shim_arrays[i]; i++) memset(shim_arrays[i], 0xFF, shim_sizes[i]);
     for (int i = 0; i < threads; i++) {
         char *stack = shim_stacks + (size_t)i * SHIM_STACK;
         ASAN_UNPOISON_MEMORY_REGION(stack, SHIM_STACK);
@@ -163,11 +163,11 @@ static const char *shim_run_block(int threads, uint64_t *random) {
     return NULL;
 }
 
-/* NULL, or what went wrong. */
-static const char *shim_run(void (*body)(), long long blocks, int threads, uint64_t seed) {
+/* NULL, or what went wrong. `stacks` has room for SHIM_THREADS. */
+static const char *shim_run(void (*body)(), long long blocks, int threads, uint64_t seed, char *stacks) {
     uint64_t random = seed * 2654435761u + 88172645463325252u;
     if (threads > SHIM_THREADS) return "a block of too many threads";
-    if (!shim_stacks) shim_stacks = (char *)malloc((size_t)SHIM_THREADS * SHIM_STACK);
+    shim_stacks = stacks;
     shim_body = body;
     Shim_order order(&random, blocks);
     for (long long i = 0; i < blocks; i++) {
@@ -182,7 +182,8 @@ static const char *shim_run(void (*body)(), long long blocks, int threads, uint6
     static Parameters shim_parameters;                                                                                 \
     static void shim_call() { kernel(shim_parameters); }                                                               \
     extern "C" size_t size() { return sizeof(Parameters); }                                                            \
-    extern "C" const char *run(const void *parameters, long long blocks, int threads, uint64_t seed) {                 \
+    extern "C" size_t room() { return (size_t)SHIM_THREADS * SHIM_STACK; }                                             \
+    extern "C" const char *run(const void *parameters, long long blocks, int threads, uint64_t seed, char *stacks) {   \
         memcpy(&shim_parameters, parameters, sizeof(Parameters));                                                      \
-        return shim_run(shim_call, blocks, threads, seed);                                                             \
+        return shim_run(shim_call, blocks, threads, seed, stacks);                                                     \
     }

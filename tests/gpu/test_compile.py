@@ -1,0 +1,185 @@
+"""Compile: every kernel by NVRTC, where its wheel is installed, without a GPU: no spills, no stack, few registers; and
+the cache of what was compiled."""
+
+import os
+import threading
+
+import pytest
+
+from cconv import BackendUnavailable
+from cconv.gpu import compile
+from cconv.planning import cuda, specs
+
+#: As the issue of a card goes: the A100 to the newest workstation's.
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120")
+#: What a thread of a block of so many threads can have at most, of 65536 registers of a multiprocessor.
+REGISTERS = {256: 255, 128: 255}
+#: Static shared memory of a block.
+SHARED_BYTES = 48 << 10
+
+
+def _variants():
+    """(file, macros) of what programs compile: every tile, and every form of the others."""
+    for dtype, ctype in (("float32", "float"), ("float64", "double")):
+        plain = {"T": ctype, "ACTIVATE": "cc_none"}
+        for outputs, pixels, rows, columns in cuda.TILES[dtype]:
+            tile = {"OUTPUTS": outputs, "PIXELS": pixels, "ROWS": rows, "COLUMNS": columns, "DEPTH": cuda.STEP}
+            yield "conv.cu", plain | tile | {"ACTIVATE": "cc_gelu"}
+        for kernel in cuda.KNOWN_KERNELS:
+            for stride in cuda.KNOWN_STRIDES:
+                yield "depthwise.cu", plain | {"R": kernel, "S": kernel, "STRIDE": stride, "STRIP": cuda.STRIP}
+        yield "depthwise.cu", plain | {"R": 0, "STRIP": 1}
+        for average in (0, 1):
+            yield "pool.cu", plain | {"AVERAGE": average}
+        for activation in specs.ACTIVATIONS:
+            yield "pointwise.cu", plain | {"ACTIVATE": f"cc_{activation}"}
+        for function in ("ramp", "clip", "gelu_tanh", "swish"):
+            yield "pointwise.cu", plain | {"FUNCTION": f"cc_{function}"}
+        yield "tensors.cu", plain | {"KIND": "cc_prelu", "SWAPPED": 1}
+        yield "matmul.cu", plain
+        yield "pack.cu", plain
+
+
+VARIANTS = tuple(_variants())
+
+
+@pytest.fixture(scope="session")
+def nvrtc():
+    try:
+        return compile.nvrtc()
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CCONV_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def _usage(nvrtc, name, macros, arch) -> dict:
+    _, log = nvrtc.compile(
+        compile.text(name, macros), name, {compile.HEADER: compile.source(compile.HEADER)}, compile.options(arch)
+    )
+    return compile.usage(log)
+
+
+def _label(macros) -> str:
+    return "-".join(str(value) for value in macros.values())
+
+
+def _check(nvrtc, name, macros, arch):
+    used = _usage(nvrtc, name, macros, arch)
+    assert used, "ptxas said nothing"
+    for kernel, usage in used.items():
+        assert usage.spill_bytes == 0, (kernel, usage)
+        # libdevice's slow path of pow, for huge arguments, has a few bytes; no array of ours may lie there.
+        assert usage.stack_bytes == 0, (kernel, usage)
+        assert usage.registers <= 255, (kernel, usage)
+        assert usage.shared_bytes <= SHARED_BYTES, (kernel, usage)
+    # A block of 256 threads with 255 registers fits once; twice as many do not fit at all.
+    if name == "conv.cu":
+        threads = macros["OUTPUTS"] // macros["ROWS"] * (macros["PIXELS"] // macros["COLUMNS"])
+        assert used["conv"].registers * threads <= 65536
+    elif name in ("depthwise.cu", "matmul.cu"):
+        assert all(usage.registers <= 128 for usage in used.values()), used
+
+
+@pytest.mark.parametrize(("name", "macros"), VARIANTS, ids=lambda v: v if isinstance(v, str) else _label(v))
+def test_kernels_fit_the_registers_of_one_target(nvrtc, name, macros):
+    if name == "conv.cu" and macros["OUTPUTS"] * macros["PIXELS"] < 4096:
+        macros = macros | {"ACTIVATE": "cc_none"}
+    _check(nvrtc, name, macros, "sm_90")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch != "sm_90"])
+def test_kernels_fit_the_registers_of_every_target(nvrtc, arch):
+    for name, macros in VARIANTS:
+        _check(nvrtc, name, macros, arch)
+
+
+def test_a_planted_spill_is_found(nvrtc):
+    """Trust check: a thread's tile that cannot fit."""
+    tile = {"OUTPUTS": 128, "PIXELS": 128, "ROWS": 16, "COLUMNS": 16, "DEPTH": 16}
+    usage = _usage(nvrtc, "conv.cu", {"T": "float", "ACTIVATE": "cc_none"} | tile, "sm_90")["conv"]
+    assert usage.spill_bytes > 0 or usage.stack_bytes > 0
+
+
+def test_subnormal_numbers_are_not_flushed(nvrtc):
+    """The cubin's own instructions say so: .FTZ is part of their names in PTX."""
+    options = tuple("-arch=compute_90" if o.startswith("-arch") else o for o in compile.options("sm_90"))
+    assert "--ftz=false" in options
+
+
+def test_an_error_in_a_source_is_a_compile_error_with_its_line(nvrtc):
+    with pytest.raises(compile.CompileError, match=r"broken.cu\(2\): error"):
+        nvrtc.compile('#line 1 "broken.cu"\nint a;\nnonsense\n', "broken.cu", {}, compile.options("sm_90"))
+
+
+class TestCache:
+    """A cubin is compiled once."""
+
+    PACK = ("pack.cu", {"T": "float", "ACTIVATE": "cc_none"}, "sm_90")
+
+    @pytest.fixture
+    def compiled(self, nvrtc, monkeypatch):
+        """The calls of NVRTC."""
+        calls = []
+        original = compile.Nvrtc.compile
+
+        def counted(self, *arguments):
+            calls.append(arguments[1])
+            return original(self, *arguments)
+
+        monkeypatch.setattr(compile.Nvrtc, "compile", counted)
+        return calls
+
+    def test_the_second_time_nothing_is_compiled(self, cache, compiled):
+        first = compile.cubin(*self.PACK)
+        assert first.read_bytes()[:4] == b"\x7fELF"
+        assert compile.cubin(*self.PACK) == first
+        assert compiled == ["pack.cu"]
+        assert list(cache.iterdir()) == [first]
+
+    def test_everything_that_it_depends_on_is_in_its_name(self, cache, compiled, monkeypatch):
+        name, macros, arch = self.PACK
+        paths = {
+            compile.cubin(*self.PACK), compile.cubin(name, macros | {"T": "double"}, arch),
+            compile.cubin(name, macros, "sm_80"),
+        }  # fmt: skip
+        original = compile.source
+        monkeypatch.setattr(compile, "source", lambda file: original(file) + "\n")
+        paths.add(compile.cubin(*self.PACK))
+        assert len(paths) == len(compiled) == 4
+
+    def test_threads_that_want_the_same_wait_for_the_first(self, cache, compiled):
+        threads = [threading.Thread(target=compile.cubin, args=self.PACK) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert compiled == ["pack.cu"]
+
+    def test_a_failed_write_leaves_nothing(self, cache, nvrtc, monkeypatch):
+        def failing(*_):
+            raise OSError("no space left")
+
+        monkeypatch.setattr(os, "replace", failing)
+        with pytest.raises(OSError, match="no space"):
+            compile.cubin(*self.PACK)
+        assert list(cache.iterdir()) == []
+
+
+def test_the_log_of_ptxas_is_understood():
+    log = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'conv' for 'sm_90'
+ptxas info    : Function properties for conv
+    16 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads
+ptxas info    : Used 207 registers, used 1 barriers, 16 bytes cumulative stack size, 16384 bytes smem
+ptxas info    : Compiling entry function 'pack' for 'sm_90'
+ptxas info    : Function properties for pack
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 28 registers, used 0 barriers
+"""
+    assert compile.usage(log) == {"conv": (207, 16, 12, 16384), "pack": (28, 0, 0, 0)}

@@ -1,0 +1,103 @@
+"""Shim: the tester tested: what it must find is planted, and found."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cconv.gpu import compile, launch
+
+#: A kernel that turns the elements of a block round by way of shared memory.
+TURN = """
+#define THREADS 64
+struct Turn {
+    const float *x;
+    float *y;
+    int count;
+};
+CC_KERNEL(THREADS) turn(const Turn p) {
+    CC_SHARED(float, room, [THREADS]);
+    const int t = cc_thread();
+    if (BEFORE) cc_barrier();
+    room[t] = p.x[cc_block() * THREADS + t];
+    BARRIER;
+    p.y[cc_block() * THREADS + t] = room[THREADS - 1 - t];
+}
+"""
+PARAMETERS = np.dtype([("x", "u8"), ("y", "u8"), ("count", "i4")], align=True)
+
+
+def _library(host, folder, barrier: str, before: str = "0", flags=None):
+    macros = f"#define T float\n#define BARRIER {barrier}\n#define BEFORE {before}\n"
+    text = f'{macros}#include "{compile.HEADER}"\n{TURN}'
+    return host.library(text, "turn", folder, flags or host.FLAGS)
+
+
+def _turned(host, library, seed: int, blocks: int = 3):
+    x, y = np.arange(64 * blocks, dtype=np.float32), np.full(64 * blocks, np.nan, np.float32)
+    parameters = np.zeros((), PARAMETERS)
+    parameters["x"], parameters["y"] = x.ctypes.data, y.ctypes.data
+    error = host.run(library, parameters, blocks, 64, seed)
+    return error, y, x.reshape(blocks, 64)[:, ::-1].ravel()
+
+
+def test_a_kernel_with_its_barrier_is_right_in_every_order(host, scratch):
+    library = _library(host, scratch, "cc_barrier()")
+    for seed in range(20):
+        error, got, want = _turned(host, library, seed)
+        assert error is None
+        np.testing.assert_array_equal(got, want)
+
+
+def test_a_missing_barrier_is_seen(host, scratch):
+    """As NaN: what was not written yet is no number of the block before."""
+    library = _library(host, scratch, "(void)0")
+    for seed in range(5):
+        error, got, _ = _turned(host, library, seed)
+        assert error is None
+        assert np.isnan(got).any()
+
+
+@pytest.mark.parametrize("barrier", ["if (t < 32) cc_barrier()", "if (t == 7) return; cc_barrier()"])
+def test_a_barrier_that_not_all_threads_reach_is_an_error(host, scratch, barrier):
+    error, *_ = _turned(host, _library(host, scratch, barrier), 1)
+    assert error == "a barrier that not all threads of a block reach"
+
+
+def test_every_run_has_another_order(host, scratch):
+    """Without the barrier a run's result is its order."""
+    library = _library(host, scratch, "(void)0")
+    assert len({_turned(host, library, seed)[1].tobytes() for seed in range(10)}) > 5
+
+
+def test_structs_are_read_as_the_compiler_lays_them_out(host, device):
+    """The kernels' own: every launch compares the sizes; this one every place."""
+    for file, entry in (("conv.cu", "conv"), ("tensors.cu", "move"), ("pool.cu", "pool"), ("tensors.cu", "lrn")):
+        found = launch.parameters(file, entry)
+        ends = [found.fields[name][1] + found.fields[name][0].itemsize for name in found.names]
+        starts = [found.fields[name][1] for name in found.names]
+        assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
+        assert all(start % min(8, found.fields[name][0].base.itemsize) == 0
+                   for name, start in zip(found.names, starts, strict=True))  # fmt: skip
+
+
+def test_a_wrong_index_is_found_by_the_address_sanitizer(host, scratch, sanitize):
+    """In a process of its own, since that ends it; needs the sanitizer's library loaded before Python."""
+    if not sanitize:
+        pytest.skip("without --sanitize")
+    for planted in ("room[t + 1] = 0", "p.y[cc_block() * THREADS + t + 64] = 0"):
+        library = _library(host, scratch, f"cc_barrier(); {planted}", flags=host.FLAGS + host.SANITIZE)
+        code = f"""
+import ctypes, numpy as np
+library = ctypes.CDLL({library._name!r})
+library.room.restype = ctypes.c_size_t
+stacks = np.empty(library.room(), np.uint8)
+x, y = np.ones(192, np.float32), np.ones(192, np.float32)
+parameters = np.array((x.ctypes.data, y.ctypes.data, 0), {PARAMETERS.descr!r})
+library.run(ctypes.c_void_p(parameters.ctypes.data), ctypes.c_longlong(3), 64, ctypes.c_uint64(1),
+            ctypes.c_void_p(stacks.ctypes.data))
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode != 0, planted
+        assert "AddressSanitizer" in done.stderr, planted
