@@ -55,7 +55,12 @@ def pytest_addoption(parser):
 def pytest_generate_tests(metafunc):
     for name, (values, label) in AXES.items():
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, values, ids=label)
+            marks = {"gpu": pytest.mark.gpu}
+            chosen = [
+                pytest.param(value, marks=marks[value.name]) if getattr(value, "name", None) in marks else value
+                for value in values
+            ]
+            metafunc.parametrize(name, chosen, ids=label)
 
 
 def pytest_report_header():

@@ -1,0 +1,63 @@
+"""On device: the script for a real GPU, as far as it can be tested without one: it refuses, its page has what it got."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).with_name("on_device.py")
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("on_device", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _result(script) -> dict:
+    """Figures that nobody could take for measured ones."""
+    rates = dict.fromkeys(("cconv", *script.FORMS), 2.0) | {"torch NHWC ieee": 4.0, "torch NCHW tf32": 8.0}
+    layer = {"tflops": rates, "terabytes": rates, "errors": dict.fromkeys(rates, 0.5)}
+    return {
+        "about": dict.fromkeys(("device", "date", "commit", "torch", "cudnn", "cupy", "driver"), "planted"),
+        "ceilings": {"copy_terabytes": 1, "matmul_tflops": 1, "call_microseconds": 1},
+        "tests": ["pytest: planted"],
+        "layers": {"a layer": layer},
+    }
+
+
+def test_the_page_has_the_ratio_to_the_best_exact_form(script):
+    row = script.page(_result(script)).splitlines()[-1]
+    assert row.startswith("| a layer | 2.0 (2.00) |")
+    assert "| 0.50 | 5.0e-01 |" in row
+
+
+def test_figures_replace_what_stood_between_the_marks(script):
+    text = f"before\n{script.BEGIN}\nold\n{script.END}\nafter"
+    once = script.written(text, "new")
+    assert once == f"before\n{script.BEGIN}\n\nnew\n\n{script.END}\nafter"
+    assert script.written(once, "new") == once
+    with pytest.raises(ValueError, match="expected"):
+        script.written("no marks", "new")
+
+
+def test_the_projects_page_has_the_marks(script):
+    page = PATH.parents[2] / "docs/benchmarks.md"
+    if not page.exists():
+        pytest.skip("no documents here")
+    assert script.written(page.read_text(), "x") != page.read_text()
+
+
+def test_without_what_it_needs_it_says_so_and_writes_nothing(tmp_path):
+    if all(importlib.util.find_spec(name) for name in ("cupy", "torch")):
+        pytest.skip("all is here")
+    done = subprocess.run(
+        [sys.executable, PATH, "--json", tmp_path / "gpu.json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "expected" in done.stderr
+    assert not list(tmp_path.iterdir())
