@@ -20,11 +20,13 @@ done
 echo "== tests"
 mkdir "$work/empty"
 cd "$work/empty"
-for part in conftest.py cases.py kernels backends; do cp -r "$root/tests/$part" .; done
+for part in conftest.py cases.py kernels backends gpu; do cp -r "$root/tests/$part" .; done
 cp "$root/pyproject.toml" .
 # Python itself leaks on purpose at exit; libgomp's threads are never joined.
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
 export PYTHONPATH="$work/site" PYTHONMALLOC=malloc
+# The GPU kernels, compiled for the host with the same sanitizers.
+"$python" -m pytest -q -m "not slow" --cconv-from "$work/site" --one-in 5 --sanitize -p no:cacheprovider gpu
 # Of the generated layers one in five: all of them would take half an hour, and each reaches every kernel anyway.
 "$python" -m pytest -q -m "not slow" --cconv-from "$work/site" --one-in 5 -p no:cacheprovider kernels backends

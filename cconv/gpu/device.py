@@ -60,8 +60,11 @@ class Device:
         self._lock = threading.Lock()
 
     def check(self) -> None:
-        """BackendUnavailable in a forked child."""
+        """BackendUnavailable in a forked child, or where another device has been made the current one."""
         _first_use.check()
+        now = self._cupy.cuda.runtime.getDevice()
+        if now != self.id:
+            raise BackendUnavailable(f"gpu: expected device {self.id}, the first one used, to be current, got {now}")
 
     def asarray(self, array):
         """A CuPy array on this device: itself, shared by DLPack, or a copy of what lies on the host."""

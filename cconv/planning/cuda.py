@@ -18,11 +18,14 @@ from .specs import ConvSpec
 STEP = 8
 #: dtype -> (outputs, pixels, rows, columns): a block's tile, and how much of it a thread has.
 TILES = {
-    "float32": ((128, 128, 8, 8), (64, 128, 8, 8), (32, 128, 4, 8), (64, 32, 4, 4), (16, 128, 4, 4)),
+    "float32": ((128, 128, 8, 8), (104, 128, 8, 8), (64, 128, 8, 8), (32, 128, 4, 8), (64, 32, 4, 4), (16, 128, 4, 4)),
     "float64": ((64, 64, 4, 8), (32, 64, 4, 4), (64, 32, 4, 4), (16, 64, 2, 4)),
 }
-#: Time of a product beyond its own: loads of operands for each row and column of a thread's tile, in products.
-LOAD = 0.5
+#: Time of a product beyond its own, in products: loads of operands for each row and column of a thread's tile; and what
+#: gathering an input takes, which serves all outputs of a block. Guesses from counts of instructions, not measured.
+LOAD, GATHER = 0.5, 10
+#: Outputs that a multiprocessor needs under way at once to be busy; a guess too.
+FILLING = 4096
 #: Depthwise kernels that have code of their own: rows and columns alike, stride 1 or 2, no dilation.
 KNOWN_KERNELS, KNOWN_STRIDES = (3, 5, 7), (1, 2)
 #: Rows of outputs of a thread in those (kernels/depthwise.cu).
@@ -113,10 +116,11 @@ def candidates(spec: ConvSpec) -> tuple[Ffma | Strips, ...]:
 def estimate(spec: ConvSpec, machine: Machine, tiling: Ffma, images: int) -> float:
     """Time of so many images, in products of one multiprocessor: rounds of blocks, each as long as its tile."""
     blocks = spec.groups * tiling.panels(spec) * ceil_div(images * spec.P * spec.Q, tiling.pixels)
-    loads = LOAD * (1 / tiling.rows + 1 / tiling.columns)
-    # A multiprocessor with one small block cannot fill its lanes: it takes as long as a larger one would.
-    tile = max(tiling.outputs * tiling.pixels, 32 * 128) * (1 + loads)
-    return ceil_div(blocks, machine.threads) * tile * ceil_div(spec.depth, STEP)
+    loads = LOAD * (1 / tiling.rows + 1 / tiling.columns) + GATHER / tiling.outputs
+    # Small blocks fill a multiprocessor's lanes together; one alone takes as long as several.
+    tile = tiling.outputs * tiling.pixels
+    together = max(1, FILLING // tile)
+    return ceil_div(blocks, machine.threads * together) * together * tile * (1 + loads) * ceil_div(spec.depth, STEP)
 
 
 def choose(spec: ConvSpec, machine: Machine, images: int) -> Ffma | Strips:

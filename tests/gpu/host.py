@@ -24,7 +24,7 @@ from cconv.planning import Machine
 SHIM = Path(__file__).with_name("shim") / "shim.h"
 #: Contraction of a*b + c as on a device, where the processor can; the least optimisation that keeps the grid short.
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-w", "-march=native", "-ffp-contract=fast")
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g")
+SANITIZE = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g")
 
 
 class HostArray:

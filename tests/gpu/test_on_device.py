@@ -1,4 +1,4 @@
-"""On device: the script for a real GPU, as far as it can be tested without one: it refuses, its page has what it got."""
+"""On device: the script for a real GPU, tested without one: it refuses, its page has what it got."""
 
 import importlib.util
 import subprocess

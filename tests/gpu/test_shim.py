@@ -94,7 +94,7 @@ library = ctypes.CDLL({library._name!r})
 library.room.restype = ctypes.c_size_t
 stacks = np.empty(library.room(), np.uint8)
 x, y = np.ones(192, np.float32), np.ones(192, np.float32)
-parameters = np.array((x.ctypes.data, y.ctypes.data, 0), {PARAMETERS.descr!r})
+parameters = np.array((x.ctypes.data, y.ctypes.data, 0), np.uint64)
 library.run(ctypes.c_void_p(parameters.ctypes.data), ctypes.c_longlong(3), 64, ctypes.c_uint64(1),
             ctypes.c_void_p(stacks.ctypes.data))
 """

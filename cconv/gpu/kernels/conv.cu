@@ -15,9 +15,9 @@
  * chain, not with the depth, and in the same order whatever the tile, so no bit depends on it.
  * While a step is multiplied the next one is on its way: global memory -> registers -> the other half of shared memory.
  *
- * Assumptions: (OUTPUTS / ROWS) * (PIXELS / COLUMNS) = THREADS, a multiple of PIXELS that divides DEPTH * PIXELS; ROWS
- * and COLUMNS are multiples of LANES; `weight` is 16-byte aligned; if `vector`, so are y and residual, and P*Q is a
- * multiple of LANES.
+ * Assumptions: (OUTPUTS / ROWS) * (PIXELS / COLUMNS) = THREADS >= PIXELS, and THREADS / PIXELS divides DEPTH; ROWS and
+ * COLUMNS are multiples of LANES; `weight` is 16-byte aligned; if `vector`, so are y and residual, and P*Q is a multiple
+ * of LANES.
  */
 #include "cc.cuh"
 
@@ -54,7 +54,7 @@ CC_KERNEL(THREADS) conv(const Conv p) {
 
     /* The window that this thread gathers inputs of. */
     const int column = t % PIXELS, row = t / PIXELS;
-    const bool exists = first + column < p.pixels;
+    const bool gathers = THREADS % PIXELS == 0 || row < rows_apart, exists = gathers && first + column < p.pixels;
     const long long n = (first + column) / p.map, place = (first + column) % p.map;
     const int down = (int)(place / p.Q) * p.stride_down - p.top, across = (int)(place % p.Q) * p.stride_across - p.left;
     const long long corner = n * p.image + group * p.group_inputs + (long long)down * p.W + across;
@@ -83,6 +83,7 @@ CC_KERNEL(THREADS) conv(const Conv p) {
             const int v = t + i * THREADS;
             if (VECTORS % THREADS == 0 || v < VECTORS) cc_store(&filters[half][0][0] + v * LANES, filter[i]);
         }
+        if (!gathers) return;
         CC_UNROLL for (int i = 0; i < input_rows; i++) inputs[half][row + i * rows_apart][column] = input[i];
     };
 
