@@ -86,7 +86,7 @@ def test_a_wrong_index_is_found_by_the_address_sanitizer(host, scratch, sanitize
     """In a process of its own, since that ends it; needs the sanitizer's library loaded before Python."""
     if not sanitize:
         pytest.skip("without --sanitize")
-    for planted in ("room[t + 1] = 0", "p.y[cc_block() * THREADS + t + 64] = 0"):
+    for planted in ("float *r = room; r[t + 1] = 0", "p.y[cc_block() * THREADS + t + 64] = 0"):
         library = _library(host, scratch, f"cc_barrier(); {planted}", flags=host.FLAGS + host.SANITIZE)
         code = f"""
 import ctypes, numpy as np
