@@ -13,7 +13,7 @@ run: $(VENV)/.demo
 
 ## test: the suite (pip packages only)
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --durations=10
 
 ## test-all: what is slow or needs more than pip packages
 test-all: test-spills test-wheel test-sanitizers test-slow test-cuda
@@ -76,9 +76,10 @@ $(VENV)/.demo: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[demo]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python $(SOURCES)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
-	@touch $@ $(VENV)/.demo
+# cconv is there already, so that only what the extra names is installed and nothing is compiled again.
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/python -m pip install --disable-pip-version-check 'cconv[dev]'
+	@touch $@
 
 .venv-bench/.ready: benchmarks/peers.txt
 	$(PYTHON) -m venv .venv-bench

@@ -3,10 +3,10 @@
 In: the nine networks of the ONNX package's suite and the lecture's ten layers, with random weights.
 Out: text while it runs, a JSON file, and a table as Markdown.
 
-    python benchmarks/networks.py --peer-python .venv-bench/bin/python [--networks vgg,lecture] [--rounds 7]
+    python benchmarks/networks.py --peer-python .venv-bench/bin/python [--networks vgg,lecture] [--rounds 7] [--tensors]
 
 As in compare.py every library has a process of its own and takes turns. One image, float32, default precision; outputs
-are compared with ONNX Runtime's.
+are compared with ONNX Runtime's, and with --tensors what every convolution, ReLU and pool gives, instead of the times.
 """
 
 import argparse
@@ -26,6 +26,8 @@ import numpy as np
 
 #: L2 error over the norm beyond which two libraries' answers differ.
 LARGEST_ERROR = 1e-4
+#: Operators whose tensors --tensors compares, so many at a time: those that are asked for are not fused.
+COMPARED, AT_A_TIME = ("Conv", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool"), 10
 #: Of all ratios, geometrically.
 MEAN = 1.4
 BEGIN, END = "<!-- networks: begin -->", "<!-- networks: end -->"
@@ -115,6 +117,25 @@ def write(network: Network, path: Path) -> None:
     onnx.save(model, path)
 
 
+def give(path: Path, names: list[str]) -> Path:
+    """A copy of a file whose outputs are tensors of these names."""
+    import onnx
+
+    model = onnx.load(path)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    copy = path.with_name("tensors.onnx")
+    onnx.save(model, copy)
+    return copy
+
+
+def tensors_of(path: Path) -> list[str]:
+    """The names of what the operators of COMPARED give."""
+    import onnx
+
+    return [node.output[0] for node in onnx.load(path).graph.node if node.op_type in COMPARED]
+
+
 def image(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(1).standard_normal(shape, np.float32)
 
@@ -130,7 +151,7 @@ def cconv(path: str, batch: int, threads: int) -> list:
     cconv.set_num_threads(threads)
     model = cconv.load(path)
     x = image((batch, *model.input_shape))
-    (name,) = model.outputs
+    name = model.outputs[0]
     return [Form("cconv", "Model.run", lambda: model.run(x)[name])]
 
 
@@ -178,6 +199,27 @@ LIBRARIES: dict[str, Library] = {"cconv": cconv, "onnxruntime": onnxruntime, "op
 PEERS = ("onnxruntime", "openvino")
 
 
+def _every_cconv(path: str, batch: int, threads: int) -> dict:
+    import cconv
+
+    cconv.set_num_threads(threads)
+    model = cconv.load(path)
+    return model.run(image((batch, *model.input_shape)))
+
+
+def _every_onnxruntime(path: str, batch: int, threads: int) -> dict:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, {given.name: image((batch, *given.shape[1:]))}), strict=True))
+
+
+#: Library -> all outputs of a file, by name.
+EVERY = {"cconv": _every_cconv, "onnxruntime": _every_onnxruntime}
+
+
 # ------------------------------------------------------------------------------------------------------ the driver
 
 
@@ -211,6 +253,28 @@ def measured(network: Network, workers: list, arguments) -> dict:
             best[name] = form
     label = network.name + (f", batch {network.batch}" if network.batch > 1 else "")
     return {"network": label, "bar": network.bar, "forms": forms, "fastest": best}
+
+
+def compared(network: Network, workers: dict, folder: Path) -> str:
+    """The largest difference between cconv's tensors and ONNX Runtime's."""
+    path = folder / "network.onnx"
+    write(network, path)
+    names, worst = tensors_of(path), (0.0, "")
+    for begin in range(0, len(names), AT_A_TIME):
+        some = names[begin : begin + AT_A_TIME]
+        copy = give(path, some)
+        given = {}
+        for library, worker in workers.items():
+            saved = worker.ask(tensors=str(copy), batch=network.batch, folder=str(folder))["file"]
+            with np.load(saved) as arrays:
+                given[library] = {name: arrays[name].astype(np.float64) for name in some}
+        for name in some:
+            truth = given["onnxruntime"][name]
+            error = np.linalg.norm(given["cconv"][name].reshape(truth.shape) - truth) / np.linalg.norm(truth)
+            worst = max(worst, (float(error), name))
+    if not worst[0] < LARGEST_ERROR:
+        raise SystemExit(f"networks: cconv and onnxruntime differ on {network.name}, {worst[1]}: L2 {worst[0]:.1e}")
+    return f"{network.name}: {len(names)} tensors as ONNX Runtime's, L2 of the worst, {worst[1]}, {worst[0]:.1e}"
 
 
 def ratio(row: dict) -> float | None:
@@ -251,6 +315,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="cconv against its peers on whole networks.")
     parser.add_argument("--peer-python", help="a Python that has the peers; without it cconv is measured alone")
     parser.add_argument("--networks", default="", help="only networks whose name holds one of these texts, with commas")
+    parser.add_argument("--tensors", action="store_true", help="compare tensors inside, and measure nothing")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.3, help="of one turn")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -261,6 +326,13 @@ def main() -> None:
     chosen = [network for network in NETWORKS if not texts or any(text in network.name for text in texts)]
     if not chosen:
         raise SystemExit(f"networks: expected some of {[network.name for network in NETWORKS]}, got {texts}")
+    if arguments.tensors:
+        pythons = {"cconv": sys.executable, "onnxruntime": arguments.peer_python}
+        workers = {name: Worker(name, python, arguments.threads) for name, python in pythons.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            for network in chosen:
+                print(compared(network, workers, Path(folder)), flush=True)
+        return
     now = datetime.datetime.now(datetime.UTC)
     workers = [Worker("cconv", sys.executable, arguments.threads)]
     if arguments.peer_python:

@@ -4,6 +4,7 @@ In: questions, one JSON line each, on stdin.  Out: one JSON line each on stdout;
 
     {"prepare": 3, "folder": "/tmp/x"}   the layer's forms, and what each computed   -> {"forms": [...]}
     {"network": "x.onnx", "batch": 1, "folder": "/tmp/x"}   the same of a network's file -> {"forms": [...]}
+    {"tensors": "x.onnx", "batch": 1, "folder": "/tmp/x"}   all its outputs by name     -> {"file": "/tmp/x/cconv.npz"}
     {"time": 0, "seconds": 0.1}          a turn of form 0                            -> {"seconds": median of the turn}
     {"regret": 3, ...}                   every way the planner could have chosen     -> regret.py
     {"peak": "avx2"}, {"machine": 2}     in the process called "machine"             -> machine.py
@@ -66,6 +67,12 @@ class Library:
         self.forms = networks.LIBRARIES[self.name](path, batch, self.threads)
         return self._first(folder)
 
+    def tensors(self, path: str, batch: int, folder: str) -> dict:
+        """All outputs of a network's file, by name, in a .npz."""
+        file = Path(folder) / f"{self.name}.npz"
+        np.savez(file, **networks.EVERY[self.name](path, batch, self.threads))
+        return {"file": str(file)}
+
     def _first(self, folder: str) -> dict:
         """Every form's first answer."""
         answers = []
@@ -102,7 +109,8 @@ def answers_of(name: str, threads: int) -> tuple[object, dict[str, Callable[...,
         }
     library = Library(name, threads)
     return version(name), {
-        "prepare": library.prepare, "network": library.network, "time": library.time, "regret": library.regret,
+        "prepare": library.prepare, "network": library.network, "tensors": library.tensors, "time": library.time,
+        "regret": library.regret,
     }  # fmt: skip
 
 

@@ -67,6 +67,12 @@ def activate(x: np.ndarray, activation: Activation | None) -> np.ndarray:
         return FORMULAS[activation.name](x, activation.alpha)
 
 
+def preactivate(x_nchw, scale_shift_c) -> np.ndarray:
+    """max(scale[c] * x + shift[c], 0)."""
+    scale, shift = scale_shift_c.astype(np.float64)[:, :, None, None]
+    return activate(x_nchw * scale + shift, Activation("relu"))
+
+
 def conv(x_nchw, weight_kcrs, bias_k, residual_nkpq, spec: ConvSpec) -> np.ndarray:
     """y[n,k,p,q] = activation(sum over c,r,s of x[n,c,p*stride+r*dilation-pad,...] * w[k,c,r,s] + bias + residual)."""
     top, left, bottom, right = spec.padding
@@ -207,14 +213,15 @@ class Program:
             operation = step.operation
             x, *rest = (values[v] for v in operation.inputs)
             weight = bias = None
+            before = ()
             if operation.weights is not None:
-                weight, bias = self._weights.derived(operation.weights, name, lambda arrays: arrays)
+                weight, bias, *before = self._weights.derived(operation.weights, name, lambda arrays: arrays)
             second = rest[0] if rest else weight
             x = x.reshape(-1, *operation.spec.image)
             match operation.spec:
                 case ConvSpec() as spec:
                     residual = rest[0].reshape(-1, *spec.output) if rest else None
-                    result = conv(x, weight, bias, residual, spec)
+                    result = conv(preactivate(x, *before) if spec.preactivated else x, weight, bias, residual, spec)
                 case PoolSpec() as spec:
                     result = pool(x, spec)
                 case PointwiseSpec() as spec:

@@ -1,6 +1,7 @@
 """Weights: a layer's arrays by name, and what was made of them, once for all programs.
 
-In: a function name -> (weight (K, C/G, R, S), bias (K,) or None).  Out: forms derived from them for a device.
+In: a function name -> (weight (K, C/G, R, S), bias (K,) or None), and (scale, shift) as (2, C) where a convolution is
+preactivated.  Out: forms derived from them for a device.
 The arrays themselves are not kept: a big network's weights are in memory once, packed.
 """
 

@@ -1,9 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Conv: the loops of a direct convolution over its tiles, and of a depthwise one over its maps.
+"""Conv: the loops of a direct convolution over its tiles.
 
-In: a ConvSpec and its Direct or Depthwise tiling, packed weights, NumPy arrays that the caller has checked.
-Out: numbers in y. The arithmetic is in kernels/multiply.inc.c, depthwise.inc.c and finish.inc.c, the decisions in
-planning/direct.py.
+In: a ConvSpec and its Direct tiling, packed weights, NumPy arrays that the caller has checked.  Out: numbers in y.
+The arithmetic is in kernels/pack.inc.c, multiply.inc.c and finish.inc.c, the decisions in planning/direct.py.
 """
 
 cimport numpy as cnp
@@ -11,12 +10,11 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
 from ._core cimport Buffer, ceil_div, compute, data_of, finish_of, int_table, kernels_of, lines, share
-from .kernels cimport cconv_depthwise, cconv_finish, cconv_kernels, cconv_rows
+from .kernels cimport cconv_finish, cconv_kernels, cconv_rows
 
 cnp.import_array()
 
 cdef enum:
-    TASK = 1 << 14  # outputs of a depthwise layer that make a task
     RELU = 1  # in enum cconv_activation
     SHARED_PACKING = 1 << 18  # bytes of weights from which on threads share their packing
 
@@ -43,6 +41,7 @@ cdef struct Conv:
     const char *x
     Py_ssize_t x_n, x_c, x_h, x_w
     const char *weights
+    const char *before  # scale and shift of the input's channels behind the panels, or NULL
     const char *bias
     const char *residual
     char *y
@@ -62,12 +61,30 @@ cdef void finish_map(const Conv *job, long n, long k, long p, long q, long rows,
     job.kernels.finish(&job.finish, bias_of(job, k), rows, columns, sums, sums_pitch, residual, job.y + at, job.Q)
 
 
+cdef void preactivate_tile(const Conv *job, long n, long first, long last, long q, char *tile) noexcept nogil:
+    """Pixels q .. of the long row of channels first .. last-1, normed and rectified."""
+    cdef long count = min(job.tile_q, job.Q - q), c, j
+    cdef const char *x = job.x + n * job.x_n + first * job.x_c + q * job.x_w
+    cdef Py_ssize_t stride = job.x_c
+    if job.x_w != job.itemsize:
+        for c in range(last - first):
+            for j in range(count):
+                memcpy(tile + (c * job.plane + j) * job.itemsize, x + c * job.x_c + j * job.x_w, job.itemsize)
+        x, stride = tile, job.plane * job.itemsize
+    job.kernels.preactivate(
+        last - first, count, stride, job.before + first * job.itemsize, job.before + (job.C + first) * job.itemsize, x,
+        tile, job.plane)
+
+
 cdef void pack_tile(const Conv *job, long n, long group, long first, long last, long p, long q, long tile_p,
                     char *tile) noexcept nogil:
     """The input that outputs (p, q) .. need, of channels first .. last-1 of a group, sorted into blocks, zeros outside
     the image."""
     cdef cconv_rows rows
     cdef long a, b
+    if job.before != NULL:
+        preactivate_tile(job, n, first, last, q, tile)
+        return
     rows.channels, rows.plane = last - first, job.plane
     rows.height = tile_p + job.tile_rows - job.tile_p
     rows.width = rows.pitch = job.pitch
@@ -284,6 +301,8 @@ cdef class Convolution:
     cdef Conv job
     cdef size_t scratch_size
     cdef list owners
+    cdef long padded  # outputs of a group in its panels
+    cdef bint preactivated
 
     def __init__(self, spec, tiling, str isa):
         cdef Conv *job = &self.job
@@ -314,6 +333,10 @@ cdef class Convolution:
         job.tiles_q = ceil_div(job.Q, job.tile_q)
         job.panels = tiling.panels
         job.finish = finish_of(spec.activation)
+        self.preactivated = spec.preactivated
+        self.padded = job.group_outputs
+        if not job.pixel_lanes:
+            self.padded = ceil_div(job.group_outputs, kernels.lanes) * kernels.lanes
         # Sums of a panel: whole vectors per row of pixels; lanes "channels" need them twice (computed, transposed).
         cdef size_t pixels = job.tile_p * (ceil_div(max(job.pitch, job.tile_q), kernels.lanes) * kernels.lanes) + kernels.lanes
         cdef size_t panel = kernels.wide_vectors * kernels.lanes
@@ -338,21 +361,23 @@ cdef class Convolution:
         window = [r + s for r in rows for s in columns]
         return [c * tiling.plane + w for c in range(spec.C // spec.groups) for w in window]
 
+    cdef size_t panels_size(self):
+        return self.job.groups * self.padded * self.job.depth * self.job.itemsize
+
     def scratch_bytes(self, long images, int threads):
         """Bytes of scratch that a run needs."""
         return self.scratch_size * threads
 
-    def pack(self, cnp.ndarray weight not None, int threads=1):
-        """The panels of a C-ordered (K, C/G, R, S) weight, as run() wants them."""
+    def pack(self, cnp.ndarray weight not None, int threads=1, cnp.ndarray before=None):
+        """The panels of a C-ordered (K, C/G, R, S) weight, as run() wants them; behind them the (2, C) scale and shift
+        of a preactivated convolution."""
         cdef Panels job
-        cdef const cconv_kernels *kernels = self.job.kernels
         cdef Buffer packed
-        job.conv = &self.job
-        job.padded = self.job.group_outputs
-        if not self.job.pixel_lanes:
-            job.padded = ceil_div(self.job.group_outputs, kernels.lanes) * kernels.lanes
-        packed = Buffer(self.job.groups * job.padded * self.job.depth * self.job.itemsize)
+        job.conv, job.padded = &self.job, self.padded
+        packed = Buffer(self.panels_size() + (0 if before is None else before.nbytes))
         job.weight, job.packed = data_of(weight), packed.data
+        if before is not None:
+            memcpy(packed.data + self.panels_size(), data_of(before), before.nbytes)
         if packed.nbytes < SHARED_PACKING:
             threads = 1
         with nogil:
@@ -368,81 +393,8 @@ cdef class Convolution:
         job.x = data_of(x)
         job.x_n, job.x_c, job.x_h, job.x_w = x.strides[0], x.strides[1], x.strides[2], x.strides[3]
         job.weights, job.bias, job.residual, job.y = weights.data, data_of(bias), data_of(residual), data_of(y)
+        job.before = weights.data + self.panels_size() if self.preactivated else NULL
         job.fused = residual is None and job.finish.activation <= RELU and not job.joined
         tasks = job.parts * (
             ceil_div(job.N, job.tile_q) if job.across_images else job.N * job.tiles_p * job.tiles_q)
         compute(conv_task, &job, tasks, scratch.data, self.scratch_size, threads)
-
-
-cdef struct Depth:
-    const cconv_kernels *kernels
-    cconv_depthwise how
-    cconv_finish finish
-    int itemsize
-    long C, K, maps, run, parts  # maps of all images; in one task; parts of a map's rows
-    size_t map_out
-    Py_ssize_t x_n, x_c
-    const char *x
-    const char *weights
-    const char *bias
-    const char *residual
-    char *y
-
-
-cdef void depth_task(const void *untyped, long index, char *scratch) noexcept nogil:
-    """Some maps, counted over the images; or a part of the rows of one."""
-    cdef const Depth *job = <const Depth *>untyped
-    cdef long part = index % job.parts, begin = index // job.parts * job.run, end = min(begin + job.run, job.maps)
-    cdef long map, n, k
-    cdef double bias = 0
-    for map in range(begin, end):
-        n, k = map // job.K, map % job.K
-        if job.bias != NULL:
-            bias = (<const float *>job.bias)[k] if job.itemsize == 4 else (<const double *>job.bias)[k]
-        job.kernels.depthwise(
-            &job.how, &job.finish, bias, part * job.how.P // job.parts, (part + 1) * job.how.P // job.parts,
-            job.x + n * job.x_n + k * job.C // job.K * job.x_c, job.weights + k * job.how.R * job.how.S * job.itemsize,
-            job.residual + map * job.map_out if job.residual != NULL else NULL, job.y + map * job.map_out)
-
-
-cdef class DepthwiseConvolution:
-    """A ConvSpec with one input channel per group, for one ISA. Holds no weights; run() may be called from many threads."""
-
-    cdef Depth job
-
-    def __init__(self, spec, tiling, str isa):
-        cdef Depth *job = &self.job
-        job.kernels = kernels_of(isa, spec.dtype)
-        job.itemsize = 4 if spec.dtype == "float32" else 8
-        job.C, job.K, job.parts = spec.C, spec.K, tiling.row_parts
-        job.how.H, job.how.W, job.how.P, job.how.Q, job.how.R, job.how.S = (
-            spec.H, spec.W, spec.P, spec.Q, spec.R, spec.S)
-        job.how.stride_h, job.how.stride_w = spec.stride
-        job.how.dilation_h, job.how.dilation_w = spec.dilation
-        job.how.top, job.how.left = spec.padding[:2]
-        job.map_out = spec.P * spec.Q * job.itemsize
-        job.finish = finish_of(spec.activation)
-
-    def scratch_bytes(self, long images, int threads):
-        """None is needed."""
-        return 0
-
-    def pack(self, cnp.ndarray weight not None, int threads=1):
-        """A copy of a C-ordered (K, 1, R, S) weight."""
-        cdef Buffer packed = Buffer(weight.nbytes)
-        memcpy(packed.data, data_of(weight), weight.nbytes)
-        return packed
-
-    def run(self, cnp.ndarray x not None, Buffer weights not None, cnp.ndarray bias, cnp.ndarray residual,
-            cnp.ndarray y not None, int threads, Buffer scratch not None):
-        """y = activation(conv(x) + bias + residual); y, bias and residual C-ordered, x with its rows in one piece."""
-        cdef Depth job = self.job
-        cdef long tasks
-        job.maps = x.shape[0] * job.K
-        # Handing out a task costs as much as a small map.
-        job.run = 1 if job.parts > 1 else max(1, min(job.maps // (4 * max(threads, 1)), TASK // (job.how.P * job.how.Q)))
-        tasks = ceil_div(job.maps, job.run) * job.parts
-        job.x = data_of(x)
-        job.x_n, job.x_c, job.how.row_pitch = x.strides[0], x.strides[1], x.strides[2] // job.itemsize
-        job.weights, job.bias, job.residual, job.y = weights.data, data_of(bias), data_of(residual), data_of(y)
-        compute(depth_task, &job, tasks, scratch.data, 0, threads)

@@ -27,22 +27,24 @@ cdef class Step:
 
     `kernel` has scratch_bytes(images, threads) and run(x, weights, bias, second, y, threads, scratch); `reads(x)` says
     whether it can read an x whose rows do not follow each other; `pack(weights)` gives its (packed weights, bias).
-    A run of the plan has `times` images of the kernel, (C, H, W) `image` in and `output` out."""
+    A run of the plan has `times` images of the kernel, (C, H, W) `image` in and `output` out. `moot` steps have nothing
+    to do in a run alone."""
 
     cdef object kernel, reads, pack
     cdef int x, second, y
     cdef Py_ssize_t times
     cdef cnp.npy_intp image[3]
     cdef cnp.npy_intp shape[4]
-    cdef Py_ssize_t begin  # in the arena, in elements for each run; -1 if the value does not lie there
+    cdef Py_ssize_t begin, begin_alone  # in the arena, in elements for each run; -1 if the value does not lie there
+    cdef bint moot
 
-    def __init__(self, kernel, reads, pack, tuple inputs, int value, tuple image, tuple output, times, begin):
+    def __init__(self, kernel, reads, pack, tuple inputs, int value, tuple image, tuple output, times, begins, moot):
         self.kernel, self.reads, self.pack = kernel, reads, pack
         self.x, self.second, self.y = inputs[0], inputs[1] if len(inputs) > 1 else -1, value
         self.image[0], self.image[1], self.image[2] = image
         self.shape[1], self.shape[2], self.shape[3] = output
-        self.times = times
-        self.begin = -1 if begin is None else begin
+        self.times, self.moot = times, moot
+        self.begin, self.begin_alone = begins
 
     cdef cnp.ndarray readable(self, cnp.ndarray x):
         """x as images of the kernel, or a copy if it cannot read them. (An axis of one place may have any stride and
@@ -64,7 +66,7 @@ cdef class Geometry:
     cdef tuple inputs, outputs
     cdef int values, first, type_number
     cdef Py_ssize_t itemsize
-    cdef double arena, work  # for one run: elements; time, in operations of a convolution
+    cdef double arena, arena_alone, work  # for one run: elements; time, in operations of a convolution
     cdef Py_ssize_t input_size  # elements of the first input, for one run
 
     def __init__(self, plan, list steps, double work):
@@ -73,7 +75,7 @@ cdef class Geometry:
         self.values = 1 + max(plan.values)
         self.first = plan.inputs[0]
         self.input_size = prod(plan.values[self.first])
-        self.arena = plan.arena.size
+        self.arena, self.arena_alone = plan.arena.size, plan.alone.size
         self.type_number, self.itemsize = (cnp.NPY_FLOAT32, 4) if plan.dtype == "float32" else (cnp.NPY_FLOAT64, 8)
 
     def __call__(self, weights):
@@ -92,12 +94,13 @@ cdef class Geometry:
     cdef cnp.ndarray place(self, Step step, Py_ssize_t runs, Buffer arena, given):
         """Where a step writes: its place in the arena, an array that was given, or a new one."""
         cdef cnp.npy_intp shape[4]
+        cdef Py_ssize_t begin = step.begin_alone if runs == 1 else step.begin
         if given is not None and cnp.PyArray_ISCARRAY(given):
             return given
         shape[0], shape[1], shape[2], shape[3] = runs * step.times, step.shape[1], step.shape[2], step.shape[3]
-        if step.begin < 0:
+        if begin < 0:
             return empty(4, shape, self.type_number)
-        return part(arena, step.begin * runs * self.itemsize, 4, shape, self.type_number)
+        return part(arena, begin * runs * self.itemsize, 4, shape, self.type_number)
 
 
 @cython.final
@@ -148,12 +151,16 @@ cdef class Program:
             nbytes = max(nbytes, <size_t>step.kernel.scratch_bytes(runs * step.times, max(threads, 1)))
         if nbytes:
             scratch = Buffer(nbytes)
-        if geometry.arena:
-            arena = lease(geometry.arena * runs * geometry.itemsize)
+        cdef double elements = geometry.arena_alone if runs == 1 else geometry.arena
+        if elements:
+            arena = lease(elements * runs * geometry.itemsize)
         for i in range(len(geometry.steps)):
             if cancel is not None and cancel.is_set():
                 raise Cancelled("the run was cancelled before it ended")
             step = geometry.steps[i]
+            if step.moot and runs == 1:
+                values[step.y] = geometry.place(step, runs, arena, None) if values[step.y] is None else values[step.y]
+                continue
             weights, bias = <tuple>self.packed[i]
             second = None if step.second < 0 else values[step.second]
             if second is not None and not cnp.PyArray_ISCARRAY_RO(second):

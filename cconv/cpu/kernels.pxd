@@ -66,6 +66,8 @@ cdef extern from "kernels/kernels.h" nogil:
         int lanes, rows, vectors, wide_vectors, outputs
         const unsigned char *widest
         void (*pack_rows)(const cconv_rows *, const void *, void *) noexcept nogil
+        void (*preactivate)(
+            long, long, Py_ssize_t, const void *, const void *, const void *, void *, long) noexcept nogil
         void (*pack_panel)(long, long, long, const void *, void *) noexcept nogil
         void (*multiply_channels)(
             int, int, long, long, const int32_t *, const void *, const void *, void *, long, int) noexcept nogil

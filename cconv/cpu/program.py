@@ -26,7 +26,8 @@ from ..planning import (
     cost,
 )
 from . import threads
-from ._conv import Convolution, DepthwiseConvolution
+from ._conv import Convolution
+from ._depthwise import DepthwiseConvolution
 from ._maps import Pointwise, Pooling
 from ._program import Geometry, Program, Step
 from ._tensors import Arithmetic, Function, Lrn, MatMul, Moving, Resizing, Softmax
@@ -65,8 +66,9 @@ def _conv(step, isa: str) -> tuple:
     form = "cpu", isa, tiling.packing, spec.groups
 
     def pack(arrays: tuple) -> tuple:
-        weight, bias = arrays
-        packed = kernel.pack(np.require(weight, requirements="CA"), threads.get_num_threads())
+        weight, bias, *before = arrays
+        given = [np.require(array, requirements="CA") for array in (weight, *before)]
+        packed = kernel.pack(given[0], threads.get_num_threads(), *given[1:])
         return packed, None if bias is None else np.require(bias, requirements="CA")
 
     reads = _rows_in_one_piece
@@ -124,15 +126,16 @@ def prepare(plan: Plan) -> Geometry:
     """The plan compiled for its machine: `prepare(plan)(weights)` is a Program."""
     threads.get_num_threads()  # known from here on, or refused
     steps, work = [], 0
-    for step in plan.steps:
+    for index, step in enumerate(plan.steps):
         operation = step.operation
         spec = operation.spec
         kernel, reads, pack, own = _KINDS[type(spec)](step, plan.machine.isa)
-        place = plan.arena.offsets.get(operation.output)
+        places = tuple(arena.offsets.get(operation.output, -1) for arena in (plan.arena, plan.alone))
         steps.append(
             Step(
-                kernel, reads, pack, operation.inputs, operation.output, spec.image, spec.output, operation.times, place
+                kernel, reads, pack, operation.inputs, operation.output, spec.image, spec.output, operation.times,
+                places, index in plan.moot,
             )
-        )
+        )  # fmt: skip
         work += own * operation.times
     return Geometry(plan, steps, work)

@@ -53,18 +53,21 @@ class Affine(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """What an operation's (weight, bias) are made of: constants in some form, and what is folded into them."""
+    """What an operation's arrays are made of: constants in some form, and what is folded into them."""
 
     form: str
     constants: tuple[Constant | None, ...]
     shape: Shape
     options: tuple = ()
     affines: tuple[Affine, ...] = ()
+    #: What a preactivated convolution's input is normed with.
+    before: tuple[Affine, ...] = ()
 
     @property
     def key(self) -> str:
         names = [c and c.key for c in self.constants]
-        return repr((self.form, names, self.shape, self.options, [a.key for a in self.affines]))
+        folded = [[a.key for a in affines] for affines in (self.affines, self.before)]
+        return repr((self.form, names, self.shape, self.options, folded))
 
 
 class Part(NamedTuple):

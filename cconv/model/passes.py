@@ -4,9 +4,10 @@ In: inferred nodes and the layers whose maps are kept.  Out: planning's Operatio
 
 prune    only what the asked layers depend on
 fold     BatchNormalization, and arithmetic with a number per channel, into the convolution before it
-fuse     Add and activations into the convolution before them, as its residual and activation; x * sigmoid(x) is SiLU
+fuse     Add and activations into the convolution before them, as its residual and activation; x * sigmoid(x) is SiLU;
+         a batch norm and its ReLU that stand alone into the 1x1 convolution behind them
 
-A convolution takes in what follows it only if nobody else reads its map and nobody asked for it. Costs are counted
+Something takes in what is beside it only if nobody else reads its map and nobody asked for it. Costs are counted
 elsewhere, on the graph as given: nothing in here changes a bill.
 """
 
@@ -94,7 +95,20 @@ class _Lowering:
             whole = sum(other.output == part.output for other in parts) == 1
             if not (whole and (self._fold(part, reads[0]) or self._silu(part, reads) or self._fuse(part, reads))):
                 key = part.output if whole else (part.output, i)
-                self.drafts[key] = _Draft(part.spec, reads, part.output, part.recipe, part.times)
+                self.drafts[key] = self._preactivated(_Draft(part.spec, reads, part.output, part.recipe, part.times))
+
+    def _preactivated(self, draft: _Draft) -> _Draft:
+        """The draft, with the batch norm and ReLU before it if it is a convolution that reads each pixel once."""
+        spec, norm = draft.spec, self._open_conv(draft.inputs[0])
+        if norm is None or not isinstance(spec, ConvSpec) or not spec.may_be_preactivated:
+            return draft
+        same = (norm.spec.K, norm.spec.P * norm.spec.Q, norm.times) == (spec.C, spec.H * spec.W, draft.times)
+        rectified = norm.spec.activation == specs.Activation("relu") and not norm.spec.residual
+        if norm.recipe.form != "ones" or not same or not rectified:
+            return draft
+        del self.drafts[draft.inputs[0]]
+        recipe = draft.recipe._replace(before=norm.recipe.affines)
+        return replace(draft, spec=replace(spec, preactivated=True), inputs=norm.inputs, recipe=recipe)
 
     def _fold(self, part: Part, before: Key) -> bool:
         """Into the convolution before, if the part is linear per channel and nothing else has been taken in since."""
@@ -249,15 +263,28 @@ def _scale_and_shift(affine: Affine) -> tuple[np.ndarray, np.ndarray]:
     raise ModelError(f"expected something linear to fold, got {affine.kind}")
 
 
-def arrays(recipe: Recipe) -> tuple:
-    """An operation's (weight, bias) in float32: folding is exact algebra, because a convolution is linear."""
-    weight, bias = _FORMS[recipe.form](recipe)
-    if not recipe.affines:
-        return weight, bias
-    factor, total = np.ones(1), np.zeros(1) if bias is None else bias.astype(np.float64)
+def _composed(affines: tuple[Affine, ...], shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All of them after y + shift, as one scale and one shift."""
+    scale = np.ones(1)
     with np.errstate(all="ignore"):  # a file may hold any numbers: what they give is what it asks for
-        for affine in recipe.affines:
+        for affine in affines:
             a, b = _scale_and_shift(affine)
-            factor, total = factor * a, total * a + b
-        weight = (weight * factor[:, None, None, None]).astype(np.float32)
-        return weight, np.broadcast_to(total.astype(np.float32), (recipe.shape[0],))
+            scale, shift = scale * a, shift * a + b
+    return scale, shift
+
+
+def arrays(recipe: Recipe) -> tuple:
+    """An operation's (weight, bias) in float32, and (scale, shift) of its input as (2, C) where it is preactivated.
+
+    Folding is exact algebra, because a convolution is linear."""
+    weight, bias = _FORMS[recipe.form](recipe)
+    if recipe.affines:
+        scale, shift = _composed(recipe.affines, np.zeros(1) if bias is None else bias.astype(np.float64))
+        with np.errstate(all="ignore"):
+            weight = (weight * scale[:, None, None, None]).astype(np.float32)
+            bias = np.broadcast_to(shift.astype(np.float32), (recipe.shape[0],))
+    if not recipe.before:
+        return weight, bias
+    with np.errstate(all="ignore"):
+        before = [np.broadcast_to(a, (recipe.shape[1],)) for a in _composed(recipe.before, np.zeros(1))]
+        return weight, bias, np.array(before, np.float32)

@@ -237,7 +237,9 @@ class Model:
         """Bytes that the maps in between take while `run` runs on this machine's CPU: those that are not returned."""
         _, runs, image = self._images(x_shape)
         planned = self._plan(backend.get("cpu").machine(), image, self._asked(layers))[0]
-        return runs * planned.arena.size * DTYPE_BYTES if planned else 0
+        if planned is None:
+            return 0
+        return DTYPE_BYTES * (planned.alone.size if runs == 1 else runs * planned.arena.size)
 
     def __call__(self, x):
         """The default output's maps; a dict of layer -> maps where the model has several default outputs."""

@@ -168,7 +168,7 @@ def candidates(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = 
         found.append(direct.tiling(spec, machine, "channels"))
         if spec.P * spec.Q > 1:
             found.append(direct.tiling(spec, machine, "pixels"))
-        if depthwise := direct.depthwise(spec, machine):
+        if not spec.preactivated and (depthwise := direct.depthwise(spec, machine)):
             found.append(depthwise)
     if spec.algorithm == "winograd" or (spec.algorithm == "auto" and min(spec.C, spec.K) >= FEWEST_CHANNELS):
         found += [_winograd(spec, machine, *pair, images, packs) for pair in _transforms(spec, machine)]

@@ -13,7 +13,7 @@ from .algorithm import Tiling
 from .buffers import Arena, Lifetime
 from .machine import Machine
 from .specs import ConvSpec
-from .tensors import Shape, Spec
+from .tensors import MoveSpec, Shape, Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a Program executes. Values are numbered; a value that is neither input nor output lives in the arena."""
+    """What a Program executes. Values are numbered; a value that is neither input nor output lives in the arena.
+
+    In a run `alone`, of one image as a rule, what a Concat joins is one piece of memory, so its parts are written where
+    they belong, and the steps in `moot`, which would move them there, have nothing to do. Images of more runs lie side
+    by side, each with all its parts.
+    """
 
     machine: Machine
     dtype: str
@@ -56,6 +61,8 @@ class Plan:
     outputs: tuple[int, ...]
     steps: tuple[Step, ...]
     arena: Arena
+    alone: Arena
+    moot: frozenset[int]
 
     @property
     def executed_flops(self) -> int:
@@ -89,9 +96,39 @@ def make(
     lifetimes = {
         value: Lifetime(prod(values[value]), first[value], last[value]) for value in first if value not in kept
     }
-    return Plan(
-        machine, operations[0].spec.dtype, values, tuple(inputs), outputs, tuple(steps), buffers.place(lifetimes)
-    )
+    alone, moot = _alone(operations, lifetimes)
+    arena = buffers.place(lifetimes)
+    return Plan(machine, operations[0].spec.dtype, values, tuple(inputs), outputs, tuple(steps), arena, alone, moot)
+
+
+def _alone(operations: tuple[Operation, ...], lifetimes: dict[int, Lifetime]) -> tuple[Arena, frozenset[int]]:
+    """The arena of one run alone, and the moves that it makes moot. A whole lives as long as all its parts."""
+    repeated = {operation.output for operation in operations if operation.times > 1}
+    movable = lifetimes.keys() - repeated
+    whole: dict[int, tuple[int, int]] = {}  # part -> what it is a part of, and where in it
+    moot = set()
+    for index, operation in enumerate(operations):
+        spec, (part, *_), joined = operation.spec, operation.inputs, operation.output
+        if isinstance(spec, MoveSpec) and spec.whole and {part, joined} <= movable and part not in whole:
+            whole[part] = joined, spec.at
+            moot.add(index)
+
+    def place(value: int) -> tuple[int, int]:
+        """The value that is part of no other and holds this one, and where."""
+        at = 0
+        while value in whole:
+            value, begin = whole[value]
+            at += begin
+        return value, at
+
+    lives: dict[int, Lifetime] = {}
+    for value, life in lifetimes.items():
+        root, _ = place(value)
+        own = lives.get(root, lifetimes[root])
+        lives[root] = Lifetime(own.size, min(own.first, life.first), max(own.last, life.last))
+    arena = buffers.place(lives)
+    offsets = {value: arena.offsets[root] + at for value in lifetimes for root, at in [place(value)]}
+    return Arena(offsets, arena.size), frozenset(moot)
 
 
 @lru_cache(maxsize=1024)

@@ -66,7 +66,11 @@ def checked_dtype(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ConvSpec:
-    """y = activation(conv(x, weight) + bias + residual) on one (C, H, W) image; made by `conv`."""
+    """y = activation(conv(x, weight) + bias + residual) on one (C, H, W) image; made by `conv`.
+
+    `preactivated`: instead of x it reads max(scale[c] * x + shift[c], 0), a batch norm and a ReLU; only where
+    `may_be_preactivated` says so.
+    """
 
     C: int
     H: int
@@ -86,6 +90,13 @@ class ConvSpec:
     dtype: str
     precision: str
     algorithm: str
+    preactivated: bool = False
+
+    @property
+    def may_be_preactivated(self) -> bool:
+        """Whether it is a 1x1 kernel on neighbouring pixels: each is then read once for many outputs."""
+        plain = self.R, self.S, *self.stride, *self.padding, self.groups
+        return plain == (1, 1, 1, 1, 0, 0, 0, 0, 1) and self.P * self.Q > 1
 
     @property
     def depth(self) -> int:

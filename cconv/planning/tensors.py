@@ -87,6 +87,12 @@ class MoveSpec:
     def output(self) -> CHW:
         return row(self.target)
 
+    @property
+    def whole(self) -> bool:
+        """Whether x becomes the elements of y from `at` on, as it is."""
+        as_it_is = self.axes == (Axis(self.source, 1, 1),) or self.source == 1
+        return as_it_is and self.begin == 0 and self.fill is None
+
 
 def move(
     source: Shape, target: Shape, axes: Sequence[Axis], *, begin=0, at=0, fill: float | None = None, dtype="float32"

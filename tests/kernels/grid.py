@@ -47,13 +47,15 @@ class Layer:
     layout: str = "plain"
     l2_bytes: int = 1 << 20
     threads: int = 1
+    preactivated: bool = False
 
     def spec(self, dtype: str, algorithm: str = "direct", precision: str = "highest") -> specs.ConvSpec:
-        return specs.conv(
+        spec = specs.conv(
             self.x[1:], self.weight, stride=self.stride, padding=self.padding, dilation=self.dilation,
             groups=self.groups, bias=self.bias, residual=self.residual, activation=self.activation, dtype=dtype,
             algorithm=algorithm, precision=precision,
         )  # fmt: skip
+        return replace(spec, preactivated=self.preactivated)
 
     def machine(self, isa: str):
         return replace(cpu.machine_of(isa, self.threads), l2_bytes=self.l2_bytes)
@@ -125,6 +127,8 @@ def layers(family: str, seed: int, count: int):
     while found < count:
         layer = _layer(draw, family)
         spec = layer.spec("float32")
+        if family in ("pointwise", "deep") and spec.may_be_preactivated:
+            layer = replace(layer, preactivated=draw.random() < 0.5)
         if layer.x[0] * spec.K * spec.P * spec.Q * spec.depth <= MOST_MACS:
             found += 1
             yield layer
@@ -204,6 +208,12 @@ class Operands:
     weight: np.ndarray
     bias: np.ndarray | None
     residual: np.ndarray | None
+    before: np.ndarray | None = None
+
+    @property
+    def weights(self) -> Weights:
+        before = () if self.before is None else (self.before,)
+        return Weights(lambda _: (self.weight, self.bias, *before))
 
 
 def operands(layer: Layer, dtype: str, number) -> Operands:
@@ -214,6 +224,7 @@ def operands(layer: Layer, dtype: str, number) -> Operands:
         number(layer.weight).astype(dtype),
         number(layer.weight[:1]).astype(dtype) if layer.bias else None,
         number((layer.x[0], *output)).astype(dtype) if layer.residual else None,
+        number((2, layer.x[1])).astype(dtype) if layer.preactivated else None,
     )
 
 
@@ -221,7 +232,7 @@ def program(layer: Layer, isa: str, dtype: str, tiling, given: Operands, precisi
     """A layer's program by one tiling. Its work is overstated: small layers would run on one thread whatever is set."""
     overstated = replace(tiling, executed_flops=10**10)
     spec = layer.spec(dtype, tiling.algorithm, precision)
-    return cpu.build(plan.single(spec, layer.machine(isa), overstated), Weights(lambda _: (given.weight, given.bias)))
+    return cpu.build(plan.single(spec, layer.machine(isa), overstated), given.weights)
 
 
 def run(built, given: Operands, out=None) -> np.ndarray:
@@ -231,12 +242,7 @@ def run(built, given: Operands, out=None) -> np.ndarray:
 
 def exact(layer: Layer, given: Operands) -> np.ndarray:
     """The layer by the reference twin, in float64."""
-    return run(
-        reference.build(
-            plan.single(layer.spec("float64"), reference.machine()), Weights(lambda _: (given.weight, given.bias))
-        ),
-        given,
-    )
+    return run(reference.build(plan.single(layer.spec("float64"), reference.machine()), given.weights), given)
 
 
 def precise(layer: Layer, given: Operands) -> np.ndarray:

@@ -62,7 +62,7 @@ def rooms_for(given: grid.Operands, output: tuple) -> dict[str, Room]:
 
 
 def vars_of(given: grid.Operands) -> dict:
-    return {name: getattr(given, name) for name in ("x", "weight", "bias", "residual")}
+    return {name: getattr(given, name) for name in ("x", "weight", "bias", "residual", "before")}
 
 
 def check(layer: grid.Layer, isa: str, dtype: str, tiling, precision: str, given: grid.Operands) -> None:

@@ -42,10 +42,10 @@ def _check_threads_and_batches(grid, layer, isa, dtype, tilings, precision):
                 assert _same_bits(grid.run(again, given), together), f"{threads} threads: {what}"
         with grid.Threads(2):
             for i in (0, 3, 4):
-                alone = grid.run(built, grid.Operands(given.x[i : i + 1], given.weight, given.bias, None))
+                alone = grid.run(built, grid.replace(given, x=given.x[i : i + 1], residual=None))
                 assert _same_bits(alone[0], together[i]), f"image {i} alone: {what}"
             order = [3, 0, 4]
-            some = grid.run(built, grid.Operands(given.x[order], given.weight, given.bias, None))
+            some = grid.run(built, grid.replace(given, x=given.x[order], residual=None))
             assert _same_bits(some, together[order]), f"another order: {what}"
 
 

@@ -20,7 +20,7 @@ def _check(grid, layer, isa, dtype, tiling, given, want):
     """One run into an array of NaN, its scratch full of NaN from the run before."""
     built = grid.program(layer, isa, dtype, tiling, given)
     with grid.Threads(layer.threads):
-        grid.run(built, grid.Operands(np.full(layer.x, np.nan, dtype), given.weight, given.bias, given.residual))
+        grid.run(built, grid.replace(given, x=np.full(layer.x, np.nan, dtype)))
         out = np.full(want.shape, np.nan, dtype)
         assert grid.run(built, given, out) is out
     if not np.array_equal(out, want):

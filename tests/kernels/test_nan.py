@@ -9,7 +9,7 @@ import pytest
 
 import cconv
 
-PLAIN = {"activation": None, "bias": False, "residual": False, "layout": "plain"}
+PLAIN = {"activation": None, "bias": False, "residual": False, "layout": "plain", "preactivated": False}
 
 
 def _reached(grid, layer, spot) -> np.ndarray:

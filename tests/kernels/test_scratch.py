@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from cconv.cpu._winograd import WinogradConvolution
 
-from cconv.cpu._conv import Convolution, DepthwiseConvolution
+from cconv.cpu._conv import Convolution
+from cconv.cpu._depthwise import DepthwiseConvolution
 from cconv.planning import Depthwise, Direct, Winograd, algorithm
 
 STEPS = {Direct: Convolution, Depthwise: DepthwiseConvolution, Winograd: WinogradConvolution}

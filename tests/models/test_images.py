@@ -231,7 +231,7 @@ def test_preprocessing_is_known_by_name_or_made_of_a_mapping():
     assert images.Preprocessing.of({"size": [4, 5]}) == images.Preprocessing(size=(4, 5))
     with pytest.raises(ArgumentError, match=r"preprocessing: expected one of none, imagenet, .*got 'imagenot'"):
         images.Preprocessing.of("imagenot")
-    with pytest.raises(ArgumentError, match="expected attributes of Preprocessing, got ..sizes"):
+    with pytest.raises(ArgumentError, match=r"expected attributes of Preprocessing, got ..sizes"):
         images.Preprocessing.of({"sizes": 4})
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import cconv
 from cconv import Cost, ShapeError, reference
-from cconv.planning import ArithmeticSpec, PointwiseSpec
+from cconv.planning import ArithmeticSpec, ConvSpec, PointwiseSpec
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -183,7 +183,19 @@ def _sharing(net):
     return net.add("Add", net.add("Add", same, wide), net.add("GlobalMaxPool", half))
 
 
-NETS = {"mobile": _mobile, "segmenting": _segmenting, "sharing": _sharing}
+def _dense(net):
+    """What DenseNets have: batch norms and ReLUs in front of 1x1 convolutions, one of them for two."""
+    maps, channels = net.add("MaxPool", net.conv("image", 3, 8), kernel_shape=[2, 2], strides=[2, 2]), 8
+    for _ in range(2):
+        norm = [net.constant(net.rng.uniform(0.5, 1.5, channels).astype(np.float32)) for _ in range(4)]
+        x = net.conv(net.add("Relu", net.add("BatchNormalization", maps, *norm)), channels, 12, 1)
+        maps, channels = net.add("Concat", maps, net.conv(net.add("Relu", x), 12, 5), axis=1), channels + 5
+    norm = [net.constant(net.rng.uniform(0.5, 1.5, channels).astype(np.float32)) for _ in range(4)]
+    x = net.add("Relu", net.add("BatchNormalization", maps, *norm))
+    return net.add("Add", net.conv(x, channels, 4, 1), net.conv(x, channels, 4, 1))
+
+
+NETS = {"dense": _dense, "mobile": _mobile, "segmenting": _segmenting, "sharing": _sharing}
 
 
 def _images(n, size, seed=3):
@@ -264,6 +276,16 @@ def test_what_is_folded_and_fused_is_no_operation_of_its_own(tmp_path):
     assert [step.operation.spec.activation.name for step in plan.steps
             if type(step.operation.spec) is PointwiseSpec] == ["silu"]  # fmt: skip
     assert [step.operation.spec.kind for step in plan.steps if type(step.operation.spec) is ArithmeticSpec] == ["mul"]
+
+
+def test_a_norm_and_its_relu_ride_with_the_one_convolution_behind_them(tmp_path):
+    made = _Net()
+    path, _ = made.save(tmp_path, _dense(made))
+    model = cconv.load(path)
+    plan, _ = model._plan(reference.machine(), (3, 24, 32), model.outputs)
+    convs = [step.operation.spec for step in plan.steps if type(step.operation.spec) is ConvSpec]
+    assert sum(spec.preactivated for spec in convs) == 2
+    assert sum(spec.groups > 1 for spec in convs) == 1  # two convolutions read the last norm
 
 
 def test_sizes_that_a_file_leaves_open_are_224_and_may_be_others(tmp_path):

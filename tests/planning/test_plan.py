@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from cconv.planning import Machine, Operation, plan, specs
+from cconv.planning import Machine, Operation, plan, specs, tensors
+from cconv.planning.tensors import Axis
 
 MACHINE = Machine(
     "test", vector_bytes=64, tile_rows=14, tile_vectors=2, pixel_vectors=(8, 4, 2, 2), threads=2, l2_bytes=1 << 20
@@ -48,6 +49,33 @@ def test_a_value_that_is_read_again_keeps_its_place():
     operations = (*_chain(3), Operation(specs.pointwise((4, 8, 8), add=True), (3, 1), 4))
     made = plan.make(operations, {0: (4, 8, 8)}, (4,), MACHINE)
     assert len(set(made.arena.offsets.values())) == 3
+
+
+def _joined(times: int = 1):
+    """Two maps joined; a third, made of the first, joined to both; a convolution of all."""
+    conv, last = (specs.conv((c, 8, 8), (4, c, 3, 3), padding=1) for c in (4, 12))
+    joins = [tensors.move((256,), (n,), [Axis(256, 1, 1)], at=at) for n, at in ((512, 0), (512, 256), (768, 512))]
+    both = tensors.move((512,), (768,), [Axis(512, 1, 1)])
+    return (
+        Operation(conv, (0,), 1, "a"), Operation(conv, (0,), 2, "b"), Operation(joins[0], (1,), 3),
+        Operation(joins[1], (2,), 3), Operation(conv, (1,), 4, "c", times), Operation(both, (3,), 5),
+        Operation(joins[2], (4,), 5), Operation(last, (5,), 6, "d"),
+    )  # fmt: skip
+
+
+def test_parts_of_a_joined_value_are_written_in_their_places():
+    made = plan.make(_joined(), {0: (4, 8, 8)}, (6,), MACHINE)
+    assert made.moot == {2, 3, 5, 6}
+    assert made.alone.offsets == {1: 0, 2: 256, 3: 0, 4: 512, 5: 0}
+    assert made.alone.size == 768
+    assert set(made.arena.offsets) == {1, 2, 3, 4, 5}
+    assert made.arena.size > 768
+
+
+def test_a_part_that_is_kept_or_repeated_is_moved():
+    assert plan.make(_joined(), {0: (4, 8, 8)}, (1, 6), MACHINE).moot == {3, 5, 6}
+    assert plan.make(_joined(), {0: (4, 8, 8)}, (3, 6), MACHINE).moot == {6}
+    assert plan.make(_joined(times=2), {0: (4, 8, 8)}, (6,), MACHINE).moot == {2, 3, 5}
 
 
 def test_executed_flops_add_over_the_steps():

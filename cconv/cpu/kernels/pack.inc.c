@@ -1,6 +1,6 @@
 /* Pack: a tile of input without its image's strides and edges, and weights in the order in which they are read.
  *
- * In: T, NAME, LANES.  Out: pack_rows, pack_panel.
+ * In: T, NAME, LANES.  Out: pack_rows, preactivate, pack_panel.
  */
 /* Rows of so many channels further on are asked for: a processor expects the next lines, not those of another map. */
 #define CHANNELS_AHEAD 2
@@ -106,6 +106,29 @@ static void NAME(pack_rows)(const cconv_rows *rows, const void *source, void *ta
         NAME(pack_phases)(2, rows, source, target);
     else
         NAME(pack_phases)(1, rows, source, target);
+}
+
+/* target[c][j] = max(scale[c] * source[c][j] + shift[c], 0); NaN passes. Channels of the source are `channel_stride` bytes
+ * apart, those of the target `plane` elements; the two may be the same. */
+static void NAME(preactivate)(long channels, long count, ptrdiff_t channel_stride, const void *scale, const void *shift,
+                              const void *source, void *target, long plane) {
+    const V zero = {0};
+    for (long c = 0; c < channels; c++) {
+        const T *x = (const T *)((const char *)source + c * channel_stride);
+        const V a = splat(((const T *)scale)[c]), b = splat(((const T *)shift)[c]);
+        T *y = (T *)target + c * plane;
+        for (long j = 0; j < count; j += LANES) {
+            const NAME(lanes) some = between(0, count - j);
+            const int whole = j + LANES <= count;
+            const V v = (whole ? load(x + j) : load_lanes(x + j, some)) * a + b;
+            const V positive = select(v < zero, zero, v);
+            __builtin_prefetch((const char *)(x + j) + CHANNELS_AHEAD * channel_stride);
+            if (whole)
+                store(y + j, positive);
+            else
+                store_lanes(y + j, positive, some);
+        }
+    }
 }
 
 /* panel[k][o] = weight[o][k] for o < outputs, 0 for the rest of the width: LANES x LANES at a time, and a cache line of

@@ -1,0 +1,21 @@
+"""Types of the compiled depthwise convolution; see _depthwise.pyx."""
+
+import numpy as np
+
+from ..planning import ConvSpec, Tiling
+from ._core import Buffer
+
+class DepthwiseConvolution:
+    scratch_bytes: int
+    def __init__(self, spec: ConvSpec, tiling: Tiling, isa: str) -> None: ...
+    def pack(self, weight: np.ndarray, threads: int = 1) -> Buffer: ...
+    def run(
+        self,
+        x: np.ndarray,
+        weights: Buffer,
+        bias: np.ndarray | None,
+        residual: np.ndarray | None,
+        y: np.ndarray,
+        threads: int,
+        scratch: Buffer,
+    ) -> None: ...
