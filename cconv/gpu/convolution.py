@@ -41,7 +41,9 @@ class Convolution:
         self._spec, self._tiling, self._device = spec, tiling, device
         self._outputs, self._panels = spec.K // spec.groups, tiling.panels(spec)
         self._steps, self._units = -(-spec.depth // cuda.STEP), spec.groups * self._panels
-        tile = {n.upper(): getattr(tiling, n) for n in ("outputs", "pixels", "rows", "columns")} | {"DEPTH": cuda.STEP}
+        tile = {n.upper(): getattr(tiling, n) for n in ("outputs", "pixels", "rows", "columns")} | {
+            "DEPTH": cuda.STEP, "PREACTIVATED": int(spec.preactivated),
+        }  # fmt: skip
         self._launch = Launch(
             device, "conv.cu", "conv", tiling.threads, macros(spec.dtype, spec.activation) | tile,
             taps=device.upload(_taps(spec)), map=spec.P * spec.Q, image=spec.C * spec.H * spec.W,
@@ -58,19 +60,20 @@ class Convolution:
         )  # fmt: skip
 
     def pack(self, weight):
-        """The packed form of a weight (K, C/G, R, S) on the device."""
+        """The packed form of a weight (K, C/G, R, S)."""
         packed = self._device.empty((self._packed,), self._spec.dtype)
         self._pack(-(-self._packed // constant("pack.cu", "THREADS")), weight=weight, packed=packed)
         return packed
 
-    def run(self, images: int, x, weight, bias, second, y) -> None:
-        """y = activation(conv(x) + bias + second); all C-ordered and on the device."""
-        spec = self._spec
+    def run(self, images: int, x, weights: tuple, second, y) -> None:
+        """y = activation(conv(x) + bias + second), x preactivated if the spec says so; `weights`: as packed, bias, and
+        (2, C) scale and shift or None; all C-ordered and on the device."""
+        spec, (weight, bias, before) = self._spec, weights
         pixels = images * spec.P * spec.Q
         vectors = spec.P * spec.Q * y.dtype.itemsize % 16 == 0 and aligned(self._device, y, second)
         self._launch(
-            -(-pixels // self._tiling.pixels) * self._units, x=x, weight=weight, bias=bias, residual=second, y=y,
-            pixels=pixels, vector=vectors,
+            -(-pixels // self._tiling.pixels) * self._units, x=x, weight=weight, bias=bias, before=before,
+            residual=second, y=y, pixels=pixels, vector=vectors,
         )  # fmt: skip
 
 
@@ -95,9 +98,9 @@ class DepthwiseConvolution:
         """The weight as it is."""
         return weight
 
-    def run(self, images: int, x, weight, bias, second, y) -> None:
+    def run(self, images: int, x, weights: tuple, second, y) -> None:
         """y = activation(conv(x) + bias + second); all C-ordered and on the device."""
-        spec = self._spec
+        spec, (weight, bias, _) = self._spec, weights
         strips = -(-spec.P // cuda.STRIP) if self._known else spec.P
         blocks, places = blocks_of_maps(images * spec.K, strips * spec.Q, self._threads)
         self._launch(blocks, x=x, weight=weight, bias=bias, residual=second, y=y, **places)

@@ -1,6 +1,6 @@
 """Maps: the launches of the steps without weights: pools, elementwise, and the operators of planning/tensors.py.
 
-In: a spec, a device.  Out: numbers in y. Every class has run(images, x, weight, bias, second, y), of which it uses
+In: a spec, a device.  Out: numbers in y. Every class has run(images, x, weights, second, y), of which it uses
 what it needs; all arrays are C-ordered and on the device.
 """
 
@@ -39,7 +39,7 @@ class Pooling:
             P=len(rows.start), Q=len(columns.start), row_step=rows.step, column_step=columns.step,
         )  # fmt: skip
 
-    def run(self, images: int, x, weight, bias, second, y) -> None:
+    def run(self, images: int, x, weights, second, y) -> None:
         maps, span = images * self._spec.C, prod(self._spec.output[1:])
         blocks, places = blocks_of_maps(maps, span, self._threads)
         self._launch(maps * span if self._wide else blocks, x=x, y=y, **places)
@@ -62,7 +62,7 @@ class Pointwise:
             code, fixed = macros(spec.dtype, spec.activation), {"alpha": alpha(spec)}
         self._launch = Launch(device, "pointwise.cu", "pointwise", self._threads, code, **fixed)
 
-    def run(self, images: int, x, weight, bias, second, y) -> None:
+    def run(self, images: int, x, weights, second, y) -> None:
         count, lanes = images * prod(self._spec.output), 16 // y.dtype.itemsize
         self._launch(
             -(-count // (self._threads * lanes)), x=x, other=second, y=y, count=count,
@@ -92,7 +92,7 @@ class Moving:
                 device, "pointwise.cu", "fill", constant("pointwise.cu", "THREADS"), macros(spec.dtype), alpha=spec.fill
             )
 
-    def run(self, images: int, x, weight, bias, second, y) -> None:
+    def run(self, images: int, x, weights, second, y) -> None:
         """The places of y that the spec says; what others have written there stays."""
         if self._fill is not None:
             count = images * self._spec.target
@@ -114,8 +114,8 @@ class Arithmetic:
             target=tuple(loop.other for loop in spec.loops), alpha=alpha(spec),
         )  # fmt: skip
 
-    def run(self, images: int, x, weight, bias, second, y) -> None:
-        other = weight if second is None else second
+    def run(self, images: int, x, weights, second, y) -> None:
+        other = weights[0] if second is None else second
         self._launch(-(-images * self._count // self._threads), x=x, other=other, y=y, images=images)
 
 
@@ -130,7 +130,7 @@ class Softmax:
             inner=spec.inner, channels=spec.C,
         )  # fmt: skip
 
-    def run(self, images: int, x, weight, bias, second, y) -> None:
+    def run(self, images: int, x, weights, second, y) -> None:
         rows = images * self._inner
         self._launch(rows if self._inner == 1 else -(-rows // self._threads), x=x, y=y, rows=rows)
 
@@ -146,7 +146,7 @@ class Lrn:
             size=spec.size, alpha=spec.alpha, beta=spec.beta, bias=spec.bias,
         )  # fmt: skip
 
-    def run(self, images: int, x, weight, bias, second, y) -> None:
+    def run(self, images: int, x, weights, second, y) -> None:
         count = images * self._size
         self._launch(-(-count // self._threads), x=x, y=y, count=count)
 
@@ -166,7 +166,7 @@ class Resizing:
             device, "tensors.cu", "resize", self._threads, macros(spec.dtype), **tables, H=spec.H, W=spec.W, P=p, Q=q
         )
 
-    def run(self, images: int, x, weight, bias, second, y) -> None:
+    def run(self, images: int, x, weights, second, y) -> None:
         c, p, q = self._spec.output
         blocks, places = blocks_of_maps(images * c, p * q, self._threads)
         self._launch(blocks, x=x, y=y, **places)
@@ -187,5 +187,5 @@ class MatMul:
             source=tuple(loop.x for loop in spec.batch), target=tuple(loop.other for loop in spec.batch),
         )  # fmt: skip
 
-    def run(self, images: int, x, weight, bias, second, y) -> None:
-        self._launch(images * self._blocks, x=x, other=weight if second is None else second, y=y)
+    def run(self, images: int, x, weights, second, y) -> None:
+        self._launch(images * self._blocks, x=x, other=weights[0] if second is None else second, y=y)

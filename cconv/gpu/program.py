@@ -65,14 +65,15 @@ class Program:
 
     def _pack(self, step, kernel, weights) -> tuple:
         operation, device = step.operation, self._device
+        """(weight in the kernel's form, bias, what is before a preactivated convolution), where there is a weight."""
         if operation.weights is None:
-            return None, None
+            return ()
         spec = operation.spec
         packs = isinstance(spec, ConvSpec)
 
         def pack(arrays: tuple) -> tuple:
-            weight, bias = (None if a is None else device.contiguous(a) for a in arrays)
-            return kernel.pack(weight) if packs else weight, bias
+            weight, bias, *before = (None if a is None else device.contiguous(a) for a in arrays)
+            return kernel.pack(weight) if packs else weight, bias, before[0] if before else None
 
         form = ("gpu", step.tiling.packing, spec.groups) if packs else ("gpu",)
         return weights.derived(operation.weights, form, pack)
@@ -105,7 +106,7 @@ class Program:
         given = {} if outputs is None else dict(zip(plan.outputs, outputs, strict=True))
         runs = values[plan.inputs[0]].size // prod(plan.values[plan.inputs[0]])
         arena = device.empty((plan.arena.size * runs,), plan.dtype) if plan.arena.size else None
-        for step, kernel, (weight, bias) in zip(plan.steps, self._kernels, self._packed, strict=True):
+        for step, kernel, weights in zip(plan.steps, self._kernels, self._packed, strict=True):
             if cancel is not None and cancel.is_set():
                 raise Cancelled("the run was cancelled before it ended")
             operation = step.operation
@@ -113,7 +114,7 @@ class Program:
             y = values.get(operation.output)  # there already if it is written in parts
             if y is None:
                 y = values[operation.output] = self._place(operation, runs, arena, given)
-            kernel.run(runs * operation.times, x, weight, bias, rest[0] if rest else None, y)
+            kernel.run(runs * operation.times, x, weights, rest[0] if rest else None, y)
         for value, array in given.items():
             if values[value] is not array:
                 array[...] = values[value].reshape(array.shape)

@@ -91,7 +91,7 @@ def chain(depth: int) -> int:
 def candidates(spec: ConvSpec) -> tuple[Ffma | Strips, ...]:
     """Every way to compute the spec."""
     products = chain(spec.depth)
-    if spec.groups == spec.C:
+    if spec.groups == spec.C and not spec.preactivated:
         known = (
             spec.R == spec.S
             and spec.R in KNOWN_KERNELS

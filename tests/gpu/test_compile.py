@@ -22,6 +22,7 @@ def _variants():
         plain = {"T": ctype, "ACTIVATE": "cc_none"}
         for outputs, pixels, rows, columns in cuda.TILES[dtype]:
             tile = {"OUTPUTS": outputs, "PIXELS": pixels, "ROWS": rows, "COLUMNS": columns, "DEPTH": cuda.STEP}
+            tile["PREACTIVATED"] = 0
             yield "conv.cu", plain | tile | {"ACTIVATE": "cc_gelu"}
         for kernel in cuda.KNOWN_KERNELS:
             for stride in cuda.KNOWN_STRIDES:
@@ -98,7 +99,7 @@ def test_kernels_fit_the_registers_of_every_target(nvrtc, arch):
 
 def test_a_planted_spill_is_found(nvrtc):
     """Trust check: a thread's tile that cannot fit."""
-    tile = {"OUTPUTS": 128, "PIXELS": 64, "ROWS": 16, "COLUMNS": 8, "DEPTH": 8}
+    tile = {"OUTPUTS": 128, "PIXELS": 64, "ROWS": 16, "COLUMNS": 8, "DEPTH": 8, "PREACTIVATED": 0}
     usage = _usage(nvrtc, "conv.cu", {"T": "float", "ACTIVATE": "cc_none"} | tile, "sm_90")["conv"]
     assert usage.spill_bytes > 0 or usage.stack_bytes > 0
 

@@ -91,3 +91,13 @@ def test_the_grid_reaches_every_tile(grid, isa):
             for tiling in grid.direct_tilings(layer, isa, dtype)
         }  # fmt: skip
         assert found == {f"direct {o}x{p}" for o, p, *_ in cuda.TILES[dtype]} | {"direct depthwise"}
+
+
+def test_a_batch_norm_and_relu_before_a_1x1_convolution_ride_along(grid, isa, dtype):
+    rng = np.random.default_rng(7)
+    layer = grid.Layer((2, 19, 5, 7), (40, 19, 1, 1), bias=True, activation="relu", preactivated=True)
+    given = grid.operands(layer, dtype, lambda shape: rng.integers(-4, 5, shape))
+    want = grid.exact(layer, given)
+    assert np.count_nonzero(want) > want.size / 4
+    for tiling in grid.direct_tilings(layer, isa, dtype):
+        np.testing.assert_array_equal(grid.run(grid.program(layer, isa, dtype, tiling, given), given), want)

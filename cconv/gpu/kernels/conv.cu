@@ -1,6 +1,8 @@
 /* Conv: y = activation(conv(x, weight) + bias + residual) as a product of matrices that is never written out.
  *
  * In: T; DEPTH, products of a step; OUTPUTS x PIXELS, a block's tile; ROWS x COLUMNS of it, a thread's; ACTIVATE.
+ * PREACTIVATED, 0 or 1: x is read as max(before[0][c] * x + before[1][c], 0); only for 1x1 kernels without padding, in
+ * one group, where k = c and every tap is inside.
  * Out: maps (N, K, P, Q).
  *
  *     weight, packed: [unit][k][OUTPUTS]        a unit is OUTPUTS output channels of a group, zeros behind the last
@@ -34,6 +36,7 @@ struct Conv {
     const T *x;
     const T *weight;
     const T *bias;
+    const T *before;
     const T *residual;
     T *y;
     const Tap *taps;
@@ -74,6 +77,7 @@ CC_KERNEL(THREADS) conv(const Conv p) {
                 const Tap tap = p.taps[k];
                 if ((unsigned)(down + tap.row) < (unsigned)p.H && (unsigned)(across + tap.column) < (unsigned)p.W)
                     value = p.x[corner + tap.offset];
+                if (PREACTIVATED) value = cc_relu(cc_fma(p.before[k], value, p.before[p.depth + k]), 0);
             }
             input[i] = value;
         }
