@@ -6,7 +6,10 @@ import sys
 import numpy as np
 import pytest
 
+from cconv import reference
 from cconv.gpu import compile, launch
+from cconv.planning import plan, specs, tensors
+from cconv.weights import Weights
 
 #: A kernel that turns the elements of a block round by way of shared memory.
 TURN = """
@@ -42,8 +45,9 @@ def _turned(host, library, seed: int, blocks: int = 3):
     return error, y, x.reshape(blocks, 64)[:, ::-1].ravel()
 
 
-def test_a_kernel_with_its_barrier_is_right_in_every_order(host, scratch):
-    library = _library(host, scratch, "cc_barrier()")
+@pytest.mark.parametrize("switch", [(), ("-DSHIM_UCONTEXT",)], ids=["own", "ucontext"])
+def test_a_kernel_with_its_barrier_is_right_in_every_order(host, scratch, switch):
+    library = _library(host, scratch, "cc_barrier()", flags=host.FLAGS + switch)
     for seed in range(20):
         error, got, want = _turned(host, library, seed)
         assert error is None
@@ -101,3 +105,42 @@ library.run(ctypes.c_void_p(parameters.ctypes.data), ctypes.c_longlong(3), 64, c
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode != 0, planted
         assert "AddressSanitizer" in done.stderr, planted
+
+
+BARRIERS = [("conv.cu", 0), ("conv.cu", 1), ("matmul.cu", 0), ("matmul.cu", 1), ("pool.cu", 0)]
+
+
+def _results(host, folder, file: str):
+    """A few runs of the kernel of a file that has barriers, and what is right."""
+    if file == "conv.cu":
+        spec = specs.conv((20, 6, 7), (18, 20, 3, 3), padding=1)
+    elif file == "matmul.cu":
+        spec = tensors.matmul((30, 70), (70, 20), constant=True)
+    else:
+        spec = specs.adaptive_pool("max", (3, 20, 20), (1, 1))
+    twin, rng = host.HostTwin(host.HostDevice(folder)), np.random.default_rng(0)
+    x = rng.integers(-3, 4, (2, *spec.image)).astype(np.float32)
+    weight = rng.integers(-3, 4, (18, 20, 3, 3) if file == "conv.cu" else (70, 20)).astype(np.float32)
+    weights = [Weights(lambda _: (weight, None)) for _ in range(2)]
+    want = reference.build(plan.single(spec, reference.machine()), weights[0]).run([x])[0]
+    program = twin.build(plan.single(spec, twin.machine()), weights[1])
+    return [program.run([x])[0].reshape(want.shape) for _ in range(5)], want
+
+
+@pytest.mark.parametrize(("file", "which"), BARRIERS)
+def test_a_barrier_taken_from_a_kernel_is_missed(host, scratch, monkeypatch, file, which):
+    """Every barrier of these kernels is needed, and the shim would tell."""
+    original = compile.source
+
+    def without(name: str) -> str:
+        text = original(name)
+        if name != file:
+            return text
+        parts = text.split("cc_barrier();")
+        return "cc_barrier();".join(parts[: which + 1]) + ";" + "cc_barrier();".join(parts[which + 1 :])
+
+    results, want = _results(host, scratch, file)
+    assert all(np.array_equal(got, want) for got in results)
+    monkeypatch.setattr(compile, "source", without)
+    results, want = _results(host, scratch, file)
+    assert not all(np.array_equal(got, want) for got in results)

@@ -1,7 +1,7 @@
 /* Shim: runs a kernel's own source on the host, so that it can be tested without a GPU.
  *
  * In: a .cu file of cconv/gpu/kernels, included behind this file; its -D macros.  Out: run(), of host.py.
- * Needs g++ on x86-64, or another machine with ucontext.
+ * Needs g++ on x86-64, or another machine with ucontext, which SHIM_UCONTEXT asks for on any (slower).
  *
  * The threads of a block are fibers of one thread of the host: each runs until a barrier or its end, then another one
  * does, in an order drawn anew for every round; so are the blocks. What that shows:
@@ -49,7 +49,7 @@ static void (*shim_body)();
 static const char *shim_error;
 
 /* Leave one stack, remember where, and go on with another. */
-#ifdef __x86_64__
+#if defined __x86_64__ && !defined SHIM_UCONTEXT
 extern "C" void shim_switch(void **from, void *to);
 asm(".text\n"
     ".globl shim_switch\n.hidden shim_switch\n.type shim_switch, @function\n"
