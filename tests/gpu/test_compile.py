@@ -10,7 +10,7 @@ from cconv import BackendUnavailable
 from cconv.gpu import compile
 from cconv.planning import cuda, specs
 
-#: As the issue of a card goes: the A100 to the newest workstation's.
+#: From the A100's to the newest workstation cards'.
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120")
 #: Registers of a multiprocessor, and static shared memory of a block.
 REGISTERS, SHARED_BYTES = 65536, 48 << 10
