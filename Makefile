@@ -11,9 +11,10 @@ SOURCES := setup.py pyproject.toml $(wildcard cconv/cpu/*.pyx cconv/cpu/*.pxd cc
 run: $(VENV)/.demo
 	@PORT=$(PORT) ONCE=$(ONCE) $(BIN)/python examples/run_demo.py
 
-## test: the suite (pip packages only)
+## test: the suite (pip packages only): a process per core, then what needs the machine to itself
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" --durations=10
+	$(BIN)/python -m pytest -q -n auto -m "not slow and not alone" --durations=10
+	$(BIN)/python -m pytest -q -m "not slow and alone" --durations=10
 
 ## test-all: what is slow or needs more than pip packages
 test-all: test-spills test-wheel test-sanitizers test-slow test-cuda

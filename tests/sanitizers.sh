@@ -30,4 +30,6 @@ export PYTHONPATH="$work/site" PYTHONMALLOC=malloc
 "$python" -m pytest -q -m "not slow" --cconv-from "$work/site" --one-in 5 --sanitize -p no:cacheprovider \
     -k "not bound" gpu/test_shim.py gpu/test_kernels.py gpu/test_tensors.py gpu/test_operators.py
 # Of the generated layers one in five: all of them would take half an hour, and each reaches every kernel anyway.
-"$python" -m pytest -q -m "not slow" --cconv-from "$work/site" --one-in 5 -p no:cacheprovider kernels backends
+tests() { "$python" -m pytest -q --cconv-from "$work/site" --one-in 5 -p no:cacheprovider kernels backends "$@"; }
+tests -n auto -m "not slow and not alone"
+tests -m "not slow and alone and not timed"

@@ -124,6 +124,7 @@ PLANTED = """
 #define EACH_ROWS(X) X(1)
 #define EACH_PIXELS(X) X(28, 2)
 #include "simd.h"
+#include "step.inc.c"
 #include "multiply.inc.c"
 void *kernels[] = {multiply_channels_f32, multiply_pixels_f32, (void *)widest_f32};
 """

@@ -25,6 +25,7 @@ cdef struct Conv:
     int itemsize, pixel_lanes, across_images, joined
     int paired  # columns have two phases, side by side in the image: packed in one pass
     int fused  # the multiplication itself finishes whole rows
+    int in_place  # the tile is the image, which is not packed
     # Sizes: of the spec (with a 1x1 kernel the image may be one long row), per group, of a tile.
     long N, C, H, W, K, R, S, P, Q, groups, group_channels, group_outputs, depth
     long stride_h, stride_w, top, left, dilation_h, dilation_w
@@ -153,7 +154,7 @@ cdef void channels_panels(
     """Panels first .. last-1 of a group's output channels over a tile: pack, multiply, transpose, finish.
 
     In pieces of the input channels, a few chains each: the tile is then packed piece by piece, and the sums of all
-    panels wait for the last one. A channel that two pieces share is packed twice."""
+    panels wait for the last one. A channel that two pieces share is packed twice. In place, nothing is packed."""
     cdef const cconv_kernels *kernels = job.kernels
     cdef long lanes = kernels.lanes, vectors = (job.group_outputs + lanes - 1) // lanes
     cdef long window = job.R * job.S, pixels = tile_p * tile_q
@@ -167,11 +168,13 @@ cdef void channels_panels(
         begin = piece * job.chains // job.pieces * job.depth // job.chains
         end = (piece + 1) * job.chains // job.pieces * job.depth // job.chains
         channel = begin // window
-        if job.across_images:
+        tile = scratch - channel * job.plane * job.itemsize  # of channel 0
+        if job.in_place:
+            tile = job.x + n * job.x_n + group * job.group_channels * job.x_c
+        elif job.across_images:
             pack_images(job, n, tile_q, group, scratch)
         else:
             pack_tile(job, n, group, channel, (end + window - 1) // window, p, q, tile_p, scratch)
-        tile = scratch - channel * job.plane * job.itemsize  # of channel 0
         for panel in range(first, last):
             k = panel * vectors // job.panels * lanes
             width = (panel + 1) * vectors // job.panels * lanes - k
@@ -312,6 +315,7 @@ cdef class Convolution:
         job.itemsize = 4 if spec.dtype == "float32" else 8
         job.pixel_lanes = tiling.lanes == "pixels"
         job.across_images, job.joined = tiling.across_images, tiling.joined
+        job.in_place = tiling.in_place
         job.C, job.K, job.R, job.S, job.groups = spec.C, spec.K, spec.R, spec.S, spec.groups
         job.H, job.W, job.P, job.Q = (1, spec.H * spec.W, 1, spec.P * spec.Q) if tiling.flat else (
             spec.H, spec.W, spec.P, spec.Q)
@@ -394,6 +398,7 @@ cdef class Convolution:
         job.x_n, job.x_c, job.x_h, job.x_w = x.strides[0], x.strides[1], x.strides[2], x.strides[3]
         job.weights, job.bias, job.residual, job.y = weights.data, data_of(bias), data_of(residual), data_of(y)
         job.before = weights.data + self.panels_size() if self.preactivated else NULL
+        job.in_place = job.in_place and job.x_w == job.itemsize and job.x_c == job.plane * job.itemsize
         job.fused = residual is None and job.finish.activation <= RELU and not job.joined
         tasks = job.parts * (
             ceil_div(job.N, job.tile_q) if job.across_images else job.N * job.tiles_p * job.tiles_q)

@@ -24,8 +24,8 @@ from .specs import ITEMSIZE, ConvSpec
 #: Products summed in one register chain before they join the total: bounds the rounding error (docs/kernels.md).
 #: A weight panel of so many rows (12 KB on AVX-512) also stays in the first-level cache, which decides the speed.
 CHAIN = 96
-#: How much of the second-level cache a tile of input may take.
-TILE_SHARE = 0.4
+#: How much of the second-level cache a tile of input may take, and one that is not packed.
+TILE_SHARE, IMAGE_SHARE = 0.4, 0.7
 #: The same of a piece of its channels where a tile is packed in pieces (lanes "channels"), and of all panels' sums.
 PIECE_SHARE, SUMS_SHARE = 0.25, 0.4
 #: Bytes that a tile of input may take beyond which it shrinks whatever that costs: bounds the scratch of odd layers.
@@ -37,6 +37,12 @@ LEAST_PIXELS = 128
 #: Bytes of a first-level cache that a small tile and its sums may take, and the sums' share in it.
 L1_SHARE = 36 << 10
 PANEL_OUTPUTS = 14
+#: What packing costs per row and per element of a tile, and reading an element where it is, in vectors' products.
+PACK_ROW, PACK_ELEMENT, READ_ELEMENT = 96, 2, 1
+#: Of the time of a task, what threads lose to each other at the end of a layer: their cores are never equally free.
+UNEVEN = 0.05
+#: Parts of a tile for each thread, at most.
+MOST_PARTS = 24
 #: What finishing a vector of sums from memory costs more than from registers, in products; joined rows have to.
 FINISH = 12
 
@@ -67,6 +73,8 @@ class Direct:
     across_images: bool
     #: Lanes "pixels": the rows of a tile are one run of pixels, the gaps between them included.
     joined: bool
+    #: Lanes "channels": a tile is a flat image as it lies in memory, and read there.
+    in_place: bool
     tile_p: int
     tile_q: int
     #: Panels into which a group's output channels are cut.
@@ -138,6 +146,17 @@ def _axes(spec: ConvSpec, tile_p: int, tile_q: int) -> tuple[Axis, Axis]:
     )
 
 
+def _flat(spec: ConvSpec) -> bool:
+    """Whether an image is one long row: a 1x1 kernel that reads every pixel once."""
+    window = spec.R, spec.S, *spec.stride, *spec.padding
+    return window == (1, 1, 1, 1, 0, 0, 0, 0) and spec.P * spec.Q > 1
+
+
+def _lies_packed(spec: ConvSpec, pixels: int) -> bool:
+    """Whether a tile of so many pixels is a whole image as it lies in memory."""
+    return _flat(spec) and pixels == spec.P * spec.Q and not spec.preactivated
+
+
 def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int) -> tuple[int, int, int]:
     """Output rows and columns of a tile, about TILE_PIXELS pixels, and the pieces whose input fits its share of the
     cache. A tile in pieces has to be larger than one in a whole: weights are then read, and rows packed, less often."""
@@ -159,6 +178,8 @@ def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int)
         pair = 2 * machine.vector_bytes // ITEMSIZE[spec.dtype]
         tile_q = min(width, ceil_div(tile_q, pair) * pair)
     tile_p = min(height, max(1, pixels // tile_q))
+    if lanes == "channels" and _lies_packed(spec, tile_q) and tile_bytes(1, tile_q) <= machine.l2_bytes * IMAGE_SHARE:
+        return 1, tile_q, 1
     pieces, large_p, large_q = 1, tile_p, tile_q
     if lanes == "channels" and tile_bytes(tile_p, tile_q) > budget:
         most = int(machine.l2_bytes * SUMS_SHARE) // (spec.K // spec.groups * ITEMSIZE[spec.dtype])
@@ -177,16 +198,17 @@ def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int)
     return tile_p, tile_q, 1
 
 
-def _parts(tiles: int, most: int, threads: int, repacking: float) -> int:
-    """Parts into which every tile's panels are best split: threads end together, at the price of packing again."""
+def _parts(tiles: int, units: int, threads: int, repacking: float) -> int:
+    """Parts into which the units (panels or groups) of every tile are best split: threads end together, at the price of
+    packing again. A part is whole units: 44 in 8 parts are 5 or 6 each, and one thread gets all the larger ones."""
     if threads == 1:
         return 1
 
     def time(parts: int) -> float:
-        rounds = ceil_div(tiles * parts, threads) * threads / (tiles * parts)
-        return rounds * (1 + parts * repacking)
+        largest = ceil_div(units, parts) / units * threads / tiles  # of a thread's share
+        return ceil_div(tiles * parts, threads) * largest * (1 + parts * repacking) + UNEVEN * min(1.0, largest)
 
-    return min(range(1, min(most, 4 * threads) + 1), key=time)
+    return min(range(1, min(units, MOST_PARTS * threads) + 1), key=time)
 
 
 def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
@@ -195,7 +217,7 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
     vector = machine.vector_bytes // itemsize
     outputs = spec.K // spec.groups
     across_images = spec.P * spec.Q == 1
-    flat = (spec.R, spec.S, *spec.stride, *spec.padding) == (1, 1, 1, 1, 0, 0, 0, 0) and not across_images
+    flat = _flat(spec)
     height, width = (1, spec.P * spec.Q) if flat else (spec.P, spec.Q)
     pieces = 1
     if across_images:
@@ -211,15 +233,21 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
         panels = machine.panels(outputs, run if joined else by_row // tile_p)
         products = spatial * spec.K * (run if joined else by_row) * vector
     else:
-        panels = ceil_div(ceil_div(outputs, vector), machine.wide_vectors)  # as equal as can be, in vectors
+        vectors = ceil_div(outputs, vector)
+        panels = ceil_div(vectors, machine.wide_vectors)  # as equal as can be, in vectors
+        if height * width <= TILE_PIXELS[lanes]:  # one tile: two threads share its panels
+            panels = min(vectors, panels + panels % 2)
         products = height * width * spec.groups * ceil_div(outputs, vector) * vector
     units = spec.groups * panels
-    # Packing a tile costs about as much as multiplying it with this share of a panel's outputs.
-    repacking = 4.0 / (spec.R * spec.S * max(1, spec.K // spec.groups))
+    in_place = lanes == "channels" and _lies_packed(spec, tile_q)
+    packing = rows.size * len(columns.starts) * (PACK_ROW + PACK_ELEMENT * columns.extent)
+    if in_place:  # a tile in pieces is read once for every part, another one for every panel anyway
+        packing = READ_ELEMENT * tile_q if pieces > 1 else 0
+    repacking = packing / (tile_p * tile_q * spec.R * spec.S * ceil_div(outputs, vector))
     parts = _parts(spatial, units if spec.groups == 1 else spec.groups, machine.threads, repacking)
     return Direct(
-        lanes, flat, across_images, joined, tile_p, tile_q, panels, parts, chains(spec.depth), pieces, rows, columns,
-        2 * products * spec.depth,
+        lanes, flat, across_images, joined, in_place, tile_p, tile_q, panels, parts, chains(spec.depth), pieces, rows,
+        columns, 2 * products * spec.depth,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import pytest
 import cconv
 from cconv import images
 
+pytestmark = pytest.mark.alone
 ROOT = Path(__file__).parents[2]
 
 

@@ -15,6 +15,7 @@ import cconv
 from cconv import filters
 from service.errors import DeadlineExceeded, InvalidRequest
 
+pytestmark = pytest.mark.alone
 NPY = "/v1/features?model=edges&format=npy"
 WAIT_S = 20
 

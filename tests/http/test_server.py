@@ -19,6 +19,7 @@ import pytest
 import cconv
 from cconv import filters
 
+pytestmark = pytest.mark.alone
 NPY = "/v1/features?model=edges&format=npy"
 
 

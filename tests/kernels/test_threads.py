@@ -53,6 +53,7 @@ def settled():
     return tasks()
 """
 
+pytestmark = pytest.mark.alone
 linux = pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 
 
@@ -171,6 +172,7 @@ assert turns > 5, turns
 """)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(("channels", "size", "calls"), [(8, 16, 8000), (32, 28, 800), (64, 56, 80)])
 def test_eight_callers_are_not_slower_in_total_than_one(channels, size, calls):
     """The machine may be shared: the best of several rounds counts, with a margin for its noise."""

@@ -1,10 +1,11 @@
 /* Instance: every kernel for one element type of one ISA, and the table that lists them.
  *
- * In: T, BYTES, LANES, NAME, MATH, TILE_ROWS, EACH_ROWS.  Out: NAME(kernels).
+ * In: T, BYTES, SCALAR, PACKED, LANES, NAME, MATH, TILE_ROWS, EACH_ROWS.  Out: NAME(kernels).
  */
 #include "simd.h"
 
 #include "pack.inc.c"
+#include "step.inc.c"
 #include "multiply.inc.c"
 #include "exponentials.inc.c"
 #include "finish.inc.c"
@@ -30,7 +31,6 @@ static const cconv_kernels NAME(kernels) = {
 #undef load_lanes
 #undef store_lanes
 #undef AHEAD
-#undef STEPS
 #undef EXPECT
 #undef select
 #undef flip
@@ -54,12 +54,15 @@ static const cconv_kernels NAME(kernels) = {
 #undef CHANNELS
 #undef CHANNELS_BOTH
 #undef CHANNELS_ENTRY
-#undef CHANNELS_STEP
+#undef CHANNELS_STEPS
+#undef PIXELS_STEPS
+#undef IN_ASSEMBLY
 #undef CHANNELS_WIDE
 #undef CHANNELS_WIDE_ENTRY
 #undef WIDE_VECTORS
 #undef PIXELS
 #undef EACH_SUM
+#undef SUM
 #undef PIXELS_1
 #undef PIXELS_2
 #undef PIXELS_3

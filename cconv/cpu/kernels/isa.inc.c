@@ -30,7 +30,12 @@
         rounded_;                                                                                                      \
     })
 
+#define STRING_(x) #x
+#define STRING(x) STRING_(x)
+
 #define T float
+#define SCALAR "ss"
+#define PACKED "ps"
 #define MASKED(op) op##_ps
 #define WIDE __m512
 #define BYTES 4
@@ -39,6 +44,8 @@
 #define MATH(function) function##f
 #include "instance.inc.c"
 #undef T
+#undef SCALAR
+#undef PACKED
 #undef BYTES
 #undef LANES
 #undef NAME
@@ -47,6 +54,8 @@
 #undef WIDE
 
 #define T double
+#define SCALAR "sd"
+#define PACKED "pd"
 #define MASKED(op) op##_pd
 #define WIDE __m512d
 #define BYTES 8
@@ -55,8 +64,6 @@
 #define MATH(function) function
 #include "instance.inc.c"
 
-#define STRING_(x) #x
-#define STRING(x) STRING_(x)
 #define SYMBOL_(x) cconv_isa_##x
 #define SYMBOL(x) SYMBOL_(x)
 const cconv_isa SYMBOL(ISA) = {STRING(ISA), VECTOR_BYTES, kernels_f32, kernels_f64};

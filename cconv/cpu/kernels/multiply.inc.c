@@ -1,6 +1,6 @@
 /* Multiply: the two register-tiled multiplications, for which everything else prepares.
  *
- * In: T, NAME, simd.h, EACH_ROWS(X) = X(1) ... X(pixels of the register tile), EACH_PIXELS(X) = X(outputs, vectors) ...
+ * In: T, NAME, simd.h, step.inc.c, EACH_ROWS(X) = X(1) ... X(pixels of the register tile), EACH_PIXELS(X) = X(outputs, vectors) ...
  * Out: multiply_channels, multiply_pixels, multiply_row, widest.
  *
  * Both compute   sums[pixel][output] (+)= sum over k < depth of  input[offset[k] + pixel] * panel[k][output]
@@ -17,28 +17,19 @@
 /* How far ahead of its use a panel is asked for, in bytes: it comes from the third level where it is large. */
 #define AHEAD 4096
 /* Steps of k in one turn of a loop: what a turn costs besides its products counts where another thread shares the core.
- * Tiles of many rows have enough products in one step; without FMA the compiler runs out of registers. */
+ * Tiles of many rows have enough products in one step; without FMA the compiler runs out of registers, and so it does
+ * with lanes "pixels" but for the tiles in assembly. */
 #ifdef __FMA__
-#define STEPS (TILE_ROWS > 8 ? 1 : 4)
+#define CHANNELS_STEPS (TILE_ROWS > 8 ? 1 : 4)
 #else
-#define STEPS 1
+#define CHANNELS_STEPS 1
 #endif
+#define PIXELS_STEPS(O, W) (IN_ASSEMBLY(O, W) ? 4 : 1)
 /* The bytes of a panel that a turn reads, asked for. */
 #define EXPECT(panel, bytes)                                                                                           \
     _Pragma("GCC unroll 8") for (size_t line = 0; line < (bytes); line += 64)                                          \
         __builtin_prefetch((const char *)(panel) + AHEAD + line)
 
-/* One step: R broadcasts, W loads, R*W fused multiply-adds. */
-#define CHANNELS_STEP(R, W, step)                                                                                      \
-    {                                                                                                                  \
-        const T *a = input + o[step];                                                                                  \
-        V b[W];                                                                                                        \
-        _Pragma("GCC unroll 3") for (int v = 0; v < W; v++) b[v] = load(p + ((step) * W + v) * LANES);                 \
-        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {                                                         \
-            V x = splat(a[i]);                                                                                         \
-            _Pragma("GCC unroll 3") for (int v = 0; v < W; v++) c[i][v] += x * b[v];                                   \
-        }                                                                                                              \
-    }
 /* R pixels by W vectors of output channels in registers. */
 #define CHANNELS(R, W)                                                                                                 \
     static __attribute__((noinline)) void NAME(channels_##R##x##W)(                                                    \
@@ -48,19 +39,19 @@
         const T *p = panel;                                                                                            \
         for (const int32_t *const last = o + depth; o < last; add = 1) {                                               \
             const int32_t *const end = chain < last - o ? o + chain : last;                                            \
-            V c[R][W];                                                                                                 \
-            _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                       \
-                _Pragma("GCC unroll 3") for (int v = 0; v < W; v++) c[i][v] = (V){0};                                  \
-            for (; o + STEPS <= end; o += STEPS, p += STEPS * W * LANES) {                                             \
-                if (ahead) EXPECT(p, STEPS * W * sizeof(V));                                                           \
-                _Pragma("GCC unroll 4") for (int step = 0; step < STEPS; step++) CHANNELS_STEP(R, W, step)             \
+            V c[R * W];                                                                                                \
+            _Pragma("GCC unroll 32") for (int sum = 0; sum < R * W; sum++) c[sum] = (V){0};                            \
+            for (; o + CHANNELS_STEPS <= end; o += CHANNELS_STEPS, p += CHANNELS_STEPS * W * LANES) {                  \
+                if (ahead) EXPECT(p, CHANNELS_STEPS * W * sizeof(V));                                                  \
+                _Pragma("GCC unroll 4") for (int step = 0; step < CHANNELS_STEPS; step++)                              \
+                    NAME(step)(R, W, c, p, step * W * LANES, input, o[step], 0);                                       \
             }                                                                                                          \
-            if (STEPS > 1)                                                                                             \
-                for (; o < end; o++, p += W * LANES) CHANNELS_STEP(R, W, 0)                                            \
+            if (CHANNELS_STEPS > 1)                                                                                    \
+                for (; o < end; o++, p += W * LANES) NAME(step)(R, W, c, p, 0, input, *o, 0);                          \
             _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                       \
                 _Pragma("GCC unroll 3") for (int v = 0; v < W; v++) {                                                  \
                 T *to = sums + i * pitch + v * LANES;                                                                  \
-                store(to, add ? load(to) + c[i][v] : c[i][v]);                                                         \
+                store(to, add ? load(to) + c[i * W + v] : c[i * W + v]);                                               \
             }                                                                                                          \
         }                                                                                                              \
     }
@@ -112,6 +103,7 @@ typedef struct {
 
 #define EACH_SUM(O, W)                                                                                                 \
     _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) _Pragma("GCC unroll 8") for (int v = 0; v < W; v++)
+#define SUM c[o * width + v]
 
 /* O output channels by W vectors of pixels in registers, `tiles` times side by side. Per k: W loads, O broadcasts, O*W
  * fused multiply-adds. */
@@ -119,40 +111,29 @@ typedef struct {
     static __attribute__((noinline)) void NAME(pixels_##O##x##W)(                                                      \
         long tiles, long depth, long chain, const int32_t *restrict offset, const T *restrict input,                   \
         const T *restrict panel, T *restrict sums, long pitch, int adds, const NAME(maps) *to) {                       \
+        enum { width = W, steps = PIXELS_STEPS(O, W) };                                                                \
         for (long tile = 0; tile < tiles; tile++, input += W * LANES, sums += W * LANES) {                             \
             const T *restrict weights = panel;                                                                         \
             int add = adds;                                                                                            \
             for (long k = 0, end; k < depth; add = 1) {                                                                \
-                V c[O][W];                                                                                             \
-                EACH_SUM(O, W) c[o][v] = (V){0};                                                                       \
-                for (end = k + chain < depth ? k + chain : depth; k < end; k++, weights += O) {                        \
-                    const T *a = input + offset[k];                                                                    \
-                    __builtin_prefetch((const char *)weights + AHEAD);                                                 \
-                    if (O * sizeof(T) > 64) __builtin_prefetch((const char *)weights + AHEAD + 64);                    \
-                    if (W < O) {                                                                                       \
-                        V b[W];                                                                                        \
-                        _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) b[v] = load(a + v * LANES);                \
-                        _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) {                                         \
-                            V w = splat(weights[o]);                                                                   \
-                            _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) c[o][v] += w * b[v];                   \
-                        }                                                                                              \
-                    } else {                                                                                           \
-                        V w[O];                                                                                        \
-                        _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) w[o] = splat(weights[o]);                 \
-                        _Pragma("GCC unroll 8") for (int v = 0; v < W; v++) {                                          \
-                            V b = load(a + v * LANES);                                                                 \
-                            _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) c[o][v] += w[o] * b;                  \
-                        }                                                                                              \
-                    }                                                                                                  \
+                V c[O * W];                                                                                            \
+                EACH_SUM(O, W) SUM = (V){0};                                                                           \
+                end = k + chain < depth ? k + chain : depth;                                                           \
+                for (; k + steps <= end; k += steps, weights += steps * O) {                                           \
+                    EXPECT(weights, steps * O * sizeof(T));                                                            \
+                    _Pragma("GCC unroll 4") for (int step = 0; step < steps; step++)                                   \
+                        NAME(step)(O, W, c, input + offset[k + step], 0, weights, 0, step * O);                        \
                 }                                                                                                      \
-                if (add) EACH_SUM(O, W) c[o][v] = load(sums + o * pitch + v * LANES) + c[o][v];                        \
+                if (steps > 1)                                                                                         \
+                    for (; k < end; k++, weights += O) NAME(step)(O, W, c, input + offset[k], 0, weights, 0, 0);       \
+                if (add) EACH_SUM(O, W) SUM = load(sums + o * pitch + v * LANES) + SUM;                                \
                 if (to && k == depth) {                                                                                \
                     T *y = to->target + tile * W * LANES;                                                              \
-                    EACH_SUM(O, W) c[o][v] += to->bias ? splat(to->bias[o]) : (V){0};                                  \
-                    if (to->relu) EACH_SUM(O, W) c[o][v] = select(c[o][v] < (V){0}, (V){0}, c[o][v]);                  \
-                    EACH_SUM(O, W) store(y + o * to->map + v * LANES, c[o][v]);                                        \
+                    EACH_SUM(O, W) SUM += to->bias ? splat(to->bias[o]) : (V){0};                                      \
+                    if (to->relu) EACH_SUM(O, W) SUM = select(SUM < (V){0}, (V){0}, SUM);                              \
+                    EACH_SUM(O, W) store(y + o * to->map + v * LANES, SUM);                                            \
                 } else                                                                                                 \
-                    EACH_SUM(O, W) store(sums + o * pitch + v * LANES, c[o][v]);                                       \
+                    EACH_SUM(O, W) store(sums + o * pitch + v * LANES, SUM);                                           \
             }                                                                                                          \
         }                                                                                                              \
     }
