@@ -308,7 +308,8 @@ def test_a_reader_that_goes_away_is_not_a_traceback():
 def test_an_interrupt_is_not_a_traceback(tmp_path):
     ready = tmp_path / "ready"
     code = f"""
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs this in the background may have it ignored
 from cconv import cli
 from cconv.model.architectures import build
 from cconv.model.builtin import he_parameters

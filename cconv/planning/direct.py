@@ -241,10 +241,10 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
     units = spec.groups * panels
     in_place = lanes == "channels" and _lies_packed(spec, tile_q)
     packing = rows.size * len(columns.starts) * (PACK_ROW + PACK_ELEMENT * columns.extent)
-    if in_place:  # a tile in pieces is read once for every part, another one for every panel anyway
+    if in_place:  # in pieces, every part reads it again; whole, every panel does, in however many parts
         packing = READ_ELEMENT * tile_q if pieces > 1 else 0
     repacking = packing / (tile_p * tile_q * spec.R * spec.S * ceil_div(outputs, vector))
-    parts = _parts(spatial, units if spec.groups == 1 else spec.groups, machine.threads, repacking)
+    parts = _parts(spatial, units if spec.groups == 1 or in_place else spec.groups, machine.threads, repacking)
     return Direct(
         lanes, flat, across_images, joined, in_place, tile_p, tile_q, panels, parts, chains(spec.depth), pieces, rows,
         columns, 2 * products * spec.depth,

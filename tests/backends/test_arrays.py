@@ -275,12 +275,3 @@ def test_a_layer_can_be_pickled(backend, normal):
     layer = cconv.Conv2d(normal((6, 2, 3, 3)), normal((6,)), 2, (1, 0, 2, 1), groups=3, activation="silu")
     x = normal((2, 6, 9, 9))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
-
-
-@pytest.mark.parametrize("size", [7, 14])
-def test_a_small_image_of_a_1x1_layer_may_lie_apart(whole, size):
-    """In one piece it is read where it is; channels, rows or images apart, it is packed."""
-    big, weight = whole((4, 40, size, size + 1)), whole((33, 20, 1, 1))
-    for x in (big[::2, ::2], big[:2, :20, :, :size], big[:2, 10:30]):
-        want = np.einsum("nchw,kc->nkhw", x, weight[:, :, 0, 0])
-        np.testing.assert_array_equal(cconv.conv2d(x, weight, algorithm="direct"), want)

@@ -47,6 +47,26 @@ def test_every_direct_way_to_compute_a_layer_is_exact(grid, sampled, family, chu
     assert reached > total / 4
 
 
+@pytest.mark.parametrize("layout", ["plain", "wider maps", "one image", "channels last"])
+@pytest.mark.parametrize("share", [0.5, 0.8], ids=["whole", "in pieces"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_an_image_that_is_a_tile_is_read_where_it_lies(grid, layout, share, groups, dtype):
+    """Or packed, where it does not lie as the tile would."""
+    rng = np.random.default_rng(groups)
+    for size, threads in ((7, 1), (14, 2), (13, 3)):
+        layer = grid.Layer(
+            (2, 300 * groups, size, size), (11 * groups, 300, 1, 1), groups=groups, bias=True, residual=True,
+            activation="relu", layout=layout, threads=threads,
+            l2_bytes=int(300 * size * size * np.dtype(dtype).itemsize / share),
+        )  # fmt: skip
+        given = grid.operands(layer, dtype, _whole(rng))
+        want = grid.exact(layer, given)
+        for isa in grid.ISAS:
+            found = [tiling for tiling in grid.direct_tilings(layer, isa, dtype) if tiling.lanes == "channels"]
+            assert [(tiling.in_place, tiling.pieces > 1) for tiling in found] == [(True, share > 0.5)]
+            _check(grid, layer, isa, dtype, found[0], given, want)
+
+
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 def test_a_depthwise_map_of_several_strips_is_exact(grid, kernel, stride, residual, dtype):

@@ -3,15 +3,17 @@
  * In: T, BYTES, SCALAR, PACKED (the suffixes of its instructions), NAME, simd.h.
  * Out: step; IN_ASSEMBLY(R, W), whether it is written in assembly for a tile of that shape.
  *
- * With 16 registers, a tile of 12 sums leaves none to spare, and GCC reads a vector again for every sum that it goes into: 10
- * and more loads per 12 multiply-adds where 7 or 8 will do. The core has two loads a cycle as long as nothing else uses
- * it; beside a busy hyperthread those tiles lost a tenth (docs/kernels.md). Hence assembly for them.
+ * With 16 registers, a tile of 12 sums leaves none to spare. GCC reads a vector of a 4 x 3 tile again for every sum that it goes
+ * into, 10 loads per 12 multiply-adds where 7 will do, and cannot take several steps in a turn of lanes "pixels". Loads and
+ * instructions are free as long as nothing else uses the core; beside a busy hyperthread these tiles lost a tenth
+ * (docs/kernels.md). Hence assembly for them.
  */
 #define EVERY_ROW _Pragma("GCC unroll 32") for (int i = 0; i < R; i++)
 #define EVERY_VECTOR _Pragma("GCC unroll 8") for (int v = 0; v < W; v++)
 
-/* A sanitizer does not see what assembly reads. */
-#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
+/* A sanitizer does not see what assembly reads; unless it optimizes, the compiler does not see that _at is constant. */
+#if defined(__x86_64__) && defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__) && defined(__OPTIMIZE__) && \
+    !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define IN_ASSEMBLY(R, W) (((R) == 4 && (W) == 3) || ((R) == 6 && (W) == 2) || ((R) == 3 && (W) == 4))
 #define LOAD(v, to) "vmovups " #v "*32+%c[vectors_at](%[vectors]), %%ymm" #to "\n\t"
 #define SPLAT(i, to)                                                                                                   \
@@ -33,9 +35,10 @@
 #endif
 
 /* The vectors begin at vectors + vectors_at, the scalars at scalars + index + scalars_at; R, W and both _at are constants
- * wherever this is used. Assumption: nothing has been stored there since the function began that uses it. */
+ * wherever this is used. Assumptions: nothing has been stored there since the function began that uses it, and that is
+ * called through a pointer, so that the compiler takes it to read anything. */
 static inline __attribute__((always_inline)) void NAME(step)(const int R, const int W, V *c, const T *vectors,
-                                                             const int vectors_at, const T *scalars, long index,
+                                                             const int vectors_at, const T *scalars, ptrdiff_t index,
                                                              const int scalars_at) {
 #ifdef ASSEMBLE
     if (R == 4 && W == 3)
