@@ -10,10 +10,12 @@ from types import ModuleType
 
 import numpy as np
 
-from .errors import ArgumentError, BackendUnavailable, DTypeError
+from .errors import ArgumentError, BackendUnavailable, CconvError, DTypeError
 from .planning import specs
 
 NAMES = ("cpu", "gpu", "reference")
+#: DLPack's kinds of devices -> the twin that takes them: kDLCPU, kDLCUDAHost (pinned), kDLCUDA, kDLCUDAManaged.
+DLPACK = {1: "cpu", 3: "cpu", 2: "gpu", 13: "gpu"}
 #: Looked up on every call; dtype.name alone takes microseconds.
 DTYPE_NAMES = {np.dtype(name): name for name in specs.ITEMSIZE}
 
@@ -48,18 +50,18 @@ def of(array, name: str = "x") -> tuple[ModuleType, object]:
         return get("cpu"), array
     if type(array).__module__.partition(".")[0] == "cupy":
         return get("gpu"), array
-    if hasattr(array, "__dlpack_device__"):
-        kind = int(array.__dlpack_device__()[0])
-        if kind == 1:  # kDLCPU
-            try:
-                return get("cpu"), np.from_dlpack(array)
-            except (BufferError, TypeError, RuntimeError) as error:
-                kind = type(array).__name__
-                raise DTypeError(f"{name}: expected an array that DLPack can share, got a {kind}: {error}") from None
-        if kind in (2, 3, 13):  # kDLCUDA, kDLCUDAHost, kDLCUDAManaged
-            twin = get("gpu")
-            return twin, twin.asarray(array)
-    raise DTypeError(f"{name}: expected a NumPy, CuPy or DLPack array, got {type(array).__name__}")
+    device = getattr(array, "__dlpack_device__", None)
+    owner = DLPACK.get(int(device()[0])) if device else None
+    if owner is None:
+        raise DTypeError(f"{name}: expected a NumPy, CuPy or DLPack array, got {type(array).__name__}")
+    twin = get(owner)
+    try:
+        return twin, np.from_dlpack(array) if owner == "cpu" else twin.asarray(array)
+    except CconvError:
+        raise
+    except (BufferError, TypeError, ValueError, RuntimeError) as error:
+        kind = type(array).__name__
+        raise DTypeError(f"{name}: expected an array that DLPack can share, got a {kind}: {error}") from None
 
 
 def checked(array, name: str, twin=None, dtype: str | None = None):

@@ -113,7 +113,8 @@ _made: dict[tuple, object] = {}
 
 def _maker(twin, spec: Spec, images: int = 1, packs: bool = False):
     """f(weights): a program of one operator, for about so many images. What no weight changes is made once."""
-    machine, images = twin.machine(), batch_class(images)
+    machine = twin.machine()
+    images = batch_class(images, machine.device)
     key = twin, spec, machine, images, packs
     maker = _made.get(key)
     if maker is None:
@@ -192,6 +193,7 @@ class Conv2d:
         for array in (self.weight, bias):
             if isinstance(array, np.ndarray):
                 array.flags.writeable = False
+        self._twin.synchronize()  # programs read the copies from other streams and threads too
         self._weights = Weights(lambda _: (self.weight, self.bias))
         geometry = _geometry(stride, padding, dilation, groups)
         self._options = (*geometry, bias is not None)
@@ -226,7 +228,7 @@ class Conv2d:
         `residual` and `out` have the result's shape and type; `out` may be the residual, but may not overlap x.
         """
         # The short way: an image whose like has been checked and compiled for already.
-        if residual is None and out is None and type(x) is np.ndarray and x.dtype is self.weight.dtype:
+        if residual is None and out is None and type(x) is type(self.weight) and x.dtype is self.weight.dtype:
             program = self._programs.get((x.shape, False, backend.get_num_threads()))
             if program is not None:
                 return program.run([x])[0]

@@ -24,6 +24,7 @@ FLOORS = (
     ("cconv.cpu", "cconv.gpu", "cconv.reference"),
     ("cconv.backend",),
     ("cconv.ops", "cconv.filters", "cconv.init", "cconv.images", "cconv.ledger"),
+    ("cconv.devices",),
     ("cconv.model",),
     ("cconv",),  # the public names
     ("cconv.batch", "cconv.tables"),

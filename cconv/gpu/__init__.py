@@ -8,12 +8,13 @@ import numpy as np
 
 from ..planning import Machine, Plan
 from ..weights import Weights
-from . import device
+from . import device, feeding
+from .feeding import chunk
 from .program import Geometry, Program
 
 name = "gpu"
 
-__all__ = ["Program", "asarray", "build", "machine", "name", "prepare", "synchronize", "to_numpy"]
+__all__ = ["Program", "asarray", "build", "chunk", "feed", "machine", "name", "prepare", "synchronize", "to_numpy"]
 
 
 def machine() -> Machine:
@@ -22,17 +23,23 @@ def machine() -> Machine:
 
 def asarray(array):
     """A CuPy array: the same one, one that shares the memory of a CUDA array (DLPack), or a copy of a NumPy array."""
-    return device.current().asarray(array)
+    found = device.current()
+    with found.errors():
+        return found.asarray(array)
 
 
 def to_numpy(array) -> np.ndarray:
-    """A copy on the host; waits for what computes it."""
-    return device.current().to_numpy(array)
+    """A copy on the host; waits for what computes it on the current stream."""
+    found = device.current()
+    with found.errors():
+        return found.to_numpy(array)
 
 
 def synchronize() -> None:
     """Wait for all that was launched."""
-    device.current().synchronize()
+    found = device.current()
+    with found.errors():
+        found.synchronize()
 
 
 def prepare(plan: Plan) -> Geometry:
@@ -43,3 +50,8 @@ def prepare(plan: Plan) -> Geometry:
 def build(plan: Plan, weights: Weights) -> Program:
     """`prepare(plan)(weights)`; what `prepare` gives holds no weights and may be kept."""
     return prepare(plan)(weights)
+
+
+def feed(function, images: np.ndarray, step: int, cancel=None):
+    """`function` of so many images after the other, that lie on the host: an iterator over its results on the host."""
+    return feeding.feed(device.current(), function, images, step, cancel)

@@ -1,11 +1,12 @@
 """Compile: a kernel's source into a cubin, once: NVRTC, called by ourselves, and a cache on disk.
 
-In: the name of a .cu file, its macros, an architecture.  Out: the path of a cubin, and what ptxas said of its kernels.
+In: the name of a .cu file, its macros, an architecture.  Out: a cubin, and what ptxas said of its kernels.
 No driver and no device is needed. CuPy's own compilation is not used: it flushes subnormal numbers to zero.
 
-The cache is CCONV_CACHE_DIR, or cconv below XDG_CACHE_HOME or ~/.cache. A cubin's name is the digest of all that it
-depends on. Threads that want the same one wait for the first; processes may both compile it, and the last replaces the
-first's file by an equal one in one step.
+The cache is CCONV_CACHE_DIR, or cconv below XDG_CACHE_HOME or ~/.cache; where it cannot be written, every process
+compiles for itself. A cubin's name is the digest of all that it depends on; a digest of the content stands behind it in
+the file, so that a damaged one is compiled again. Threads that want the same one wait for the first; processes may both
+compile it, and the last replaces the first's file by an equal one in one step.
 """
 
 import ctypes
@@ -13,19 +14,21 @@ import hashlib
 import importlib.util
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Mapping
-from functools import cache
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
-from ..errors import BackendUnavailable, CconvError
+from ..errors import BackendUnavailable
+from ..weights import ProcessLock
 
 #: Contraction of a*b + c is on, as it is on the CPU; subnormal numbers stay, divisions and roots are rounded correctly.
 OPTIONS = ("-std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true", "--ptxas-options=-v")
 HEADER = "cc.cuh"
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class Usage(NamedTuple):
@@ -37,7 +40,7 @@ class Usage(NamedTuple):
     shared_bytes: int
 
 
-class CompileError(CconvError, RuntimeError):
+class CompileError(BackendUnavailable):
     """NVRTC refused a source of ours; the text is its log."""
 
 
@@ -114,10 +117,16 @@ def _load() -> ctypes.CDLL:
     )
 
 
-@cache
+_once = ProcessLock()
+_nvrtc: Nvrtc | None = None
+
+
 def nvrtc() -> Nvrtc:
     """This environment's NVRTC, loaded on first use; BackendUnavailable if there is none."""
-    return Nvrtc()
+    global _nvrtc
+    with _once:
+        _nvrtc = _nvrtc or Nvrtc()
+    return _nvrtc
 
 
 def text(name: str, macros: Mapping[str, object]) -> str:
@@ -152,24 +161,38 @@ def usage(log: str) -> dict[str, Usage]:
     return found
 
 
-def cache_folder() -> Path:
-    """Where cubins are kept; made if it is not there."""
+def cache_folder() -> Path | None:
+    """Where cubins are kept, made if it is not there; None where there is no such place."""
     given = os.environ.get("CCONV_CACHE_DIR")
-    folder = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "cconv")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "cconv")
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # a read-only disk; nobody's home
+        return None
     return folder
 
 
-def write(path: Path, content: bytes) -> None:
-    """The whole file or none of it, for whoever reads while it is written."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+def read(path: Path) -> bytes | None:
+    """What `write` has written there; None if that is not there, or not whole."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        whole = path.read_bytes()
+    except OSError:
+        return None
+    content, digest = whole[:-DIGEST_BYTES], whole[-DIGEST_BYTES:]
+    return content if hashlib.sha256(content).digest() == digest else None
+
+
+def write(path: Path, content: bytes) -> None:
+    """The whole file or none of it, for whoever reads while it is written; OSError if it cannot be."""
+    draft = path.with_name(f".{uuid4().hex}{path.suffix}")
+    try:
+        with draft.open("xb") as file:
+            file.write(content + hashlib.sha256(content).digest())
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 class _Flights:
@@ -187,7 +210,7 @@ class _Flights:
 _flights = _Flights()
 
 
-def cubin(name: str, macros: Mapping[str, object], arch: str) -> Path:
+def cubin(name: str, macros: Mapping[str, object], arch: str) -> bytes:
     """The compiled kernels of a file, from the cache or compiled now.
 
     Parameters
@@ -206,9 +229,13 @@ def cubin(name: str, macros: Mapping[str, object], arch: str) -> Path:
     whole, header, given = text(name, macros), source(HEADER), options(arch)
     compiler = nvrtc()
     digest = hashlib.sha256("\0".join((whole, header, *given, compiler.version)).encode()).hexdigest()
-    path = cache_folder() / f"{Path(name).stem}-{arch}-{digest[:32]}.cubin"
-    with _flights(path.name):
-        if not path.exists():
+    called = f"{Path(name).stem}-{arch}-{digest[:32]}.cubin"
+    with _flights(called):
+        folder = cache_folder()
+        content = read(folder / called) if folder else None
+        if content is None:
             content, _ = compiler.compile(whole, name, {HEADER: header}, given)
-            write(path, content)
-    return path
+            if folder:
+                with suppress(OSError):  # a full or read-only disk: the next process compiles too
+                    write(folder / called, content)
+    return content

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..errors import ShapeError
 from ..planning import ConvSpec, cuda, shapes
-from .launch import Launch, aligned, blocks_of_maps, constant, struct
+from .launch import Launch, aligned, blocks_of_maps, constant, struct, table
 
 _CTYPES = {"float32": "float", "float64": "double"}
 
@@ -46,7 +46,7 @@ class Convolution:
         }  # fmt: skip
         self._launch = Launch(
             device, "conv.cu", "conv", tiling.threads, macros(spec.dtype, spec.activation) | tile,
-            taps=device.upload(_taps(spec)), map=spec.P * spec.Q, image=spec.C * spec.H * spec.W,
+            taps=table(device, _taps(spec)), map=spec.P * spec.Q, image=spec.C * spec.H * spec.W,
             group_inputs=spec.C // spec.groups * spec.H * spec.W, H=spec.H, W=spec.W, Q=spec.Q, K=spec.K,
             outputs=self._outputs, depth=spec.depth, steps=self._steps, chain=tiling.chain, panels=self._panels,
             units=self._units, stride_down=spec.stride[0], stride_across=spec.stride[1], top=spec.padding[0],
@@ -59,9 +59,9 @@ class Convolution:
             width=tiling.outputs, rows=rows, depth=spec.depth, outputs=self._outputs, panels=self._panels,
         )  # fmt: skip
 
-    def pack(self, weight):
-        """The packed form of a weight (K, C/G, R, S)."""
-        packed = self._device.empty((self._packed,), self._spec.dtype)
+    def pack(self, weight, kept: bool):
+        """The packed form of a weight (K, C/G, R, S), in memory that may be kept or in the pool's."""
+        packed = self._device.empty((self._packed,), self._spec.dtype, kept)
         self._pack(-(-self._packed // constant("pack.cu", "THREADS")), weight=weight, packed=packed)
         return packed
 
@@ -93,10 +93,6 @@ class DepthwiseConvolution:
             dilation_down=spec.dilation[0], dilation_across=spec.dilation[1], top=spec.padding[0],
             left=spec.padding[1], chain=tiling.chain, alpha=alpha(spec),
         )  # fmt: skip
-
-    def pack(self, weight):
-        """The weight as it is."""
-        return weight
 
     def run(self, images: int, x, weights: tuple, second, y) -> None:
         """y = activation(conv(x) + bias + second); all C-ordered and on the device."""

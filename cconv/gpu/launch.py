@@ -57,12 +57,13 @@ class Launch:
         self._device, self._threads = device, threads
         self._function = device.kernel(file, entry, macros)
         self._fixed = np.zeros((), parameters(file, entry))
+        self._pointers = {name for name in self._fixed.dtype.names if self._fixed.dtype[name] == _POINTER}
         self._owned = []
         self._set(self._fixed, fixed)
 
     def _set(self, target: np.ndarray, values: dict) -> None:
         for name, value in values.items():
-            if target.dtype[name] == _POINTER:
+            if name in self._pointers:
                 if target is self._fixed:
                     self._owned.append(value)
                 value = self._device.pointer(value)
@@ -81,6 +82,11 @@ class Launch:
         self._function(blocks, self._threads, given)
 
 
+def table(device, values: np.ndarray):
+    """A structured or plain table as bytes on the device, for as long as it is held."""
+    return device.kept(np.ascontiguousarray(values).view(np.uint8))
+
+
 def aligned(device, *arrays) -> bool:
     """Whether vectors of 16 bytes can be loaded from the beginning of all of these; None always can."""
     return all(device.pointer(array) % 16 == 0 for array in arrays)
@@ -88,6 +94,8 @@ def aligned(device, *arrays) -> bool:
 
 def blocks_of_maps(maps: int, span: int, threads: int) -> tuple[int, dict[str, int]]:
     """How many blocks cover so many maps of `span` places each, and the parameters by which cc_place finds them."""
+    if span > MOST_BLOCKS - threads:
+        raise ShapeError(f"x: expected maps of at most {MOST_BLOCKS - threads} places on a GPU, got {span}")
     blocks_per_map, maps_per_block = (-(-span // threads), 1) if span >= threads else (1, threads // span)
     return -(-maps // maps_per_block) * blocks_per_map, {
         "maps": maps, "span": span, "blocks_per_map": blocks_per_map, "maps_per_block": maps_per_block,

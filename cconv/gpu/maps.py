@@ -10,14 +10,14 @@ import numpy as np
 
 from ..planning import cuda, tensors
 from .convolution import alpha, macros
-from .launch import Launch, aligned, blocks_of_maps, constant
+from .launch import Launch, aligned, blocks_of_maps, constant, table
 
 #: Positions of a pooling window from which on a block, not a thread, computes its output.
 WIDE_WINDOW = 128
 
 
 def _ints(device, values):
-    return device.upload(np.array(values, np.int32))
+    return table(device, np.array(values, np.int32))
 
 
 class Pooling:
@@ -160,7 +160,7 @@ class Resizing:
         tables = {}
         for axis, blend in (("row", spec.rows), ("column", spec.columns)):
             tables[f"{axis}_low"], tables[f"{axis}_high"] = _ints(device, blend.low), _ints(device, blend.high)
-            tables[f"{axis}_weight"] = device.upload(np.array(blend.weight, np.float64))
+            tables[f"{axis}_weight"] = table(device, np.array(blend.weight, np.float64))
         _, p, q = spec.output
         self._launch = Launch(
             device, "tensors.cu", "resize", self._threads, macros(spec.dtype), **tables, H=spec.H, W=spec.W, P=p, Q=q

@@ -45,12 +45,14 @@ class Geometry:
 
     def __init__(self, plan: Plan, device):
         self.plan, self.device = plan, device
-        self.kernels = [
-            _KERNELS[type(step.operation.spec if step.tiling is None else step.tiling)](
-                step.operation.spec, step.tiling, device
-            )
-            for step in plan.steps
-        ]
+        with device.errors():
+            self.kernels = [
+                _KERNELS[type(step.operation.spec if step.tiling is None else step.tiling)](
+                    step.operation.spec, step.tiling, device
+                )
+                for step in plan.steps
+            ]
+            device.settle()  # the tables are read by whatever streams programs run on
 
     def __call__(self, weights) -> "Program":
         return Program(self, weights)
@@ -61,21 +63,27 @@ class Program:
 
     def __init__(self, geometry: Geometry, weights):
         self.plan, self._device, self._kernels = geometry.plan, geometry.device, geometry.kernels
-        self._packed = [self._pack(step, k, weights) for step, k in zip(self.plan.steps, self._kernels, strict=True)]
+        with self._device.errors():
+            self._packed = [self._pack(*pair, weights) for pair in zip(self.plan.steps, self._kernels, strict=True)]
 
     def _pack(self, step, kernel, weights) -> tuple:
-        operation, device = step.operation, self._device
         """(weight in the kernel's form, bias, what is before a preactivated convolution), where there is a weight."""
+        operation, device = step.operation, self._device
         if operation.weights is None:
             return ()
         spec = operation.spec
-        packs = isinstance(spec, ConvSpec)
+        packs = isinstance(spec, ConvSpec) and step.tiling.packs
 
         def pack(arrays: tuple) -> tuple:
-            weight, bias, *before = (None if a is None else device.contiguous(a) for a in arrays)
-            return kernel.pack(weight) if packs else weight, bias, before[0] if before else None
+            kept = device.kept if weights.shared else device.contiguous
+            weight, bias, *before = arrays
+            weight = kernel.pack(device.contiguous(weight), weights.shared) if packs else kept(weight)
+            bias, before = (None if a is None else kept(a) for a in (bias, before[0] if before else None))
+            if weights.shared:
+                device.settle()
+            return weight, bias, before
 
-        form = ("gpu", step.tiling.packing, spec.groups) if packs else ("gpu",)
+        form = ("gpu", step.tiling.packing, spec.groups) if packs else ("gpu", spec.dtype)
         return weights.derived(operation.weights, form, pack)
 
     def run(self, inputs, outputs=None, cancel=None) -> list:
@@ -99,18 +107,27 @@ class Program:
             `cancel` was set; given outputs may have been written in part.
         BackendUnavailable
             This process was forked from one that had used CUDA.
+        OutOfMemory
+            The device has too little for so many images.
+        DeviceError
+            The device failed, now or in what was queued before.
         """
+        self._device.check()
+        with self._device.errors():
+            return self._run(inputs, outputs, cancel)
+
+    def _run(self, inputs, outputs, cancel) -> list:
         plan, device = self.plan, self._device
-        device.check()
-        values = dict(zip(plan.inputs, inputs, strict=True))
-        given = {} if outputs is None else dict(zip(plan.outputs, outputs, strict=True))
+        # What steps write is contiguous and on the device by construction.
+        values = {value: device.contiguous(x) for value, x in zip(plan.inputs, inputs, strict=True)}
+        given = {} if outputs is None else dict(zip(plan.outputs, map(device.asarray, outputs), strict=True))
         runs = values[plan.inputs[0]].size // prod(plan.values[plan.inputs[0]])
         arena = device.empty((plan.arena.size * runs,), plan.dtype) if plan.arena.size else None
         for step, kernel, weights in zip(plan.steps, self._kernels, self._packed, strict=True):
             if cancel is not None and cancel.is_set():
                 raise Cancelled("the run was cancelled before it ended")
             operation = step.operation
-            x, *rest = (device.contiguous(values[v]) for v in operation.inputs)
+            x, *rest = (values[v] for v in operation.inputs)
             y = values.get(operation.output)  # there already if it is written in parts
             if y is None:
                 y = values[operation.output] = self._place(operation, runs, arena, given)

@@ -48,6 +48,8 @@ class Ffma:
     executed_flops: int
 
     algorithm = "direct"
+    #: Whether its kernel reads a packed form of the weight, or the weight as it is.
+    packs = True
 
     @property
     def label(self) -> str:
@@ -80,7 +82,7 @@ class Strips:
 
     algorithm = "direct"
     label = "direct depthwise"
-    packing = ("plain",)
+    packs = False
 
 
 def chain(depth: int) -> int:

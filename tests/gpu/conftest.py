@@ -60,9 +60,14 @@ def machine_twin(host, device):
     return host.HostTwin(device)
 
 
-@pytest.fixture
-def twin_of_arrays(host, libraries, sanitize, monkeypatch):
-    """A twin whose arrays are no NumPy arrays, to which the public functions go with them."""
+@pytest.fixture(params=["host", pytest.param("device", marks=pytest.mark.gpu)])
+def twin_of_arrays(request, libraries, sanitize, monkeypatch):
+    """A twin whose arrays are no NumPy arrays, to which the public functions go with them: a host's, the GPU's."""
+    if request.param == "device":
+        if reason := backends.available()["gpu"]:
+            pytest.skip(reason)
+        return backends.get("gpu")
+    host = request.getfixturevalue("host")
     twin = host.HostTwin(host.HostDevice(libraries, sanitize=sanitize, wrap=True))
     original = backends.of
 

@@ -7,17 +7,19 @@ tests/gpu/conftest.py hands this module to the tests, which cannot import each o
 
 import ctypes
 import hashlib
+import os
 import re
 import subprocess
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
-from cconv.gpu import compile
+from cconv.gpu import compile, feeding
 from cconv.gpu.program import Geometry, Program
 from cconv.planning import Machine
 
@@ -68,6 +70,37 @@ class HostArray:
         return HostArray(self.array.sum(axis=axis))
 
 
+class Lane:
+    """A stream of copies: each is made when it is waited for and not before, so that a wait left out is seen."""
+
+    def __init__(self):
+        self._queued, self._done = [], 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        """Kernels run at once on the host."""
+
+    def queue(self, copy) -> None:
+        self._queued.append(copy)
+
+    def record(self):
+        """An event: what has been queued so far."""
+        return SimpleNamespace(synchronize=partial(self._until, len(self._queued)))
+
+    def wait_event(self, event) -> None:
+        event.synchronize()
+
+    def synchronize(self) -> None:
+        self._until(len(self._queued))
+
+    def _until(self, count: int) -> None:
+        while self._done < count:
+            self._queued[self._done]()
+            self._done += 1
+
+
 class HostDevice:
     """A device of so many multiprocessors, for the plans; `folder` is where libraries are kept from run to run.
 
@@ -77,7 +110,7 @@ class HostDevice:
         self.arch = "host"
         self.machine = Machine("sm_90", 16, 1, 1, (1,), multiprocessors, 50 << 20, device="cuda")
         self.seed = 0
-        self.launches = 0
+        self.launches = self.settled = 0
         self._wrap = HostArray if wrap else (lambda array: array)
         self._folder, self._flags = folder, FLAGS + (SANITIZE if sanitize else ())
         self._functions: dict[tuple, object] = {}
@@ -94,12 +127,39 @@ class HostDevice:
     def to_numpy(self, array) -> np.ndarray:
         return array.array if isinstance(array, HostArray) else array
 
-    def empty(self, shape: tuple[int, ...], dtype: str):
+    def errors(self):
+        """Nothing of CUDA's comes up."""
+        return nullcontext()
+
+    def empty(self, shape: tuple[int, ...], dtype, kept: bool = False):
         """NaN everywhere, so that what no kernel writes is seen."""
         return self._wrap(np.full(shape, np.nan, dtype))
 
-    def upload(self, table: np.ndarray):
-        return np.ascontiguousarray(table).view(np.uint8)
+    def kept(self, array):
+        """A copy: what is kept is no memory of the caller's."""
+        return self._wrap(np.array(self.to_numpy(array), order="C"))
+
+    def pinned(self, shape: tuple[int, ...], dtype) -> np.ndarray:
+        """NaN, as all memory that nothing was written to."""
+        return np.full(shape, np.nan, dtype)
+
+    def streams(self) -> tuple:
+        """Three, on which copies wait for somebody to need them."""
+        return tuple(Lane() for _ in range(3))
+
+    def upload(self, staged: np.ndarray, to, stream) -> None:
+        """Later."""
+        stream.queue(lambda: np.copyto(self.to_numpy(to), staged))
+
+    def download(self, array, stream) -> np.ndarray:
+        """Later."""
+        into = self.pinned(array.shape, array.dtype)
+        stream.queue(lambda: np.copyto(into, self.to_numpy(array)))
+        return into
+
+    def settle(self) -> None:
+        """Counts what a real device would wait for."""
+        self.settled += 1
 
     def pointer(self, array) -> int:
         return 0 if array is None else self.to_numpy(array).ctypes.data
@@ -148,7 +208,7 @@ def library(text: str, entry: str, folder: Path, flags=FLAGS):
     digest = hashlib.sha256("\0".join((SHIM.read_text(), whole, *flags)).encode()).hexdigest()[:32]
     path = folder / f"{entry}-{digest}.so"
     if not path.exists():
-        made = path.with_suffix(".tmp")
+        made = path.with_suffix(f".{os.getpid()}")  # several processes may want it at once
         command = ["g++", *flags, "-x", "c++", "-", "-o", str(made)]
         done = subprocess.run(command, input=whole, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{entry}: {done.stderr}"
@@ -165,6 +225,7 @@ class HostTwin:
 
     name = "gpu"
     Program = Program
+    chunk = staticmethod(feeding.chunk)
 
     def __init__(self, device: HostDevice):
         self._device = device
@@ -184,6 +245,9 @@ class HostTwin:
 
     def synchronize(self) -> None:
         self._device.synchronize()
+
+    def feed(self, function, images, step, cancel=None):
+        return feeding.feed(self._device, function, images, step, cancel)
 
     def prepare(self, plan) -> Geometry:
         return Geometry(plan, self._device)

@@ -1,10 +1,12 @@
-"""On device: everything that needs a real GPU, in one run: correctness, then speed against torch, then the page.
+"""On device: everything that needs a real GPU: correctness, sanitizers, speed against torch, then the page.
 
-    python tests/gpu/on_device.py [--markdown docs/benchmarks.md] [--json out/gpu.json] [--rounds 7] [--quick]
+    python tests/gpu/on_device.py [tests] [sanitizers] [bench] [--seconds 540] [--only vgg] [--commit TEXT]
+    python tests/gpu/on_device.py page --markdown docs/benchmarks.md
 
 In: a GPU, cconv with its `gpu` extra, pytest; a CUDA build of torch for the peers; compute-sanitizer if there is one.
-Out: exit code 0 and the JSON; with --markdown the figures between that page's marks <!-- gpu: begin --> and end.
-Nothing is written that was not measured in this run, and nothing at all if a test fails.
+Out: a JSON file, which grows: a part may have a command of its own, and each result is written when it is there. What
+fails is recorded, and the rest goes on; `--seconds` ends a command in time. `page` puts the figures between that page's
+marks <!-- gpu: begin --> and end: only figures of one device and commit, and none if a test failed or none ran.
 
 Times are by the device's clock (events), layer by layer, everybody in turns; a figure is the median over the rounds.
 All have a bias and a ReLU. torch runs in {NCHW, channels_last} x {ieee, tf32}, with cudnn.benchmark. Rates are nominal:
@@ -14,16 +16,18 @@ All have a bias and a ReLU. torch runs in {NCHW, channels_last} x {ieee, tf32}, 
 import argparse
 import importlib.util
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
-#: name -> x, weight, options of conv2d. Batches fill 132 multiprocessors in whole rounds of blocks.
+#: name -> x, weight, options of conv2d. The lecture's batch fills 132 multiprocessors in whole rounds of blocks.
 LAYERS = {
     "lecture 100->100 5x5 64, batch 264": ((264, 100, 64, 64), (100, 100, 5, 5), {"padding": 2}),
     "vgg 64->64 3x3 224, batch 32": ((32, 64, 224, 224), (64, 64, 3, 3), {"padding": 1}),
@@ -40,7 +44,6 @@ LAYERS = {
     "depthwise 144 3x3 56, batch 128": ((128, 144, 56, 56), (144, 1, 3, 3), {"padding": 1, "groups": 144}),
     "depthwise 240 5x5 28, batch 128": ((128, 240, 28, 28), (240, 1, 5, 5), {"padding": 2, "groups": 240}),
 }
-QUICK = 2
 #: torch's form -> (channels_last, tf32).
 FORMS = {
     "torch NCHW ieee": (False, False),
@@ -48,28 +51,80 @@ FORMS = {
     "torch NCHW tf32": (False, True),
     "torch NHWC tf32": (True, True),
 }
-#: Tests that compute-sanitizer runs: it slows kernels down a hundredfold.
-SMALL = "test_whole_numbers_give_exactly_the_definition and (lecture or cs231n or depthwise-stride-2 or groups-3-odd)"
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-W", "default", "-m", "gpu", "-p", "no:cacheprovider"]
+#: What of the tests has a command of its own: a failure or a hang of one says nothing of the others.
+TESTS = {
+    "pytest -m gpu tests/gpu": [*PYTEST, "tests/gpu"],
+    "pytest -m gpu tests/backends": [*PYTEST, "tests/backends"],
+}
+#: Those that compute-sanitizer runs, which slows kernels down a hundredfold: every kernel, on small arrays.
+SMALL = [
+    "tests/gpu/test_operators.py", "tests/gpu/test_device.py", "-k",
+    "(whole_numbers and (lecture or cs231n or depthwise-stride-2 or groups-3-odd)) or pools_give or global_pools or "
+    "several_steps or softmax or tensors_agree or (every_activation and relu6)",
+]  # fmt: skip
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+PARTS = ("tests", "sanitizers", "bench", "page")
+#: Left of a command's time, nothing new is begun.
+LEAST_SECONDS = 20
 
 
-def tests(log: list[str]) -> None:
-    """The tests that need a GPU, and a few of them under compute-sanitizer; SystemExit if one fails."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
-    runs = {"pytest -m gpu": [*command, "tests/backends", "tests/gpu"]}
+class Record:
+    """The JSON file: what is known, written whenever something is added; and until when this command may go on."""
+
+    def __init__(self, path: Path, seconds: float):
+        self._path, self._end = path, time.monotonic() + seconds
+        self.content = json.loads(path.read_text()) if path.exists() else {}
+
+    @property
+    def left(self) -> float:
+        return self._end - time.monotonic()
+
+    def put(self, part: str, name: str, value) -> None:
+        self.content.setdefault(part, {})[name] = value
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self._path.with_suffix(".part")
+        draft.write_text(json.dumps(self.content, indent=1))
+        draft.replace(self._path)
+
+    def command(self, part: str, name: str, words: list[str], **environment) -> None:
+        """Run it for as long as there is time; its end, and the last lines that it wrote if that was bad."""
+        if self.left < LEAST_SECONDS:
+            return self.put(part, name, {"passed": False, "last": "not run: no time left"})
+        print(f"{name} ...", flush=True)
+        try:
+            done = subprocess.run(
+                words, cwd=ROOT, env={**os.environ, **environment}, text=True, timeout=self.left, check=False,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            lines, passed = done.stdout.strip().splitlines(), done.returncode == 0 and " passed" in done.stdout
+        except subprocess.TimeoutExpired as error:
+            came = (error.stdout or b"").decode(errors="replace")
+            lines, passed = [*came.splitlines(), "stopped: no time left"], False
+        found = {"passed": passed, "last": (lines or ["nothing"])[-1].strip("= ")}
+        if not passed:
+            found["output"] = lines[-80:]
+            print("\n".join(lines[-40:]))
+        print(f"{name}: {found['last']}", flush=True)
+        return self.put(part, name, found)
+
+
+def tests(record: Record, given) -> None:
+    """The tests that need a GPU."""
+    for name, words in TESTS.items():
+        record.command("tests", name, words + (["-k", given.only] if given.only else []))
+
+
+def sanitizers(record: Record, given) -> None:
+    """A few of them by compute-sanitizer, with memory that CuPy's pool does not hide from it."""
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
-    for tool in ("memcheck", "racecheck") if sanitizer else ():
-        runs[f"compute-sanitizer {tool}"] = [
-            sanitizer, "--tool", tool, "--error-exitcode", "9", *command, "tests/backends", "-k", SMALL,
-        ]  # fmt: skip
-    for name, words in runs.items():
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-        last = (done.stdout.strip().splitlines() or ["nothing"])[-1]
-        print(f"{name}: {last}", flush=True)
-        if done.returncode or " passed" not in done.stdout:
-            sys.exit(f"{done.stdout}\n{done.stderr}\n{name} failed: nothing is measured")
-        log.append(f"{name}: {last.strip('= ')}")
     if not sanitizer:
-        log.append("compute-sanitizer: not on this machine")
+        return record.put("sanitizers", "compute-sanitizer", {"passed": False, "last": "not on this machine"})
+    for tool in TOOLS:
+        if not given.only or given.only in tool:
+            words = [sanitizer, "--tool", tool, "--error-exitcode", "9", *PYTEST, *SMALL]
+            record.command("sanitizers", tool, words, CCONV_TEST_NO_POOL="1")
+    return None
 
 
 class Bench:
@@ -142,14 +197,23 @@ class Bench:
                 got = torch.from_dlpack(call()) if name == "cconv" else call()
                 errors[name] = float((got[few].double() - exact).norm() / exact.norm())
             if errors["cconv"] > 2e-6 * max(1, (w_shape[1] * w_shape[2] * w_shape[3] / 2304) ** 0.5):
-                sys.exit(f"cconv's error is {errors['cconv']:.1e}: nothing is written")
+                raise ArithmeticError(f"cconv's error is {errors['cconv']:.1e}, beyond the bound")
             times = self.turns(calls)
+            kernels = self.kernels(calls["torch NCHW ieee"])
         cost = ours.cost(x_shape)
         return {
-            "seconds": times, "errors": errors, "flops": cost.flops, "bytes": cost.bytes,
+            "seconds": times, "errors": errors, "torch_ieee_kernels": kernels, "flops": cost.flops, "bytes": cost.bytes,
             "tflops": {name: cost.flops / t / 1e12 for name, t in times.items()},
             "terabytes": {name: cost.bytes / t / 1e12 for name, t in times.items()},
         }  # fmt: skip
+
+    def kernels(self, call) -> list[str]:
+        """The kernels that a call of torch's runs: whether cuDNN took an FFT or Winograd."""
+        profiler = self.torch.profiler
+        with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            self.torch.cuda.synchronize()
+        return [event.key for event in profile.key_averages()]
 
     def ceilings(self) -> dict:
         """What this device does at best in simple things."""
@@ -178,20 +242,60 @@ class Bench:
 
     def versions(self) -> dict:
         torch, cupy = self.torch, self.cupy
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-        )
         return {
-            "date": time.strftime("%Y-%m-%d"), "device": torch.cuda.get_device_name(),
-            "commit": commit.stdout.strip() or "unknown", "torch": torch.__version__,
+            "date": time.strftime("%Y-%m-%d"), "device": torch.cuda.get_device_name(), "torch": torch.__version__,
             "cudnn": torch.backends.cudnn.version(), "cupy": cupy.__version__,
             "driver": cupy.cuda.runtime.driverGetVersion(),
         }  # fmt: skip
 
 
+def bench(record: Record, given) -> None:
+    """The layers, one after the other; what one raises is its own."""
+    runner = Bench(given.rounds)
+    about = {**runner.versions(), "commit": given.commit or _commit()}
+    if record.content.get("layers") and record.content.get("about") != about:
+        sys.exit(f"{given.json} has figures of {record.content.get('about')}, this is {about}: expected another --json")
+    for name, value in about.items():
+        record.put("about", name, value)
+    for name, value in runner.ceilings().items():
+        record.put("ceilings", name, value)
+    for name, layer in LAYERS.items():
+        if (given.only or "") not in name:
+            continue
+        if record.left < LEAST_SECONDS:
+            print(f"{name}: no time left")
+            continue
+        try:
+            found = runner.layer(*layer)
+        except Exception as error:
+            traceback.print_exc()
+            found = {"failed": f"{type(error).__name__}: {error}"}
+        record.put("layers", name, found)
+        print(name, found.get("failed") or {k: round(v, 2) for k, v in found["tflops"].items()}, flush=True)
+        runner.torch.cuda.empty_cache()
+        runner.cupy.get_default_memory_pool().free_all_blocks()
+
+
+def _commit() -> str:
+    """Where there is no repository, as on a machine that got a copy of its files: --commit says it."""
+    words = ["git", "describe", "--always", "--dirty"]
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    return found or "unknown"
+
+
+def refusal(result: dict) -> str:
+    """Why nothing may be put on a page; empty if it may."""
+    missing = [name for name in TESTS if not result.get("tests", {}).get(name, {}).get("passed")]
+    failed = [name for name, layer in result.get("layers", {}).items() if "failed" in layer]
+    if missing or failed:
+        return f"expected these to have passed: {', '.join(missing + failed)}"
+    return "" if result.get("layers") else "expected measured layers, found none"
+
+
 def page(result: dict) -> str:
     """The measured figures as Markdown."""
     about, ceilings = result["about"], result["ceilings"]
+    checks = {**result["tests"], **result.get("sanitizers", {})}
     lines = [
         f"{about['device']}, {about['date']}, commit {about['commit']}; torch {about['torch']}, "
         f"cuDNN {about['cudnn']}, CuPy {about['cupy']}, driver {about['driver']}.",
@@ -199,7 +303,7 @@ def page(result: dict) -> str:
         f"matrices does {ceilings['matmul_tflops']:.1f} TFLOP/s, a call of a tiny `Conv2d` takes "
         f"{ceilings['call_microseconds']:.1f} us.",
         "",
-        *(f"* {line}" for line in result["tests"]),
+        *(f"* {name}: {found['last']}" for name, found in checks.items()),
         "",
         f"| layer, TFLOP/s (TB/s) | cconv | {' | '.join(FORMS)} | over the best ieee | error: cconv | "
         "torch ieee, tf32 |",
@@ -227,28 +331,31 @@ def written(text: str, figures: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--markdown", type=Path, help="the page whose marked part is replaced")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; default: the first three")
     parser.add_argument("--json", type=Path, default=ROOT / "out/gpu.json")
+    parser.add_argument("--markdown", type=Path, help="the page whose marked part is replaced")
+    parser.add_argument("--seconds", type=float, default=3600, help="after which nothing new is begun")
+    parser.add_argument("--only", help="tests, tools or layers with these words in their names")
+    parser.add_argument("--commit", help="what is measured, where git cannot say")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help=f"only {QUICK} layers")
     given = parser.parse_args()
-    if missing := [name for name in ("cupy", "torch", "pytest") if importlib.util.find_spec(name) is None]:
-        sys.exit(f"expected {', '.join(missing)} in this environment")
-    log: list[str] = []
-    tests(log)
-    bench = Bench(given.rounds)
-    layers = dict(list(LAYERS.items())[: QUICK if given.quick else None])
-    result = {"about": bench.versions(), "tests": log, "ceilings": bench.ceilings(), "layers": {}}
-    for name, layer in layers.items():
-        result["layers"][name] = bench.layer(*layer)
-        print(name, {k: round(v, 2) for k, v in result["layers"][name]["tflops"].items()}, flush=True)
-        bench.torch.cuda.empty_cache()
-        bench.cupy.get_default_memory_pool().free_all_blocks()
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(json.dumps(result, indent=1))
-    print(page(result))
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"expected parts of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    parts = given.parts or PARTS[:3]
+    record = Record(given.json, given.seconds)
+    if "page" not in parts or len(parts) > 1:
+        needed = ("cupy", "torch", "pytest") if "bench" in parts else ("cupy", "pytest")
+        if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+            sys.exit(f"expected {', '.join(missing)} in this environment")
+    for part in ("tests", "sanitizers", "bench"):
+        if part in parts:
+            {"tests": tests, "sanitizers": sanitizers, "bench": bench}[part](record, given)
+    if reason := refusal(record.content):
+        print(f"no page: {reason}")
+        return 1 if "page" in parts else 0
+    print(page(record.content))
     if given.markdown:
-        given.markdown.write_text(written(given.markdown.read_text(), page(result)))
+        given.markdown.write_text(written(given.markdown.read_text(), page(record.content)))
     return 0
 
 

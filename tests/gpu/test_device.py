@@ -4,6 +4,10 @@ The tests of tests/backends run there too, by their `twin` and `backend`. What t
 checked here on the real one, with the cubins that users get.
 """
 
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -36,7 +40,8 @@ class _Program:
 
     def run(self, inputs, outputs=None, cancel=None) -> list:
         given = [self._twin.asarray(x) for x in inputs]
-        results = [self._twin.to_numpy(y) for y in self._program.run(given, None, cancel)]
+        written = None if outputs is None else [self._twin.asarray(np.ascontiguousarray(out)) for out in outputs]
+        results = [self._twin.to_numpy(y) for y in self._program.run(given, written, cancel)]
         if outputs is None:
             return results
         for out, result in zip(outputs, results, strict=True):
@@ -74,6 +79,9 @@ def test_tensors_agree_with_the_reference(borrow, on_device, dtype, rng):
     for name in module.MOVES:
         module.test_moves_put_every_element_where_the_reference_does("device", dtype, name, rng)
     module.test_several_moves_fill_one_value("device", dtype, rng)
+    for function in module.FUNCTIONS:
+        module.test_functions_are_their_formulas("device", dtype, *function, 1000, rng)
+    module.test_nan_passes_through("device", dtype)
     for kind in module.tensors.ARITHMETIC:
         for shapes in module.SPREAD:
             module.test_arithmetic_spreads_as_numpy_spreads("device", dtype, kind, shapes, rng)
@@ -112,18 +120,61 @@ def test_the_host_device_computes_the_same_bits(device, host, on_device, normal)
 
 
 def test_a_forked_child_is_refused(on_device):
-    import os
+    """In a process of its own: a fork of one with threads is a warning from Python 3.12 on."""
+    code = """
+import os, cconv
+twin = cconv.backend.get("gpu")
+twin.machine()
+child = os.fork()
+if child == 0:
+    try:
+        twin.machine()
+    except cconv.BackendUnavailable:
+        os._exit(0)
+    os._exit(1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_layer_runs_on_any_stream_at_once(on_device, whole):
+    """Its tables and packed weights, made on one stream, are complete for every other, and outlive what reads them."""
+    import cupy
 
     twin = backends.get("gpu")
-    twin.machine()
-    child = os.fork()
-    if child == 0:
-        try:
-            twin.machine()
-        except cconv.BackendUnavailable:
-            os._exit(0)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    x, weight = whole((4, 64, 40, 41)), whole((96, 64, 3, 3))
+    want = cconv.conv2d(x, weight)
+    for _ in range(10):
+        streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(4)]
+        given, layer = twin.asarray(x), cconv.Conv2d(twin.asarray(weight))
+        twin.synchronize()
+        results = []
+        for stream in streams:
+            with stream:
+                results.append(layer(given))
+        del layer
+        cupy.full((1 << 20,), cupy.nan, "float32")  # what takes memory that was given back
+        for stream, result in zip(streams, results, strict=True):
+            stream.synchronize()
+            np.testing.assert_array_equal(twin.to_numpy(result), want)
+
+
+def test_threads_share_a_layer(on_device, whole):
+    twin = backends.get("gpu")
+    x, weight = whole((2, 32, 20, 21)), whole((40, 32, 3, 3))
+    layer, want = cconv.Conv2d(twin.asarray(weight)), cconv.conv2d(x, weight)
+    with ThreadPoolExecutor(8) as threads:
+        for got in threads.map(lambda _: twin.to_numpy(layer(twin.asarray(x))), range(40)):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_too_large_an_array_is_out_of_memory_and_the_device_goes_on(on_device, whole):
+    twin = backends.get("gpu")
+    x, weight = (twin.asarray(np.ones(shape, np.float32)) for shape in ((1, 1, 1 << 10, 1 << 10), (1 << 19, 1, 1, 1)))
+    with pytest.raises(cconv.OutOfMemory):  # 2 TiB
+        cconv.conv2d(x, weight)
+    assert twin.to_numpy(cconv.conv2d(twin.asarray(np.ones((1, 1, 2, 2), np.float32)), weight[:1])).sum() == 4
 
 
 def test_cuda_arrays_come_in_by_dlpack(on_device, whole):

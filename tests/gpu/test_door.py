@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 
-from cconv import BackendUnavailable
+from cconv import BackendUnavailable, DeviceError, OutOfMemory
 from cconv.gpu import device as real
 
 
@@ -35,6 +36,7 @@ def test_importing_the_twin_loads_neither_cupy_nor_cuda():
 def test_the_first_process_may_go_on_and_a_forked_child_may_not():
     use = real.FirstUse()
     use.check()
+    use.record()
     use.check()
     child = os.fork()
     if child == 0:
@@ -50,10 +52,10 @@ def test_a_child_that_is_the_first_to_use_it_may():
     use = real.FirstUse()
     child = os.fork()
     if child == 0:
-        use.check()
+        use.record()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    use.check()
+    use.record()
 
 
 def test_a_program_asks_on_every_run(machine_twin, device, monkeypatch, whole):
@@ -86,18 +88,69 @@ def test_without_cupy_the_twin_says_what_to_install():
     assert "expected CuPy (pip install 'cconv[gpu]')" in text
 
 
-def test_with_cupy_and_no_gpu_the_twin_says_so():
-    pytest.importorskip("cupy")
-    text = _fresh("""
-        import cconv, cupy
-        if cupy.cuda.is_available():
-            print("a GPU works here")
+#: What cconv.gpu asks of CuPy before it has found a device.
+CUPY = """
+    import os, sys, types
+    class CUDARuntimeError(RuntimeError):
+        status = 35
+    def is_available():
+        if FAILS:
+            raise CUDARuntimeError("cudaErrorInsufficientDriver: planted")
+        return False
+    runtime = types.SimpleNamespace(CUDARuntimeError=CUDARuntimeError)
+    sys.modules["cupy"] = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=is_available, runtime=runtime))
+    import cconv
+    def asked():
         try:
             cconv.backend.get("gpu").machine()
         except cconv.BackendUnavailable as error:
-            print(error)
-    """)
-    assert "expected a CUDA device and its driver" in text or "a GPU works here" in text
+            return str(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fails", "says"), [(0, "expected a CUDA device and its driver"), (1, "got: cudaErrorInsufficientDriver: planted")]
+)
+def test_without_a_gpu_the_twin_says_so_and_to_a_forked_child_too(fails, says):
+    """Nothing has been used then, so nothing is refused because of a fork."""
+    text = _fresh(
+        CUPY.replace("FAILS", str(fails))
+        + """
+    print(asked(), flush=True)
+    child = os.fork()
+    if child == 0:
+        print(asked(), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    """
+    )
+    first, second = text.splitlines()
+    assert says in first
+    assert first == second
+
+
+def test_errors_of_cuda_are_cconvs():
+    """Out of memory by either interface; all others are the device's end."""
+
+    class CudaError(RuntimeError):
+        def __init__(self, status: int):
+            self.status = status
+
+    class PoolError(MemoryError):
+        pass
+
+    cuda = SimpleNamespace(
+        memory=SimpleNamespace(OutOfMemoryError=PoolError), runtime=SimpleNamespace(CUDARuntimeError=CudaError),
+        driver=SimpleNamespace(CUDADriverError=CudaError),
+    )  # fmt: skip
+    device = object.__new__(real.Device)
+    device._cupy = SimpleNamespace(cuda=cuda)
+    for raised, expected in (
+        (PoolError("planted"), OutOfMemory), (CudaError(2), OutOfMemory), (CudaError(700), DeviceError),
+        (ValueError(), ValueError),
+    ):  # fmt: skip
+        with pytest.raises(expected), device.errors():
+            raise raised
 
 
 def test_the_host_device_of_the_tests_has_the_methods_of_the_real_one(host):

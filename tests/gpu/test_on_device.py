@@ -1,6 +1,7 @@
 """On device: the script for a real GPU, tested without one: it refuses, its page has what it got."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -25,9 +26,46 @@ def _result(script) -> dict:
     return {
         "about": dict.fromkeys(("device", "date", "commit", "torch", "cudnn", "cupy", "driver"), "planted"),
         "ceilings": {"copy_terabytes": 1, "matmul_tflops": 1, "call_microseconds": 1},
-        "tests": ["pytest: planted"],
+        "tests": {name: {"passed": True, "last": "planted"} for name in script.TESTS},
+        "sanitizers": {"memcheck": {"passed": False, "last": "refused here"}},
         "layers": {"a layer": layer},
     }
+
+
+def test_a_page_needs_every_test_and_every_layer(script):
+    assert script.refusal(_result(script)) == ""
+    for part, name, value in (
+        ("tests", next(iter(script.TESTS)), {"passed": False, "last": "1 failed"}),
+        ("layers", "another", {"failed": "planted"}),
+    ):
+        result = _result(script)
+        result[part][name] = value
+        assert name in script.refusal(result)
+    assert "tests" in script.refusal({"layers": _result(script)["layers"]})
+    assert "none" in script.refusal(_result(script) | {"layers": {}})
+
+
+def test_what_fails_or_hangs_is_recorded_and_the_rest_goes_on(script, tmp_path, monkeypatch):
+    """One after the other into one file, which a later command goes on with."""
+    path = tmp_path / "out/gpu.json"
+    record = script.Record(path, 3600)
+    python = [sys.executable, "-c"]
+    record.command("tests", "bad", [*python, "print('3 failed'); raise SystemExit(1)"])
+    record.command("tests", "silent", [*python, ""])
+    record.command("tests", "good", [*python, "print('== 4 passed in 1 s ==')"])
+    hurried = script.Record(path, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(script, "LEAST_SECONDS", 0)
+        hurried.command("tests", "slow", [*python, "import time; time.sleep(60)"])
+    hurried.command("tests", "late", [*python, "print('1 passed')"])
+    found = json.loads(path.read_text())["tests"]
+    assert {name: one["passed"] for name, one in found.items()} == {
+        "bad": False, "silent": False, "good": True, "slow": False, "late": False,
+    }  # fmt: skip
+    assert found["bad"]["last"] == found["bad"]["output"][-1] == "3 failed"
+    assert found["good"]["last"] == "4 passed in 1 s"
+    assert "no time left" in found["slow"]["last"]
+    assert "no time left" in found["late"]["last"]
 
 
 def test_the_page_has_the_ratio_to_the_best_exact_form(script):
