@@ -64,8 +64,7 @@ clean:
 
 .venv-cuda/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-cuda
-	.venv-cuda/bin/python -m pip install --disable-pip-version-check -e '.[gpu]' 'nvidia-cuda-nvrtc>=13,<14' \
-		'pytest>=8.4,<10' 'hypothesis>=6.130,<7'
+	.venv-cuda/bin/python -m pip install --disable-pip-version-check -e '.[gpu]' 'pytest>=8.4,<10' 'hypothesis>=6.130,<7'
 	@touch $@
 
 $(VENV)/bin/python:

@@ -30,6 +30,9 @@ class Settings:
     host: str = _setting("HOST", "127.0.0.1", "address to listen on")
     port: int = _setting("PORT", 8080, "port to listen on; 0 takes a free one")
     threads: int = _setting("CCONV_THREADS", 16, "request threads: they parse, wait and write; one other computes")
+    device: str = _setting(
+        "CCONV_DEVICE", "auto", "where to compute: cpu, cuda, or auto, a GPU that works or else the CPU"
+    )
     models: tuple[str, ...] = _setting("CCONV_MODELS", (), "names of the models to serve, comma-separated; empty: all")
     model_repository: str = _setting(
         "CCONV_MODEL_REPOSITORY", "", "folder of `NAME/VERSION/model.onnx` or `model.safetensors`; empty: none"

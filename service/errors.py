@@ -62,6 +62,12 @@ class Unavailable(ServiceError):
     reason = "unavailable"
 
 
+class DeviceLost(Overloaded):
+    """The GPU failed. This process can compute nothing any more and is replaced; the next one may be asked."""
+
+    reason = "device"
+
+
 class DeadlineExceeded(ServiceError):
     """The time for the request ran out; what had been computed is discarded and nothing is billed."""
 

@@ -77,7 +77,7 @@ def build(settings: Settings | None = None) -> flask.Flask:
     settings = settings or Settings.from_env()
     metrics = Metrics()
     _log()
-    engine = Engine(settings.models, settings.model_repository)
+    engine = Engine(settings.models, settings.model_repository, settings.device)
     scheduler = Scheduler(metrics, settings.max_batch)
     pipeline = Pipeline(settings, engine, Admission(settings, metrics), scheduler, metrics)
     atexit.register(pipeline.close)

@@ -46,7 +46,7 @@ class Outcome:
         """The bill and how it came about, as flat scalars: what every answer carries."""
         return {
             **bill(self.cost),
-            "device": engine.DEVICE,
+            "device": self.tasks[0].device,
             "algorithm": self.tasks[0].algorithm,
             "batch_size": sum(task.count for task in self.tasks),
             "queue_us": round(1e6 * max(result.queue_s for result in self.results)),
@@ -94,6 +94,10 @@ class Pipeline:
         self._scheduler.close()
         if self._loader is not None:
             self._loader.join(CLOSE_S)
+
+    def when_lost(self, act: Callable[[], None]) -> None:
+        """`act` once this process can compute nothing any more, because its GPU failed."""
+        self._scheduler.on_lost = act
 
     def alive(self) -> bool:
         """Whether the compute thread can take work."""
@@ -174,14 +178,19 @@ class Pipeline:
         self._check_conv2d(x_shape, w_shape, options)
         return self.engine.quote_conv2d(x_shape, w_shape, **options)
 
-    def task(self, model: str, images: np.ndarray, layers: tuple[str, ...] | None, version: str | None = None) -> Task:
+    def task(
+        self, model: str, images: np.ndarray, layers: tuple[str, ...] | None, version: str | None = None,
+        device: str = engine.AUTO,
+    ) -> Task:  # fmt: skip
         """A model on images (N, C, H, W) float32, or on what else it takes, counted and not yet run."""
         self._admission.sizes("shape", images.shape)
-        return self.engine.task(model, images, layers, version)
+        return self.engine.task(model, images, layers, version, device)
 
-    def image_tasks(self, model: str, images: Sequence[np.ndarray], layers: tuple[str, ...] | None) -> list[Task]:
+    def image_tasks(
+        self, model: str, images: Sequence[np.ndarray], layers: tuple[str, ...] | None, device: str = engine.AUTO
+    ) -> list[Task]:
         """A model on each array of photographs, for answers that show every image's maps."""
-        tasks = [self.task(model, array, layers) for array in images]
+        tasks = [self.task(model, array, layers, None, device) for array in images]
         if odd := next((task for task in tasks if not task.per_image), None):
             shapes = ", ".join(f"{layer} {list(shape)}" for layer, shape in odd.quote.outputs.items())
             raise InvalidRequest(
@@ -190,10 +199,12 @@ class Pipeline:
             )
         return tasks
 
-    def conv2d_task(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: dict) -> Task:
+    def conv2d_task(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: dict, device: str = engine.AUTO
+    ) -> Task:
         """One conv2d, counted and not yet run."""
         self._check_conv2d(x.shape, weight.shape, options)
-        return self.engine.conv2d_task(x, weight, bias, options)
+        return self.engine.conv2d_task(x, weight, bias, options, device)
 
     def _check_conv2d(self, x_shape, w_shape, options: dict) -> None:
         self._admission.sizes("x", x_shape)
@@ -279,9 +290,9 @@ class Pipeline:
             answer = encode(outcome)
         except Exception:
             for task in tasks:
-                self.metrics.discarded(task.label, engine.DEVICE, task.quote.flops)
+                self.metrics.discarded(task.label, task.device, task.quote.flops)
             raise
-        self.metrics.billed(tasks[0].label, engine.DEVICE, cost, sum(task.count for task in tasks))
+        self.metrics.billed(tasks[0].label, tasks[0].device, cost, sum(task.count for task in tasks))
         return outcome, answer
 
     def _admit(self, permit: Permit, tasks: Sequence[Task], more_bytes: int = 0) -> None:

@@ -10,17 +10,20 @@ bounded by admission.py: in requests, in FLOPs and in bytes.
     request threads --run()--> [ queue ] --> compute thread --> one run(images, cancel) --> split --> request threads
 """
 
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .engine import DEVICE, Task
-from .errors import DeadlineExceeded, InvalidRequest, Overloaded
+from .engine import Task
+from .errors import DeadlineExceeded, DeviceLost, InvalidRequest, Overloaded
 from .metrics import Metrics
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -70,6 +73,8 @@ class Scheduler:
         self._running: list[_Entry] = []
         self._cancel = threading.Event()
         self._closed = False
+        #: Called once, on the compute thread, when this process can compute nothing any more.
+        self.on_lost: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
 
     def run(self, tasks: Sequence[Task], deadline: float) -> list[Result]:
@@ -97,6 +102,12 @@ class Scheduler:
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Cancel what runs, refuse what comes, and wait for the compute thread."""
+        self._refuse()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _refuse(self) -> None:
+        """Nothing is computed any more: neither what waits nor what comes."""
         with self._changed:
             self._closed = True
             self._cancel.set()
@@ -104,8 +115,6 @@ class Scheduler:
                 entry.request.fail(Overloaded("the server is shutting down; try again"))
             self._queue.clear()
             self._changed.notify()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
 
     def _abandon(self, request: _Request) -> None:
         """Take a request whose time ran out from the queue; stop the run if nobody waits for it any more."""
@@ -165,6 +174,12 @@ class Scheduler:
         except MemoryError:
             self._fail(batch, Overloaded("the server has no memory left for this request; try again"))
             return
+        except DeviceLost as error:
+            log.critical("the GPU failed; this process ends", exc_info=error)
+            self._fail(batch, error)
+            self._refuse()
+            self.on_lost()
+            return
         except Exception as error:
             self._fail(batch, error)
             return
@@ -191,4 +206,4 @@ class Scheduler:
             entry.request.fail(error)
 
     def _discard(self, task: Task) -> None:
-        self._metrics.discarded(task.label, DEVICE, task.quote.flops)
+        self._metrics.discarded(task.label, task.device, task.quote.flops)

@@ -266,6 +266,7 @@ class InferRequest:
     outputs: tuple[str, ...]
     binary: frozenset[str]
     timeout_us: int | None
+    device: str
 
 
 def json_bytes(header: str | None, body_bytes: int) -> int:
@@ -291,7 +292,8 @@ def read_infer(body, size: int, expected: Expected) -> InferRequest:
         timeout = parameters.get("timeout")
         if timeout is not None and (type(timeout) is not int or timeout < 0):
             raise WireError(f"timeout: expected microseconds as an integer >= 0, got {brief(timeout)}")
-        return InferRequest(identity, images, outputs, binary, timeout or None)
+        device = read_name(parameters.get("device", "auto"), "device")
+        return InferRequest(identity, images, outputs, binary, timeout or None, device)
     except WireError as error:
         raise (WireError(f"[request id: {identity}] {error}") if identity else error) from None
 

@@ -227,10 +227,12 @@ class Model:
         inferred = self._infer(image, self._asked(layers))
         return ModelCost({name: item.cost(runs) for name, item in inferred.items()})
 
-    def executed_flops(self, x_shape, layers: Iterable[str] | None = None) -> int:
-        """Floating-point operations that this machine's convolution kernels issue for it; never what is billed."""
+    def executed_flops(self, x_shape, layers: Iterable[str] | None = None, device: str = "cpu") -> int:
+        """Floating-point operations that the convolution kernels of this machine's CPU, or of its GPU if `device` is
+        "cuda", issue for it; never what is billed."""
         _, runs, image = self._images(x_shape)
-        planned = self._plan(backend.get("cpu").machine(), image, self._asked(layers))[0]
+        machine = backend.get("gpu" if device == "cuda" else "cpu").machine()
+        planned = self._plan(machine, image, self._asked(layers), _together(machine, runs))[0]
         return runs * planned.executed_flops if planned else 0
 
     def working_bytes(self, x_shape, layers: Iterable[str] | None = None) -> int:
@@ -284,8 +286,7 @@ class Model:
         single, runs, image = self._images(x.shape)
         asked = self._asked(layers)
         machine = twin.machine()
-        # A GPU's tiles follow the batch, since no bit depends on them; a CPU's may not.
-        together = batch_class(runs, machine.device) if machine.device == "cuda" else 1
+        together = _together(machine, runs)
         planned, values = self._plan(machine, image, asked, together)
         maps = {}
         if planned:
@@ -336,6 +337,11 @@ class Model:
         self._recipes.update(lowered.recipes)
         outputs = tuple(dict.fromkeys(lowered.values.values()))
         return plan.make(lowered.operations, lowered.inputs, outputs, machine, images=runs), lowered.values
+
+
+def _together(machine: Machine, runs: int) -> int:
+    """For how many runs a plan is made: a GPU's tiles follow them, since no bit depends on that; a CPU's may not."""
+    return batch_class(runs, machine.device) if machine.device == "cuda" else 1
 
 
 def _visible(item: Inferred, runs: int, single: bool) -> Shape:

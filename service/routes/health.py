@@ -7,7 +7,7 @@ import threading
 
 from flask import Blueprint, Response, current_app
 
-from ..errors import DeadlineExceeded, Overloaded
+from ..errors import DeadlineExceeded, Overloaded, Unavailable
 from ..metrics import CONTENT_TYPE
 from ..pipeline import Pipeline
 from .exchange import document
@@ -45,6 +45,8 @@ class Health:
         try:
             self._pipeline.self_test()
             self._passed = True
+        except Unavailable as error:
+            return str(error)
         except (Overloaded, DeadlineExceeded):
             return "the self-test has not run yet: the server is full"
         except Exception:

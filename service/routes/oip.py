@@ -18,6 +18,8 @@ from ..pipeline import Outcome, Pipeline
 from .exchange import JSON, admitted, answer, body, check_known, cost_document, document, json_body
 
 PLATFORM = "cconv_graph"
+#: Where a model runs, in the protocol's words.
+KINDS = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "parameters", "cconv_cost")
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -86,7 +88,7 @@ class Oip:
                     for layer, shape in served.output_shapes().items()
                 ],
                 "dynamic_batching": {"max_queue_delay_microseconds": 0},
-                "instance_group": [{"name": name, "kind": "KIND_CPU", "count": 1}],
+                "instance_group": [{"name": name, "kind": KINDS[self._engine.device().name], "count": 1}],
             }
         )
 
@@ -125,7 +127,7 @@ class Oip:
         )
         if asked.timeout_us:
             permit.shorten(asked.timeout_us / 1e6)
-        task = self._pipeline.task(name, asked.images, asked.outputs, version)
+        task = self._pipeline.task(name, asked.images, asked.outputs, version, asked.device)
         as_json = sum(prod(shape) for layer, shape in task.quote.outputs.items() if layer not in asked.binary)
 
         def encode(outcome: Outcome):
