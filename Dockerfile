@@ -1,4 +1,5 @@
-# The service as an image. In: this checkout.  Out: target `service`, and `demo`, the client that posts a folder.
+# The service as an image. In: this checkout.  Out: target `service`; `gpu`, the same with what a GPU needs; and `demo`,
+# the client that posts a folder.
 # No compiler, no pip cache and no root in what runs.
 
 FROM python:3.12-slim AS build
@@ -12,6 +13,9 @@ COPY cconv cconv
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
     && python -m venv /opt/cconv \
     && /opt/cconv/bin/pip install --no-cache-dir "$(echo /wheels/cconv-*.whl)[service,model]"
+
+FROM build AS build-gpu
+RUN /opt/cconv/bin/pip install --no-cache-dir "$(echo /wheels/cconv-*.whl)[gpu]"
 
 FROM python:3.12-slim AS photographs
 # Photographs that may be passed on: those that scikit-image ships.
@@ -53,3 +57,10 @@ EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --start-interval=1s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"PORT\"]}/readyz', timeout=4)"]
 CMD ["gunicorn", "-c", "service/gunicorn.conf.py", "service:create_app()"]
+
+FROM service AS gpu
+COPY --from=build-gpu /opt/cconv /opt/cconv
+USER root
+# A named volume takes over this folder's owner.
+RUN install --directory --owner=10001 --group=10001 /cubins
+USER 10001:10001

@@ -6,7 +6,7 @@ In: a ConvSpec with its tiling, a device.  Out: packed weights; numbers in y.
 import numpy as np
 
 from ..errors import ShapeError
-from ..planning import ConvSpec, cuda, shapes
+from ..planning import ConvSpec, cuda, shapes, specs
 from .launch import Launch, aligned, blocks_of_maps, constant, struct, table
 
 _CTYPES = {"float32": "float", "float64": "double"}
@@ -81,22 +81,27 @@ class DepthwiseConvolution:
     """A ConvSpec with one input channel per group, by cuda.Strips."""
 
     def __init__(self, spec: ConvSpec, tiling: cuda.Strips, device):
-        self._spec, self._known = spec, tiling.known
-        code = {"R": 0, "STRIP": 1}
+        self._spec, self._device = spec, device
+        lanes = 16 // specs.ITEMSIZE[spec.dtype]
+        code, columns, rows = {"R": 0}, 1, 1
         if tiling.known:
             code = {"R": spec.R, "S": spec.S, "STRIDE": spec.stride[0], "STRIP": cuda.STRIP}
+            columns, rows = lanes, cuda.STRIP
+        across = -(-spec.Q // columns)
+        self._span = across * -(-spec.P // rows)
+        self._even = spec.padding[1] == spec.S // 2 and spec.W % lanes == spec.Q % lanes == 0
         self._threads = constant("depthwise.cu", "THREADS")
         self._launch = Launch(
             device, "depthwise.cu", "depthwise", self._threads, macros(spec.dtype, spec.activation) | code,
-            H=spec.H, W=spec.W, P=spec.P, Q=spec.Q, K=spec.K, multiplier=spec.K // spec.C, kernel_rows=spec.R,
-            kernel_columns=spec.S, stride_down=spec.stride[0], stride_across=spec.stride[1],
+            H=spec.H, W=spec.W, P=spec.P, Q=spec.Q, K=spec.K, multiplier=spec.K // spec.C, across=across,
+            kernel_rows=spec.R, kernel_columns=spec.S, stride_down=spec.stride[0], stride_across=spec.stride[1],
             dilation_down=spec.dilation[0], dilation_across=spec.dilation[1], top=spec.padding[0],
             left=spec.padding[1], chain=tiling.chain, alpha=alpha(spec),
         )  # fmt: skip
 
     def run(self, images: int, x, weights: tuple, second, y) -> None:
         """y = activation(conv(x) + bias + second); all C-ordered and on the device."""
-        spec, (weight, bias, _) = self._spec, weights
-        strips = -(-spec.P // cuda.STRIP) if self._known else spec.P
-        blocks, places = blocks_of_maps(images * spec.K, strips * spec.Q, self._threads)
-        self._launch(blocks, x=x, weight=weight, bias=bias, residual=second, y=y, **places)
+        weight, bias, _ = weights
+        blocks, places = blocks_of_maps(images * self._spec.K, self._span, self._threads)
+        vectors = self._even and aligned(self._device, x, second, y)
+        self._launch(blocks, x=x, weight=weight, bias=bias, residual=second, y=y, aligned=vectors, **places)

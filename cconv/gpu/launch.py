@@ -27,7 +27,7 @@ def struct(file: str, name: str) -> np.dtype:
     """The dtype of a struct of a .cu file, as C lays it out: pointers, int, long long, double and arrays of them."""
     text = _COMMENT.sub("", compile.source(file))
     sizes = dict(_DEFINE.findall(text))
-    body = re.search(rf"^struct {name} {{(.*?)^}};", text, re.M | re.S)[1]
+    body = re.search(rf"^struct (?:alignas\(16\) )?{name} {{(.*?)^}};", text, re.M | re.S)[1]
     fields = []
     for declaration in filter(None, map(str.strip, body.split(";"))):
         member = _MEMBER.fullmatch(declaration)

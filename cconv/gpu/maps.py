@@ -8,7 +8,7 @@ from math import prod
 
 import numpy as np
 
-from ..planning import cuda, tensors
+from ..planning import cuda, specs, tensors
 from .convolution import alpha, macros
 from .launch import Launch, aligned, blocks_of_maps, constant, table
 
@@ -98,6 +98,31 @@ class Moving:
             count = images * self._spec.target
             self._fill(-(-count // self._threads), y=y, count=count)
         self._launch(-(-images * self._count // self._threads), x=x, y=y, images=images)
+
+
+class Piece:
+    """A MoveSpec by which x becomes a piece of y as it is, or all of it."""
+
+    def __init__(self, spec, _, device):
+        self._spec, self._device = spec, device
+        self._threads = constant("tensors.cu", "THREADS")
+        lanes = 16 // specs.ITEMSIZE[spec.dtype]
+        self._blocks = -(-spec.source // (self._threads * lanes))
+        self._even = spec.source % lanes == spec.target % lanes == spec.at % lanes == 0
+        self._launch = Launch(
+            device, "tensors.cu", "piece", self._threads, macros(spec.dtype), count=spec.source,
+            target_size=spec.target, at=spec.at, blocks_per_image=self._blocks,
+        )  # fmt: skip
+
+    def run(self, images: int, x, weights, second, y) -> None:
+        """Its places of y; what others have written beside them stays."""
+        vector = self._even and aligned(self._device, x, y)
+        self._launch(images * self._blocks, x=x, y=y, vector=vector)
+
+
+def moving(spec, tiling, device):
+    """The launches of a MoveSpec."""
+    return (Piece if spec.whole else Moving)(spec, tiling, device)
 
 
 class Arithmetic:

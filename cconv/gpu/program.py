@@ -22,7 +22,7 @@ from ..planning import (
     cuda,
 )
 from .convolution import Convolution, DepthwiseConvolution
-from .maps import Arithmetic, Lrn, MatMul, Moving, Pointwise, Pooling, Resizing, Softmax
+from .maps import Arithmetic, Lrn, MatMul, Pointwise, Pooling, Resizing, Softmax, moving
 
 #: The kernel of a step, by its tiling's type if it has one, or by its spec's: f(spec, tiling, device).
 _KERNELS = {
@@ -31,7 +31,7 @@ _KERNELS = {
     PoolSpec: Pooling,
     PointwiseSpec: Pointwise,
     FunctionSpec: Pointwise,
-    MoveSpec: Moving,
+    MoveSpec: moving,
     ArithmeticSpec: Arithmetic,
     SoftmaxSpec: Softmax,
     LrnSpec: Lrn,

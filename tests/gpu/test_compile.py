@@ -27,7 +27,7 @@ def _variants():
         for kernel in cuda.KNOWN_KERNELS:
             for stride in cuda.KNOWN_STRIDES:
                 yield "depthwise.cu", plain | {"R": kernel, "S": kernel, "STRIDE": stride, "STRIP": cuda.STRIP}
-        yield "depthwise.cu", plain | {"R": 0, "STRIP": 1}
+        yield "depthwise.cu", plain | {"R": 0}
         for average in (0, 1):
             yield "pool.cu", plain | {"AVERAGE": average}
         for activation in specs.ACTIVATIONS:

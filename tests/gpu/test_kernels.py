@@ -3,6 +3,8 @@
 In: tests/kernels, with every tile of every layer.  Out: exactness, confinement of NaN, bits that depend on nothing.
 """
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -71,9 +73,9 @@ def test_no_bit_depends_on_the_tile_the_batch_or_the_place(grid, isa, dtype):
 
 def test_a_depthwise_kernel_known_ahead_agrees_with_the_general_one(grid, isa, dtype):
     rng = np.random.default_rng(6)
-    for kernel, stride in ((3, 1), (3, 2), (5, 1), (5, 2), (7, 1), (7, 2)):
-        layer = grid.Layer((2, 3, 19, 37), (6, 1, kernel, kernel), (stride,) * 2, (1, 2, 3, 0), groups=3, bias=True,
-                           residual=True, activation="relu6")  # fmt: skip
+    for kernel, stride, padding, width in product((3, 5, 7), (1, 2), (None, (1, 2, 3, 0)), (16, 37, 40)):
+        layer = grid.Layer((2, 3, 19, width), (6, 1, kernel, kernel), (stride,) * 2, padding or (kernel // 2,) * 4,
+                           groups=3, bias=True, residual=True, activation="relu6")  # fmt: skip
         given = grid.operands(layer, dtype, lambda shape: rng.integers(-4, 5, shape))
         tilings = grid.direct_tilings(layer, isa, dtype)
         assert [tiling.known for tiling in tilings] == [True, False]

@@ -26,7 +26,7 @@ def dockerfile():
     return (ROOT / "Dockerfile").read_text()
 
 
-@pytest.mark.parametrize("name", ["service", "demo"])
+@pytest.mark.parametrize("name", ["service", "gpu", "demo"])
 def test_every_container_is_hardened(compose, name):
     container = compose["services"][name]
     assert container["user"] == "10001:10001"
@@ -42,8 +42,9 @@ def test_every_container_is_hardened(compose, name):
 
 
 def test_the_service_stops_later_than_it_drains(compose):
-    seconds = int(compose["services"]["service"]["stop_grace_period"].removesuffix("s"))
-    assert seconds > Settings().grace_s
+    for name in ("service", "gpu"):
+        seconds = int(compose["services"][name]["stop_grace_period"].removesuffix("s"))
+        assert seconds > Settings().grace_s
 
 
 def test_the_port_is_published_on_this_machine_alone(compose):
@@ -63,11 +64,29 @@ def test_the_demo_runs_in_its_profile_once_the_service_is_healthy(compose):
     demo = compose["services"]["demo"]
     assert demo["profiles"] == ["demo"]
     assert demo["depends_on"] == {"service": {"condition": "service_healthy"}}
-    assert set(compose["services"]) == {"service", "demo"}
+    assert set(compose["services"]) == {"service", "gpu", "demo"}
+
+
+def test_the_gpus_service_has_one_computes_nowhere_else_and_keeps_its_kernels(compose, dockerfile):
+    gpu = compose["services"]["gpu"]
+    assert gpu["profiles"] == ["gpu"]
+    (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    settings = Settings.from_env(
+        {name: value for name, value in gpu["environment"].items() if name != "CCONV_CACHE_DIR"}
+    )
+    assert settings.device == "cuda"
+    folder = gpu["environment"]["CCONV_CACHE_DIR"]
+    assert f"cubins:{folder}" in gpu["volumes"]
+    stage = dockerfile[dockerfile.index("AS gpu") :]
+    assert f"--owner=10001 --group=10001 {folder}" in stage
+    assert stage.rstrip().endswith("USER 10001:10001")
+    assert "[gpu]" in dockerfile
+    assert gpu["ports"] == ["127.0.0.1:${GPU_PORT:-8081}:8080"]
 
 
 def test_the_image_runs_as_nobody_and_tells_its_health(dockerfile, compose):
-    stages = re.findall(r"^FROM \S+ AS (\w+)$", dockerfile, re.M)
+    stages = re.findall(r"^FROM \S+ AS ([\w-]+)$", dockerfile, re.M)
     assert {container["build"]["target"] for container in compose["services"].values()} <= set(stages)
     service = dockerfile[dockerfile.index("AS service") :]
     assert "USER 10001:10001" in service
@@ -98,7 +117,7 @@ def compose_client() -> list[str] | None:
     return None
 
 
-@pytest.mark.parametrize("profile", [[], ["--profile", "demo"]])
+@pytest.mark.parametrize("profile", [[], ["--profile", "demo"], ["--profile", "gpu"]])
 def test_compose_accepts_the_file(profile):
     client = compose_client()
     if client is None:

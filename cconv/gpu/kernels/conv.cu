@@ -27,7 +27,7 @@
 #define VECTORS (DEPTH * OUTPUTS / LANES)
 
 /* Of product k: the offset of its input from a window's corner, in elements, rows and columns. */
-struct Tap {
+struct alignas(16) Tap {
     long long offset;
     int row, column;
 };
@@ -52,13 +52,14 @@ CC_KERNEL(THREADS) conv(const Conv p) {
     constexpr int filter_vectors = (VECTORS + THREADS - 1) / THREADS, rows_apart = THREADS / PIXELS;
     constexpr int input_rows = DEPTH / rows_apart;
     const int t = cc_thread(), unit = cc_block() % p.units, group = unit / p.panels;
+    const int panel_of_group = unit - group * p.panels;
     const long long first = (long long)(cc_block() / p.units) * PIXELS;
     const T *panel = p.weight + (long long)unit * p.steps * DEPTH * OUTPUTS;
 
     /* The window that this thread gathers inputs of. */
     const int column = t % PIXELS, row = t / PIXELS;
     const bool gathers = THREADS % PIXELS == 0 || row < rows_apart, exists = gathers && first + column < p.pixels;
-    const long long n = (first + column) / p.map, place = (first + column) % p.map;
+    const long long n = (first + column) / p.map, place = (first + column) - n * p.map;
     const int down = (int)(place / p.Q) * p.stride_down - p.top, across = (int)(place % p.Q) * p.stride_across - p.left;
     const long long corner = n * p.image + group * p.group_inputs + (long long)down * p.W + across;
 
@@ -131,14 +132,25 @@ CC_KERNEL(THREADS) conv(const Conv p) {
     const T alpha = (T)p.alpha;
     CC_UNROLL for (int j = 0; j < COLUMNS / LANES; j++) {
         const long long g = first + (j * (PIXELS / COLUMNS) + tile_column) * LANES;
+        if (g >= p.pixels) continue;
+        /* Where these pixels lie in the first map of their images: divided once, and not for every row. */
+        const long long image = g / p.map;
+        long long from[LANES], left = p.map - (g - image * p.map);
+        from[0] = image * p.K * p.map + (p.map - left);
+        CC_UNROLL for (int l = 1; l < LANES; l++) {
+            const bool over = --left == 0;
+            from[l] = from[l - 1] + (over ? (p.K - 1LL) * p.map + 1 : 1);
+            if (over) left = p.map;
+        }
         CC_UNROLL for (int i = 0; i < ROWS; i++) {
             const int place_of_row = (i / LANES * (OUTPUTS / ROWS) + tile_row) * LANES + i % LANES;
-            const int output = unit % p.panels * OUTPUTS + place_of_row;
-            if (output >= p.outputs || g >= p.pixels) continue;
-            const long long k = (long long)group * p.outputs + output;
+            const int output = panel_of_group * OUTPUTS + place_of_row;
+            if (output >= p.outputs) continue;
+            const int k = group * p.outputs + output;
             const T bias = p.bias ? p.bias[k] : T(0);
+            const long long row = k * p.map;
             if (p.vector) {
-                const long long at = (g / p.map * p.K + k) * p.map + g % p.map;
+                const long long at = from[0] + row;
                 Vector v, r;
                 if (p.residual) r = cc_load(p.residual + at);
                 CC_UNROLL for (int l = 0; l < LANES; l++) {
@@ -151,7 +163,7 @@ CC_KERNEL(THREADS) conv(const Conv p) {
             }
             CC_UNROLL for (int l = 0; l < LANES; l++) {
                 if (g + l >= p.pixels) continue;
-                const long long at = ((g + l) / p.map * p.K + k) * p.map + (g + l) % p.map;
+                const long long at = from[l] + row;
                 T value = total[i][j * LANES + l] + sums[i][j * LANES + l] + bias;
                 if (p.residual) value += p.residual[at];
                 p.y[at] = ACTIVATE(value, alpha);

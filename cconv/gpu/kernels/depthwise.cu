@@ -1,16 +1,20 @@
 /* Depthwise: one output map from one input map, y = activation(conv(x, weight) + bias + residual).
  *
- * In: T; STRIP; R, S, STRIDE of the kernels that are worth their own code, dilation 1; R = 0: all of them at run time,
- * with STRIP 1; ACTIVATE.
+ * In: T; STRIP; R, S, STRIDE of the kernels that are worth their own code, dilation 1; R = 0: all of them at run time;
+ * ACTIVATE.
  * Out: maps (N, K, P, Q), K = C * multiplier.
  *
- * A thread has one column of STRIP rows of outputs: every input that it loads serves all windows that hold it, and
- * neighbouring threads load neighbouring inputs.
+ * A thread has STRIP rows of COLUMNS neighbouring outputs, or one output where R = 0: every input that it loads serves
+ * all windows that hold it.
  *
  *     STRIDE 1, R = 3:   rows of inputs   0 1 2 3 4 5      Kernels known ahead have their taps in registers; a sum of
- *     output 0                            * * *            at most 49 products is one chain. Others are summed in
- *     output 1                              * * *          chains of `chain` products, like those of conv.cu.
+ *     outputs 0                           * * *            at most 49 products is one chain. Others are summed in
+ *     outputs 1                             * * *          chains of `chain` products, like those of conv.cu.
  *     ...
+ *     a row of inputs    | halo | COLUMNS * STRIDE | rest |      where `aligned`, the middle is loaded as vectors
+ *
+ * Assumptions: if `aligned`, the left padding is HALO, W and Q are multiples of LANES, and x, residual and y are 16-byte
+ * aligned.
  */
 #include "cc.cuh"
 
@@ -23,40 +27,86 @@ struct Depthwise {
     const T *residual;
     T *y;
     long long maps;
-    int H, W, P, Q, K, multiplier, span, blocks_per_map, maps_per_block;
+    int H, W, P, Q, K, multiplier, across, span, blocks_per_map, maps_per_block, aligned;
     int kernel_rows, kernel_columns, stride_down, stride_across, dilation_down, dilation_across, top, left, chain;
     double alpha;
 };
+
+#if R
+#define COLUMNS LANES
+#define HALO (S / 2)
+#define WINDOW ((COLUMNS - 1) * STRIDE + S)
+
+/* A row of the window, zeros outside. */
+template <bool ALIGNED> CC_DEVICE void load_row(const Depthwise &p, const T *x, int row, int left, T *in) {
+    const bool in_map = (unsigned)row < (unsigned)p.H;
+    x += (long long)row * p.W + left;
+    CC_UNROLL for (int j = 0; j < WINDOW; j++) in[j] = 0;
+    CC_UNROLL for (int j = 0; j < WINDOW; j++) {
+        if (ALIGNED && j >= HALO && j < HALO + COLUMNS * STRIDE) continue;
+        if (in_map && (unsigned)(left + j) < (unsigned)p.W) in[j] = x[j];
+    }
+    if (!ALIGNED) return;
+    CC_UNROLL for (int v = 0; v < STRIDE; v++) {
+        Vector middle;
+        CC_UNROLL for (int l = 0; l < LANES; l++) middle.lane[l] = 0;
+        const int begin = HALO + v * LANES;
+        if (in_map && left + begin < p.W) middle = cc_load(x + begin);
+        CC_UNROLL for (int l = 0; l < LANES; l++)
+            if (begin + l < WINDOW) in[begin + l] = middle.lane[l];
+    }
+}
+
+/* STRIP x COLUMNS outputs of a map, from (first, q) on. */
+template <bool ALIGNED> CC_DEVICE void strip_of(const Depthwise &p, long long map, int k, const T *x, int first, int q) {
+    const T bias = p.bias ? p.bias[k] : T(0), alpha = (T)p.alpha;
+    const int top = first * STRIDE - p.top, left = q * STRIDE - p.left;
+    const T *weight = p.weight + (long long)k * (R * S);
+    T taps[R * S], sums[STRIP][COLUMNS];
+    CC_UNROLL for (int i = 0; i < R * S; i++) taps[i] = weight[i];
+    CC_UNROLL for (int o = 0; o < STRIP; o++)
+        CC_UNROLL for (int c = 0; c < COLUMNS; c++) sums[o][c] = 0;
+    CC_UNROLL for (int i = 0; i < (STRIP - 1) * STRIDE + R; i++) {
+        T in[WINDOW];
+        load_row<ALIGNED>(p, x, top + i, left, in);
+        CC_UNROLL for (int o = 0; o < STRIP; o++)
+            CC_UNROLL for (int s = 0; s < S; s++)
+                CC_UNROLL for (int c = 0; c < COLUMNS; c++)
+                    if (i >= o * STRIDE && i < o * STRIDE + R)
+                        sums[o][c] = cc_fma(taps[(i - o * STRIDE) * S + s], in[c * STRIDE + s], sums[o][c]);
+    }
+    CC_UNROLL for (int o = 0; o < STRIP; o++) {
+        if (first + o >= p.P) break;
+        const long long at = (map * p.P + first + o) * p.Q + q;
+        Vector v, r;
+        if (ALIGNED && p.residual) r = cc_load(p.residual + at);
+        CC_UNROLL for (int c = 0; c < COLUMNS; c++) {
+            if (!ALIGNED && q + c >= p.Q) continue;
+            T value = sums[o][c] + bias;
+            if (p.residual) value += ALIGNED ? r.lane[c] : p.residual[at + c];
+            v.lane[c] = ACTIVATE(value, alpha);
+            if (!ALIGNED) p.y[at + c] = v.lane[c];
+        }
+        if (ALIGNED) cc_store(p.y + at, v);
+    }
+}
+#endif
 
 CC_KERNEL(THREADS) depthwise(const Depthwise p) {
     long long map;
     int place;
     if (!cc_place(THREADS, p.span, p.blocks_per_map, p.maps_per_block, p.maps, &map, &place)) return;
-    const int q = place % p.Q, strip = place / p.Q * STRIP, k = (int)(map % p.K);
+    const int strip = place / p.across, k = (int)(map % p.K);
     const T *x = p.x + map / p.multiplier * p.H * p.W;
-    T sums[STRIP];
-    CC_UNROLL for (int i = 0; i < STRIP; i++) sums[i] = 0;
 #if R
-    const T *weight = p.weight + (long long)k * (R * S);
-    const int top = strip * STRIDE - p.top, left = q * STRIDE - p.left;
-    T taps[R * S];
-    CC_UNROLL for (int i = 0; i < R * S; i++) taps[i] = weight[i];
-    CC_UNROLL for (int i = 0; i < (STRIP - 1) * STRIDE + R; i++) {
-        const int row = top + i;
-        const bool in_map = (unsigned)row < (unsigned)p.H;
-        CC_UNROLL for (int s = 0; s < S; s++) {
-            const int column = left + s;
-            T value = 0;
-            if (in_map && (unsigned)column < (unsigned)p.W) value = x[(long long)row * p.W + column];
-            CC_UNROLL for (int o = 0; o < STRIP; o++)
-                if (i >= o * STRIDE && i < o * STRIDE + R)
-                    sums[o] = cc_fma(taps[(i - o * STRIDE) * S + s], value, sums[o]);
-        }
-    }
+    const int first = strip * STRIP, q = (place - strip * p.across) * COLUMNS;
+    if (p.aligned) strip_of<true>(p, map, k, x, first, q);
+    else strip_of<false>(p, map, k, x, first, q);
 #else
+    const int q = place - strip * p.across;
     const T *weight = p.weight + (long long)k * p.kernel_rows * p.kernel_columns;
     const int top = strip * p.stride_down - p.top, left = q * p.stride_across - p.left;
-    T total = 0;
+    T sum = 0, total = 0;
     int left_of_chain = p.chain;
     for (int r = 0; r < p.kernel_rows; r++)
         for (int s = 0; s < p.kernel_columns; s++) {
@@ -64,21 +114,16 @@ CC_KERNEL(THREADS) depthwise(const Depthwise p) {
             T value = 0;
             if ((unsigned)row < (unsigned)p.H && (unsigned)column < (unsigned)p.W)
                 value = x[(long long)row * p.W + column];
-            sums[0] = cc_fma(weight[(long long)r * p.kernel_columns + s], value, sums[0]);
+            sum = cc_fma(weight[(long long)r * p.kernel_columns + s], value, sum);
             if (--left_of_chain == 0) {
                 left_of_chain = p.chain;
-                total += sums[0];
-                sums[0] = 0;
+                total += sum;
+                sum = 0;
             }
         }
-    sums[0] += total;
+    const long long at = (map * p.P + strip) * p.Q + q;
+    T value = total + sum + (p.bias ? p.bias[k] : T(0));
+    if (p.residual) value += p.residual[at];
+    p.y[at] = ACTIVATE(value, (T)p.alpha);
 #endif
-    const T bias = p.bias ? p.bias[k] : T(0), alpha = (T)p.alpha;
-    CC_UNROLL for (int o = 0; o < STRIP; o++) {
-        if (strip + o >= p.P) break;
-        const long long at = (map * p.P + strip + o) * p.Q + q;
-        T value = sums[o] + bias;
-        if (p.residual) value += p.residual[at];
-        p.y[at] = ACTIVATE(value, alpha);
-    }
 }

@@ -61,10 +61,19 @@ CC_KERNEL(WIDE_THREADS) pool_wide(const Pool p) {
     const int across = (p.column_stop[column] - left + p.column_step - 1) / p.column_step;
     const int down = (p.row_stop[row] - top + p.row_step - 1) / p.row_step;
     const T *x = p.x + (map * p.H + top) * p.W + left;
-    const long long count = (long long)across * down;
     Sum sum = AVERAGE ? Sum(0) : Sum(x[0]);
-    for (long long i = t; i < count; i += WIDE_THREADS)
-        sum = joined(sum, x[i / across * p.row_step * p.W + i % across * p.column_step]);
+    /* Every WIDE_THREADS-th position, row after row, without a division for each. */
+    const int rows_on = WIDE_THREADS / across, columns_on = WIDE_THREADS % across;
+    int h = t / across, w = t % across;
+    while (h < down) {
+        sum = joined(sum, x[(long long)h * p.row_step * p.W + (long long)w * p.column_step]);
+        h += rows_on;
+        w += columns_on;
+        if (w >= across) {
+            w -= across;
+            h++;
+        }
+    }
     parts[t] = sum;
     for (int half = WIDE_THREADS / 2; half; half /= 2) {
         cc_barrier();

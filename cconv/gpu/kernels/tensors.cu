@@ -23,15 +23,36 @@ CC_KERNEL(THREADS) move(const Move p) {
     const long long i = (long long)cc_block() * THREADS + cc_thread();
     if (i >= p.count * p.images) return;
     const long long image = i / p.count;
-    long long rest = i % p.count, from = image * p.source_size + p.begin, to = image * p.target_size + p.at;
+    long long rest = i - image * p.count, from = image * p.source_size + p.begin, to = image * p.target_size + p.at;
     CC_UNROLL for (int loop = MOST_LOOPS - 1; loop >= 0; loop--) {
         if (loop >= p.loops) continue;
-        const long long at = rest % p.size[loop];
-        rest /= p.size[loop];
+        const long long outer = rest / p.size[loop], at = rest - outer * p.size[loop];
+        rest = outer;
         from += p.table[loop] < 0 ? at * p.source[loop] : p.tables[p.table[loop] + at];
         to += at * p.target[loop];
     }
     p.y[to] = p.x[from];
+}
+
+struct Piece {
+    const T *x;
+    T *y;
+    long long count, target_size, at; /* of an image */
+    int blocks_per_image, vector;
+};
+
+/* What a map of neighbours is in a larger one: Concat. */
+CC_KERNEL(THREADS) piece(const Piece p) {
+    const unsigned image = cc_block() / p.blocks_per_image;
+    const long long first = ((long long)(cc_block() % p.blocks_per_image) * THREADS + cc_thread()) * LANES;
+    const T *x = p.x + image * p.count + first;
+    T *y = p.y + image * p.target_size + p.at + first;
+    if (p.vector) {
+        if (first < p.count) cc_store(y, cc_load(x));
+        return;
+    }
+    CC_UNROLL for (int l = 0; l < LANES; l++)
+        if (first + l < p.count) y[l] = x[l];
 }
 
 struct Arithmetic {
@@ -58,11 +79,11 @@ CC_KERNEL(THREADS) arithmetic(const Arithmetic p) {
     const long long i = (long long)cc_block() * THREADS + cc_thread();
     if (i >= p.count * p.images) return;
     const long long image = i / p.count;
-    long long rest = i % p.count, left = image * p.x_size, right = image * p.other_size;
+    long long rest = i - image * p.count, left = image * p.x_size, right = image * p.other_size;
     CC_UNROLL for (int loop = MOST_LOOPS - 1; loop >= 0; loop--) {
         if (loop >= p.loops) continue;
-        const long long at = rest % p.size[loop];
-        rest /= p.size[loop];
+        const long long outer = rest / p.size[loop], at = rest - outer * p.size[loop];
+        rest = outer;
         left += at * p.source[loop];
         right += at * p.target[loop];
     }
