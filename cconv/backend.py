@@ -17,7 +17,7 @@ NAMES = ("cpu", "gpu", "reference")
 #: DLPack's kinds of devices -> the twin that takes them: kDLCPU, kDLCUDAHost (pinned), kDLCUDA, kDLCUDAManaged.
 DLPACK = {1: "cpu", 3: "cpu", 2: "gpu", 13: "gpu"}
 #: Looked up on every call; dtype.name alone takes microseconds.
-DTYPE_NAMES = {np.dtype(name): name for name in specs.ITEMSIZE}
+DTYPE_NAMES = {np.dtype(name): name for name in specs.ITEMSIZE if hasattr(np, name)}
 
 
 @functools.cache
@@ -70,10 +70,11 @@ def checked(array, name: str, twin=None, dtype: str | None = None):
     if twin is not None and owner is not twin:
         raise DTypeError(f"{name}: expected an array on {twin.name} like x, got one on {owner.name}")
     found = DTYPE_NAMES.get(array.dtype)
-    if found is None:
+    if found not in owner.dtypes:
         try:
             native = array.dtype.isnative
-            found = specs.checked_dtype(array.dtype.name if native else f"{array.dtype.str} (not in native byte order)")
+            named = array.dtype.name if native else f"{array.dtype.str} (not in native byte order)"
+            found = specs.checked_dtype(named, owner.dtypes)
         except DTypeError as error:
             raise DTypeError(f"{name}: {error}") from None
     if dtype is not None and found != dtype:

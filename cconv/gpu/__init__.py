@@ -1,4 +1,4 @@
-"""The GPU twin: kernels in CUDA C++, compiled for the device that is there, on CuPy's arrays; float32 and float64.
+"""The GPU twin: kernels in CUDA C++, compiled for the device that is there, on CuPy's arrays of any of `dtypes`.
 
 In: a Plan and Weights.  Out: a Program. Importing this touches neither CuPy nor CUDA; the first call of a name does,
 and raises BackendUnavailable where no GPU can be used, or in a child forked from a process that used it.
@@ -6,15 +6,28 @@ and raises BackendUnavailable where no GPU can be used, or in a child forked fro
 
 import numpy as np
 
-from ..planning import Machine, Plan
+from ..planning import Machine, Plan, specs
 from ..weights import Weights
 from . import device, feeding
 from .feeding import chunk
 from .program import Geometry, Program
 
 name = "gpu"
+dtypes = tuple(specs.ITEMSIZE)
 
-__all__ = ["Program", "asarray", "build", "chunk", "feed", "machine", "name", "prepare", "synchronize", "to_numpy"]
+__all__ = [
+    "Program",
+    "asarray",
+    "build",
+    "chunk",
+    "dtypes",
+    "feed",
+    "machine",
+    "name",
+    "prepare",
+    "synchronize",
+    "to_numpy",
+]
 
 
 def machine() -> Machine:

@@ -1,6 +1,6 @@
 """Compile: a kernel's source into a cubin, once: NVRTC, called by ourselves, and a cache on disk.
 
-In: the name of a .cu file, its macros, an architecture.  Out: a cubin, and what ptxas said of its kernels.
+In: the name of a .cu file, its macros, an architecture.  Out: a cubin, and what ptxas said of its kernels, in the log.
 No driver and no device is needed. CuPy's own compilation is not used: it flushes subnormal numbers to zero.
 
 The cache is CCONV_CACHE_DIR, or cconv below XDG_CACHE_HOME or ~/.cache; where it cannot be written, every process
@@ -13,13 +13,11 @@ import ctypes
 import hashlib
 import importlib.util
 import os
-import re
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 from uuid import uuid4
 
 from ..errors import BackendUnavailable
@@ -29,15 +27,6 @@ from ..weights import ProcessLock
 OPTIONS = ("-std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true", "--ptxas-options=-v")
 HEADER = "cc.cuh"
 DIGEST_BYTES = hashlib.sha256().digest_size
-
-
-class Usage(NamedTuple):
-    """What ptxas says of a kernel."""
-
-    registers: int
-    stack_bytes: int
-    spill_bytes: int
-    shared_bytes: int
 
 
 class CompileError(BackendUnavailable):
@@ -137,28 +126,6 @@ def text(name: str, macros: Mapping[str, object]) -> str:
 
 def options(arch: str) -> tuple[str, ...]:
     return (f"-arch={arch}", *OPTIONS)
-
-
-_ENTRY = re.compile(r"Compiling entry function '(\w+)' for")
-_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
-_USED = re.compile(r"Used (\d+) registers")
-_SHARED = re.compile(r"(\d+) bytes smem")
-
-
-def usage(log: str) -> dict[str, Usage]:
-    """What a log of `--ptxas-options=-v` says of every kernel."""
-    found = {}
-    name, stack, spills = None, 0, 0
-    for line in log.splitlines():
-        if match := _ENTRY.search(line):
-            name, stack, spills = match[1], 0, 0
-        elif match := _STACK.search(line):
-            stack, spills = int(match[1]), int(match[2]) + int(match[3])
-        elif name and (match := _USED.search(line)):
-            shared = _SHARED.search(line)
-            found[name] = Usage(int(match[1]), stack, spills, int(shared[1]) if shared else 0)
-            name = None
-    return found
 
 
 def cache_folder() -> Path | None:

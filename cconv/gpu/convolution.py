@@ -6,10 +6,10 @@ In: a ConvSpec with its tiling, a device.  Out: packed weights; numbers in y.
 import numpy as np
 
 from ..errors import ShapeError
-from ..planning import ConvSpec, cuda, shapes, specs
+from ..planning import ConvSpec, cuda, shapes
 from .launch import Launch, aligned, blocks_of_maps, constant, struct, table
 
-_CTYPES = {"float32": "float", "float64": "double"}
+_CTYPES = {"float32": "float", "float64": "double", "float16": "Half", "bfloat16": "Bfloat"}
 
 
 def macros(dtype: str, activation=None) -> dict[str, object]:
@@ -61,7 +61,7 @@ class Convolution:
 
     def pack(self, weight, kept: bool):
         """The packed form of a weight (K, C/G, R, S), in memory that may be kept or in the pool's."""
-        packed = self._device.empty((self._packed,), self._spec.dtype, kept)
+        packed = self._device.empty((self._packed,), cuda.computed(self._spec.dtype), kept)
         self._pack(-(-self._packed // constant("pack.cu", "THREADS")), weight=weight, packed=packed)
         return packed
 
@@ -70,7 +70,7 @@ class Convolution:
         (2, C) scale and shift or None; all C-ordered and on the device."""
         spec, (weight, bias, before) = self._spec, weights
         pixels = images * spec.P * spec.Q
-        vectors = spec.P * spec.Q * y.dtype.itemsize % 16 == 0 and aligned(self._device, y, second)
+        vectors = spec.P * spec.Q % cuda.lanes(spec.dtype) == 0 and aligned(self._device, y, second)
         self._launch(
             -(-pixels // self._tiling.pixels) * self._units, x=x, weight=weight, bias=bias, before=before,
             residual=second, y=y, pixels=pixels, vector=vectors,
@@ -82,7 +82,7 @@ class DepthwiseConvolution:
 
     def __init__(self, spec: ConvSpec, tiling: cuda.Strips, device):
         self._spec, self._device = spec, device
-        lanes = 16 // specs.ITEMSIZE[spec.dtype]
+        lanes = cuda.lanes(spec.dtype)
         code, columns, rows = {"R": 0}, 1, 1
         if tiling.known:
             code = {"R": spec.R, "S": spec.S, "STRIDE": spec.stride[0], "STRIP": cuda.STRIP}

@@ -8,7 +8,7 @@ from math import prod
 
 import numpy as np
 
-from ..planning import cuda, specs, tensors
+from ..planning import cuda, tensors
 from .convolution import alpha, macros
 from .launch import Launch, aligned, blocks_of_maps, constant, table
 
@@ -63,7 +63,7 @@ class Pointwise:
         self._launch = Launch(device, "pointwise.cu", "pointwise", self._threads, code, **fixed)
 
     def run(self, images: int, x, weights, second, y) -> None:
-        count, lanes = images * prod(self._spec.output), 16 // y.dtype.itemsize
+        count, lanes = images * prod(self._spec.output), cuda.lanes(self._spec.dtype)
         self._launch(
             -(-count // (self._threads * lanes)), x=x, other=second, y=y, count=count,
             vector=aligned(self._device, x, second, y),
@@ -106,7 +106,7 @@ class Piece:
     def __init__(self, spec, _, device):
         self._spec, self._device = spec, device
         self._threads = constant("tensors.cu", "THREADS")
-        lanes = 16 // specs.ITEMSIZE[spec.dtype]
+        lanes = cuda.lanes(spec.dtype)
         self._blocks = -(-spec.source // (self._threads * lanes))
         self._even = spec.source % lanes == spec.target % lanes == spec.at % lanes == 0
         self._launch = Launch(

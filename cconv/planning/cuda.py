@@ -12,7 +12,7 @@ from math import isqrt
 
 from .direct import CHAIN
 from .machine import Machine, ceil_div
-from .specs import ConvSpec
+from .specs import ITEMSIZE, ConvSpec
 
 #: Products of a step: the rows of the two operands that lie in shared memory (kernels/conv.cu).
 STEP = 8
@@ -21,6 +21,7 @@ TILES = {
     "float32": ((128, 128, 8, 8), (104, 128, 8, 8), (64, 128, 8, 8), (32, 128, 4, 8), (64, 32, 4, 4), (16, 128, 4, 4)),
     "float64": ((64, 64, 4, 8), (32, 64, 4, 4), (64, 32, 4, 4), (16, 64, 2, 4)),
 }
+TILES["float16"] = TILES["bfloat16"] = TILES["float32"]
 #: Time of a product beyond its own, in products: loads of operands for each row and column of a thread's tile; and what
 #: gathering an input takes, which serves all outputs of a block. Guesses from counts of instructions, not measured.
 LOAD, GATHER = 0.5, 10
@@ -83,6 +84,16 @@ class Strips:
     algorithm = "direct"
     label = "direct depthwise"
     packs = False
+
+
+def computed(dtype: str) -> str:
+    """The type in which sums are made."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def lanes(dtype: str) -> int:
+    """Elements that a thread loads or stores at once."""
+    return 16 // ITEMSIZE[computed(dtype)]
 
 
 def chain(depth: int) -> int:

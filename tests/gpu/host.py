@@ -21,7 +21,7 @@ import numpy as np
 
 from cconv.gpu import compile, feeding
 from cconv.gpu.program import Geometry, Program
-from cconv.planning import Machine
+from cconv.planning import Machine, specs
 
 SHIM = Path(__file__).with_name("shim") / "shim.h"
 #: Contraction of a*b + c as on a device, where the processor can; the least optimisation that keeps the grid short.
@@ -226,6 +226,7 @@ class HostTwin:
     name = "gpu"
     Program = Program
     chunk = staticmethod(feeding.chunk)
+    dtypes = tuple(specs.ITEMSIZE)
 
     def __init__(self, device: HostDevice):
         self._device = device

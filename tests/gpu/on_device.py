@@ -2,6 +2,7 @@
 
     python tests/gpu/on_device.py [tests] [sanitizers] [bench] [--seconds 540] [--only vgg] [--commit TEXT]
     python tests/gpu/on_device.py page --markdown docs/benchmarks.md
+    python tests/gpu/on_device.py compile [--arch sm_90] [--only float32]    ahead, on any machine, into CCONV_CACHE_DIR
 
 In: a GPU, cconv with its `gpu` extra, pytest; a CUDA build of torch for the peers; compute-sanitizer if there is one.
 Out: a JSON file, which grows: a part may have a command of its own, and each result is written when it is there. What
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +66,7 @@ SMALL = [
     "several_steps or softmax or tensors_agree or (every_activation and relu6)",
 ]  # fmt: skip
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-PARTS = ("tests", "sanitizers", "bench", "page")
+PARTS = ("tests", "sanitizers", "bench", "page", "compile")
 #: Left of a command's time, nothing new is begun.
 LEAST_SECONDS = 20
 
@@ -107,6 +109,21 @@ class Record:
             print("\n".join(lines[-40:]))
         print(f"{name}: {found['last']}", flush=True)
         return self.put(part, name, found)
+
+
+def compile_ahead(given) -> None:
+    """Every kernel that tests and figures may ask for, by NVRTC, without a GPU."""
+    from cconv.gpu import compile
+
+    spec = importlib.util.spec_from_file_location("test_compile", ROOT / "tests/gpu/test_compile.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    jobs = [
+        job for dtype in module.TYPES if (given.only or dtype) == dtype for job in module.variants(dtype, every=True)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sizes = list(pool.map(lambda job: len(compile.cubin(*job, given.arch)), jobs))
+    print(f"{len(sizes)} cubins for {given.arch}, {sum(sizes)} bytes, in {compile.cache_folder()}")
 
 
 def tests(record: Record, given) -> None:
@@ -215,6 +232,31 @@ class Bench:
             self.torch.cuda.synchronize()
         return [event.key for event in profile.key_averages()]
 
+    def job(self, samples: int = 1056, layers: int = 10) -> dict:
+        """The lecture's job on a slice: images of the host through ten layers and back; and there and back alone."""
+        import numpy as np
+
+        device, rng = self.cconv.device("cuda"), np.random.default_rng(0)
+        weight = (rng.standard_normal((100, 100, 5, 5)) / 50).astype(np.float32)
+        layer = self.cconv.Conv2d(device.put(weight), padding=2, activation="relu")
+        x = rng.standard_normal((samples, 100, 64, 64), np.float32)
+
+        def through(images):
+            for _ in range(layers):
+                images = layer(images)
+            return {"y": images}
+
+        found = {"samples": samples}
+        for name, function in (("seconds", through), ("transfer_seconds", lambda images: {"y": images})):
+            times = []
+            for _ in range(4):
+                begin = time.perf_counter()
+                device.run(function, x)
+                times.append(time.perf_counter() - begin)
+            found[name] = statistics.median(times[1:])
+            found[f"million_{name}"] = found[name] * 1e6 / samples
+        return found
+
     def ceilings(self) -> dict:
         """What this device does at best in simple things."""
         torch, cupy = self.torch, self.cupy
@@ -259,6 +301,11 @@ def bench(record: Record, given) -> None:
         record.put("about", name, value)
     for name, value in runner.ceilings().items():
         record.put("ceilings", name, value)
+    if (given.only or "job") in "job" and record.left > LEAST_SECONDS:
+        try:
+            record.put("job", "lecture", runner.job())
+        except Exception:
+            traceback.print_exc()
     for name, layer in LAYERS.items():
         if (given.only or "") not in name:
             continue
@@ -292,6 +339,16 @@ def refusal(result: dict) -> str:
     return "" if result.get("layers") else "expected measured layers, found none"
 
 
+def _job(found: dict | None) -> list[str]:
+    if not found:
+        return []
+    return [
+        f"The lecture's job, images from the host through ten layers and back: {found['seconds']:.2f} s for "
+        f"{found['samples']}, so {found['million_seconds']:.0f} s for a million; without the layers "
+        f"{found['million_transfer_seconds']:.0f} s."
+    ]
+
+
 def page(result: dict) -> str:
     """The measured figures as Markdown."""
     about, ceilings = result["about"], result["ceilings"]
@@ -302,6 +359,7 @@ def page(result: dict) -> str:
         f"A copy moves {ceilings['copy_terabytes']:.2f} TB/s (read and written), torch's float32 product of 8192x8192 "
         f"matrices does {ceilings['matmul_tflops']:.1f} TFLOP/s, a call of a tiny `Conv2d` takes "
         f"{ceilings['call_microseconds']:.1f} us.",
+        *_job(result.get("job", {}).get("lecture")),
         "",
         *(f"* {name}: {found['last']}" for name, found in checks.items()),
         "",
@@ -338,10 +396,15 @@ def main() -> int:
     parser.add_argument("--only", help="tests, tools or layers with these words in their names")
     parser.add_argument("--commit", help="what is measured, where git cannot say")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--arch", default="sm_90", help="of `compile`")
     given = parser.parse_args()
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"expected parts of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     parts = given.parts or PARTS[:3]
+    if "compile" in parts:
+        compile_ahead(given)
+        if len(parts) == 1:
+            return 0
     record = Record(given.json, given.seconds)
     if "page" not in parts or len(parts) > 1:
         needed = ("cupy", "torch", "pytest") if "bench" in parts else ("cupy", "pytest")

@@ -2,13 +2,16 @@
 the cache of what was compiled."""
 
 import os
+import re
 import threading
+from itertools import product
+from typing import NamedTuple
 
 import pytest
 
 from cconv import BackendUnavailable
 from cconv.gpu import compile
-from cconv.planning import cuda, specs, tensors
+from cconv.planning import cuda, plan, specs, tensors
 
 #: From the A100's to the newest workstation cards'.
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120")
@@ -16,31 +19,69 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120
 REGISTERS, SHARED_BYTES = 65536, 48 << 10
 
 
-def _variants():
-    """(file, macros) of what programs compile: every tile, and every form of the others."""
-    for dtype, ctype in (("float32", "float"), ("float64", "double")):
-        plain = {"T": ctype, "ACTIVATE": "cc_none"}
+#: dtype -> T.
+TYPES = {"float32": "float", "float64": "double", "float16": "Half", "bfloat16": "Bfloat"}
+
+
+def variants(dtype: str, every: bool = False):
+    """(file, macros) of what programs compile: every tile, and every form of the others; all activations if `every`."""
+    plain = {"T": TYPES[dtype], "ACTIVATE": "cc_none"}
+    activations = ("none", *specs.ACTIVATIONS) if every else ("gelu",)
+    for activation, before in product(activations, (0, 1)):
+        if before and every and activation not in ("none", "relu"):
+            continue
         for outputs, pixels, rows, columns in cuda.TILES[dtype]:
             tile = {"OUTPUTS": outputs, "PIXELS": pixels, "ROWS": rows, "COLUMNS": columns, "DEPTH": cuda.STEP}
-            for before in (0, 1):
-                yield "conv.cu", plain | tile | {"ACTIVATE": "cc_gelu", "PREACTIVATED": before}
-        for kernel in cuda.KNOWN_KERNELS:
-            for stride in cuda.KNOWN_STRIDES:
-                yield "depthwise.cu", plain | {"R": kernel, "S": kernel, "STRIDE": stride, "STRIP": cuda.STRIP}
-        yield "depthwise.cu", plain | {"R": 0}
-        for average in (0, 1):
-            yield "pool.cu", plain | {"AVERAGE": average}
-        for activation in specs.ACTIVATIONS:
-            yield "pointwise.cu", plain | {"ACTIVATE": f"cc_{activation}"}
-        for function in ("ramp", "clip", "gelu_tanh", "swish"):
-            yield "pointwise.cu", plain | {"FUNCTION": f"cc_{function}"}
-        for kind in tensors.ARITHMETIC:
-            yield "tensors.cu", plain | {"KIND": f"cc_{kind}", "SWAPPED": 1}
-        yield "matmul.cu", plain
-        yield "pack.cu", plain
+            yield "conv.cu", plain | tile | {"ACTIVATE": f"cc_{activation}", "PREACTIVATED": before}
+    for activation in activations:
+        known = plain | {"ACTIVATE": f"cc_{activation}"}
+        for kernel, stride in product(cuda.KNOWN_KERNELS, cuda.KNOWN_STRIDES):
+            yield "depthwise.cu", known | {"R": kernel, "S": kernel, "STRIDE": stride, "STRIP": cuda.STRIP}
+        yield "depthwise.cu", known | {"R": 0}
+    for average in (0, 1):
+        yield "pool.cu", plain | {"AVERAGE": average}
+    for activation in ("none", *specs.ACTIVATIONS):
+        yield "pointwise.cu", plain | {"ACTIVATE": f"cc_{activation}"}
+    for function in ("ramp", "clip", "gelu_tanh", "swish"):
+        yield "pointwise.cu", plain | {"FUNCTION": f"cc_{function}"}
+    for kind, swapped in product(tensors.ARITHMETIC, (0, 1) if every else (1,)):
+        yield "tensors.cu", plain | {"KIND": f"cc_{kind}", "SWAPPED": swapped}
+    for file in ("tensors.cu", "matmul.cu", "pack.cu"):
+        yield file, plain
 
 
-VARIANTS = tuple(_variants())
+VARIANTS = tuple(one for dtype in TYPES for one in variants(dtype))
+
+
+class Usage(NamedTuple):
+    """What ptxas says of a kernel."""
+
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+    shared_bytes: int
+
+
+_ENTRY = re.compile(r"Compiling entry function '(\w+)' for")
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_USED = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"(\d+) bytes smem")
+
+
+def usage(log: str) -> dict[str, Usage]:
+    """What a log of `--ptxas-options=-v` says of every kernel."""
+    found = {}
+    name, stack, spills = None, 0, 0
+    for line in log.splitlines():
+        if match := _ENTRY.search(line):
+            name, stack, spills = match[1], 0, 0
+        elif match := _STACK.search(line):
+            stack, spills = int(match[1]), int(match[2]) + int(match[3])
+        elif name and (match := _USED.search(line)):
+            shared = _SHARED.search(line)
+            found[name] = Usage(int(match[1]), stack, spills, int(shared[1]) if shared else 0)
+            name = None
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -57,11 +98,11 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def _usage(nvrtc, name, macros, arch) -> dict:
+def _used(nvrtc, name, macros, arch) -> dict:
     _, log = nvrtc.compile(
         compile.text(name, macros), name, {compile.HEADER: compile.source(compile.HEADER)}, compile.options(arch)
     )
-    return compile.usage(log)
+    return usage(log)
 
 
 def _label(macros) -> str:
@@ -69,19 +110,19 @@ def _label(macros) -> str:
 
 
 def _check(nvrtc, name, macros, arch):
-    used = _usage(nvrtc, name, macros, arch)
+    used = _used(nvrtc, name, macros, arch)
     assert used, "ptxas said nothing"
-    for kernel, usage in used.items():
-        assert usage.spill_bytes == 0, (kernel, usage)
-        assert usage.stack_bytes == 0, (kernel, usage)
-        assert usage.shared_bytes <= SHARED_BYTES, (kernel, usage)
+    for kernel, one in used.items():
+        assert one.spill_bytes == 0, (kernel, one)
+        assert one.stack_bytes == 0, (kernel, one)
+        assert one.shared_bytes <= SHARED_BYTES, (kernel, one)
     # Two blocks of other kernels, one of a multiplication's, which hides waiting by its own products, or of doubles.
     if name == "conv.cu":
         threads = macros["OUTPUTS"] // macros["ROWS"] * (macros["PIXELS"] // macros["COLUMNS"])
         assert used["conv"].registers * threads <= REGISTERS
     else:
         blocks = 1 if macros["T"] == "double" else 2
-        assert all(blocks * 256 * usage.registers <= REGISTERS for usage in used.values()), used
+        assert all(blocks * 256 * one.registers <= REGISTERS for one in used.values()), used
 
 
 @pytest.mark.parametrize(("name", "macros"), VARIANTS, ids=lambda v: v if isinstance(v, str) else _label(v))
@@ -96,11 +137,37 @@ def test_kernels_fit_the_registers_of_every_target(nvrtc, arch):
         _check(nvrtc, name, macros, arch)
 
 
+def test_every_kernel_that_is_asked_for_can_be_compiled_ahead(host, device, monkeypatch):
+    """By the same name: the cubins that on_device.py compiles are those that programs look for."""
+    asked = set()
+
+    def kernel(name, entry, macros):
+        asked.add((name, tuple(sorted(macros.items()))))
+        return lambda *_: None
+
+    monkeypatch.setattr(device, "kernel", kernel)
+    twin = host.HostTwin(device)
+    for dtype in TYPES:
+        for spec in (
+            specs.conv((100, 64, 64), (100, 100, 5, 5), activation="relu", dtype=dtype),
+            specs.conv((8, 9, 9), (8, 1, 3, 3), groups=8, padding=1, activation="silu", dtype=dtype),
+            specs.conv((8, 9, 9), (8, 1, 2, 3), groups=8, dtype=dtype), specs.pool("max", (3, 8, 8), 2, dtype=dtype),
+            specs.pointwise((3, 4, 5), activation="gelu", dtype=dtype), tensors.SoftmaxSpec(5, 1, dtype),
+            tensors.FunctionSpec("clip", 9, (0.0, 1.0), dtype), tensors.matmul((3, 4), (4, 5), dtype=dtype),
+            tensors.arithmetic("sub", (3, 5), (5,), swapped=True, dtype=dtype),
+            tensors.move((9,), (9,), [tensors.Axis(9, 1, 1)], dtype=dtype),
+        ):  # fmt: skip
+            twin.prepare(plan.single(spec, twin.machine()))
+    ahead = {(name, tuple(sorted(m.items()))) for dtype in TYPES for name, m in variants(dtype, every=True)}
+    assert len(asked) > 40
+    assert asked <= ahead
+
+
 def test_a_planted_spill_is_found(nvrtc):
     """Trust check: a thread's tile that cannot fit."""
     tile = {"OUTPUTS": 128, "PIXELS": 64, "ROWS": 16, "COLUMNS": 8, "DEPTH": 8, "PREACTIVATED": 0}
-    usage = _usage(nvrtc, "conv.cu", {"T": "float", "ACTIVATE": "cc_none"} | tile, "sm_90")["conv"]
-    assert usage.spill_bytes > 0 or usage.stack_bytes > 0
+    found = _used(nvrtc, "conv.cu", {"T": "float", "ACTIVATE": "cc_none"} | tile, "sm_90")["conv"]
+    assert found.spill_bytes > 0 or found.stack_bytes > 0
 
 
 def test_subnormal_numbers_are_not_flushed(nvrtc):
@@ -211,4 +278,4 @@ ptxas info    : Function properties for pack
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 28 registers, used 0 barriers
 """
-    assert compile.usage(log) == {"conv": (207, 16, 12, 16384), "pack": (28, 0, 0, 0)}
+    assert usage(log) == {"conv": (207, 16, 12, 16384), "pack": (28, 0, 0, 0)}

@@ -74,6 +74,14 @@ def test_the_page_has_the_ratio_to_the_best_exact_form(script):
     assert "| 0.50 | 5.0e-01 |" in row
 
 
+def test_the_job_is_told_with_its_floor(script):
+    job = {"samples": 10, "seconds": 2.0, "million_seconds": 200_000.0, "million_transfer_seconds": 50.0}
+    assert "2.00 s for 10, so 200000 s for a million; without the layers 50 s." in script.page(
+        _result(script) | {"job": {"lecture": job}}
+    )
+    assert "job" not in script.page(_result(script))
+
+
 def test_figures_replace_what_stood_between_the_marks(script):
     text = f"before\n{script.BEGIN}\nold\n{script.END}\nafter"
     once = script.written(text, "new")

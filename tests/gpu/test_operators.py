@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import cconv
+from cconv.gpu import launch
 from cconv.planning import LrnSpec, PointwiseSpec, SoftmaxSpec, plan, specs
 from cconv.planning.specs import as_activation
 from cconv.weights import Weights
@@ -128,6 +129,13 @@ class TestArguments:
     def test_winograd_is_refused(self, operands):
         with pytest.raises(cconv.ArgumentError, match="on a GPU, got 'winograd'"):
             cconv.conv2d(*operands, algorithm="winograd")
+
+
+def test_maps_that_no_block_can_number_are_refused():
+    """Before anything is launched: between the last block's threads an int would overflow."""
+    assert launch.blocks_of_maps(1, launch.MOST_BLOCKS - 256, 256)[0] == 2**23 - 1
+    with pytest.raises(cconv.ShapeError, match="places on a GPU"):
+        launch.blocks_of_maps(1, launch.MOST_BLOCKS - 255, 256)
 
 
 def _kept(monkeypatch, twin) -> list:

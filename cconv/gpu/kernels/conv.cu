@@ -1,6 +1,6 @@
 /* Conv: y = activation(conv(x, weight) + bias + residual) as a product of matrices that is never written out.
  *
- * In: T; DEPTH, products of a step; OUTPUTS x PIXELS, a block's tile; ROWS x COLUMNS of it, a thread's; ACTIVATE.
+ * In: T, kept; A, computed with; DEPTH, products of a step; OUTPUTS x PIXELS, a block's tile; ROWS x COLUMNS of it, a thread's; ACTIVATE.
  * PREACTIVATED, 0 or 1: x is read as max(before[0][c] * x + before[1][c], 0); only for 1x1 kernels without padding, in
  * one group, where k = c and every tap is inside.
  * Out: maps (N, K, P, Q).
@@ -34,7 +34,7 @@ struct alignas(16) Tap {
 
 struct Conv {
     const T *x;
-    const T *weight;
+    const A *weight;
     const T *bias;
     const T *before;
     const T *residual;
@@ -47,14 +47,14 @@ struct Conv {
 };
 
 CC_KERNEL(THREADS) conv(const Conv p) {
-    CC_SHARED(T, filters, [2][DEPTH][OUTPUTS]);
-    CC_SHARED(T, inputs, [2][DEPTH][PIXELS]);
+    CC_SHARED(A, filters, [2][DEPTH][OUTPUTS]);
+    CC_SHARED(A, inputs, [2][DEPTH][PIXELS]);
     constexpr int filter_vectors = (VECTORS + THREADS - 1) / THREADS, rows_apart = THREADS / PIXELS;
     constexpr int input_rows = DEPTH / rows_apart;
     const int t = cc_thread(), unit = cc_block() % p.units, group = unit / p.panels;
     const int panel_of_group = unit - group * p.panels;
     const long long first = (long long)(cc_block() / p.units) * PIXELS;
-    const T *panel = p.weight + (long long)unit * p.steps * DEPTH * OUTPUTS;
+    const A *panel = p.weight + (long long)unit * p.steps * DEPTH * OUTPUTS;
 
     /* The window that this thread gathers inputs of. */
     const int column = t % PIXELS, row = t / PIXELS;
@@ -64,21 +64,21 @@ CC_KERNEL(THREADS) conv(const Conv p) {
     const long long corner = n * p.image + group * p.group_inputs + (long long)down * p.W + across;
 
     Vector filter[filter_vectors];
-    T input[input_rows];
+    A input[input_rows];
     const auto fetch = [&](int step) {
-        const T *from = panel + (long long)step * DEPTH * OUTPUTS;
+        const A *from = panel + (long long)step * DEPTH * OUTPUTS;
         CC_UNROLL for (int i = 0; i < filter_vectors; i++) {
             const int v = t + i * THREADS;
             if (VECTORS % THREADS == 0 || v < VECTORS) filter[i] = cc_load(from + v * LANES);
         }
         CC_UNROLL for (int i = 0; i < input_rows; i++) {
             const int k = step * DEPTH + row + i * rows_apart;
-            T value = 0;
+            A value = 0;
             if (exists && k < p.depth) {
                 const Tap tap = p.taps[k];
                 if ((unsigned)(down + tap.row) < (unsigned)p.H && (unsigned)(across + tap.column) < (unsigned)p.W)
                     value = p.x[corner + tap.offset];
-                if (PREACTIVATED) value = cc_relu(cc_fma(p.before[k], value, p.before[p.depth + k]), 0);
+                if (PREACTIVATED) value = cc_relu(cc_fma((A)p.before[k], value, (A)p.before[p.depth + k]), 0);
             }
             input[i] = value;
         }
@@ -93,7 +93,7 @@ CC_KERNEL(THREADS) conv(const Conv p) {
     };
 
     const int tile_row = t / (PIXELS / COLUMNS), tile_column = t % (PIXELS / COLUMNS);
-    T sums[ROWS][COLUMNS], total[ROWS][COLUMNS];
+    A sums[ROWS][COLUMNS], total[ROWS][COLUMNS];
     CC_UNROLL for (int i = 0; i < ROWS; i++)
         CC_UNROLL for (int j = 0; j < COLUMNS; j++) sums[i][j] = total[i][j] = 0;
 
@@ -129,42 +129,40 @@ CC_KERNEL(THREADS) conv(const Conv p) {
         }
     }
 
-    const T alpha = (T)p.alpha;
+    const A alpha = (A)p.alpha;
     CC_UNROLL for (int j = 0; j < COLUMNS / LANES; j++) {
         const long long g = first + (j * (PIXELS / COLUMNS) + tile_column) * LANES;
         if (g >= p.pixels) continue;
-        /* Where these pixels lie in the first map of their images: divided once, and not for every row. */
-        const long long image = g / p.map;
-        long long from[LANES], left = p.map - (g - image * p.map);
-        from[0] = image * p.K * p.map + (p.map - left);
-        CC_UNROLL for (int l = 1; l < LANES; l++) {
-            const bool over = --left == 0;
-            from[l] = from[l - 1] + (over ? (p.K - 1LL) * p.map + 1 : 1);
-            if (over) left = p.map;
-        }
+        /* Where these pixels lie in the first map of their image, divided once and not for every row; how many of them
+         * are in that image, and how many in each that follows. */
+        const long long image = g / p.map, place = g - image * p.map, from = image * p.K * p.map + place;
+        const int here = p.map - place < LANES ? (int)(p.map - place) : LANES, each = p.map < LANES ? (int)p.map : LANES;
         CC_UNROLL for (int i = 0; i < ROWS; i++) {
             const int place_of_row = (i / LANES * (OUTPUTS / ROWS) + tile_row) * LANES + i % LANES;
             const int output = panel_of_group * OUTPUTS + place_of_row;
             if (output >= p.outputs) continue;
             const int k = group * p.outputs + output;
-            const T bias = p.bias ? p.bias[k] : T(0);
-            const long long row = k * p.map;
+            const A bias = p.bias ? (A)p.bias[k] : A(0);
+            long long at = from + k * p.map;
             if (p.vector) {
-                const long long at = from[0] + row;
                 Vector v, r;
                 if (p.residual) r = cc_load(p.residual + at);
                 CC_UNROLL for (int l = 0; l < LANES; l++) {
-                    T value = total[i][j * LANES + l] + sums[i][j * LANES + l] + bias;
+                    A value = total[i][j * LANES + l] + sums[i][j * LANES + l] + bias;
                     if (p.residual) value += r.lane[l];
                     v.lane[l] = ACTIVATE(value, alpha);
                 }
                 cc_store(p.y + at, v);
                 continue;
             }
-            CC_UNROLL for (int l = 0; l < LANES; l++) {
+            int left = here;
+            CC_UNROLL for (int l = 0; l < LANES; l++, at++, left--) {
+                if (left == 0) {
+                    at += (p.K - 1LL) * p.map;
+                    left = each;
+                }
                 if (g + l >= p.pixels) continue;
-                const long long at = from[l] + row;
-                T value = total[i][j * LANES + l] + sums[i][j * LANES + l] + bias;
+                A value = total[i][j * LANES + l] + sums[i][j * LANES + l] + bias;
                 if (p.residual) value += p.residual[at];
                 p.y[at] = ACTIVATE(value, alpha);
             }

@@ -13,8 +13,8 @@
  *     ...
  *     a row of inputs    | halo | COLUMNS * STRIDE | rest |      where `aligned`, the middle is loaded as vectors
  *
- * Assumptions: if `aligned`, the left padding is HALO, W and Q are multiples of LANES, and x, residual and y are 16-byte
- * aligned.
+ * Assumptions: if `aligned`, the left padding is HALO, W and Q are multiples of LANES, and x, residual and y are aligned
+ * to 16 bytes.
  */
 #include "cc.cuh"
 
@@ -38,7 +38,7 @@ struct Depthwise {
 #define WINDOW ((COLUMNS - 1) * STRIDE + S)
 
 /* A row of the window, zeros outside. */
-template <bool ALIGNED> CC_DEVICE void load_row(const Depthwise &p, const T *x, int row, int left, T *in) {
+template <bool ALIGNED> CC_DEVICE void load_row(const Depthwise &p, const T *x, int row, int left, A *in) {
     const bool in_map = (unsigned)row < (unsigned)p.H;
     x += (long long)row * p.W + left;
     CC_UNROLL for (int j = 0; j < WINDOW; j++) in[j] = 0;
@@ -59,15 +59,15 @@ template <bool ALIGNED> CC_DEVICE void load_row(const Depthwise &p, const T *x, 
 
 /* STRIP x COLUMNS outputs of a map, from (first, q) on. */
 template <bool ALIGNED> CC_DEVICE void strip_of(const Depthwise &p, long long map, int k, const T *x, int first, int q) {
-    const T bias = p.bias ? p.bias[k] : T(0), alpha = (T)p.alpha;
+    const A bias = p.bias ? (A)p.bias[k] : A(0), alpha = (A)p.alpha;
     const int top = first * STRIDE - p.top, left = q * STRIDE - p.left;
     const T *weight = p.weight + (long long)k * (R * S);
-    T taps[R * S], sums[STRIP][COLUMNS];
+    A taps[R * S], sums[STRIP][COLUMNS];
     CC_UNROLL for (int i = 0; i < R * S; i++) taps[i] = weight[i];
     CC_UNROLL for (int o = 0; o < STRIP; o++)
         CC_UNROLL for (int c = 0; c < COLUMNS; c++) sums[o][c] = 0;
     CC_UNROLL for (int i = 0; i < (STRIP - 1) * STRIDE + R; i++) {
-        T in[WINDOW];
+        A in[WINDOW];
         load_row<ALIGNED>(p, x, top + i, left, in);
         CC_UNROLL for (int o = 0; o < STRIP; o++)
             CC_UNROLL for (int s = 0; s < S; s++)
@@ -82,8 +82,8 @@ template <bool ALIGNED> CC_DEVICE void strip_of(const Depthwise &p, long long ma
         if (ALIGNED && p.residual) r = cc_load(p.residual + at);
         CC_UNROLL for (int c = 0; c < COLUMNS; c++) {
             if (!ALIGNED && q + c >= p.Q) continue;
-            T value = sums[o][c] + bias;
-            if (p.residual) value += ALIGNED ? r.lane[c] : p.residual[at + c];
+            A value = sums[o][c] + bias;
+            if (p.residual) value += ALIGNED ? r.lane[c] : (A)p.residual[at + c];
             v.lane[c] = ACTIVATE(value, alpha);
             if (!ALIGNED) p.y[at + c] = v.lane[c];
         }
@@ -106,15 +106,15 @@ CC_KERNEL(THREADS) depthwise(const Depthwise p) {
     const int q = place - strip * p.across;
     const T *weight = p.weight + (long long)k * p.kernel_rows * p.kernel_columns;
     const int top = strip * p.stride_down - p.top, left = q * p.stride_across - p.left;
-    T sum = 0, total = 0;
+    A sum = 0, total = 0;
     int left_of_chain = p.chain;
     for (int r = 0; r < p.kernel_rows; r++)
         for (int s = 0; s < p.kernel_columns; s++) {
             const int row = top + r * p.dilation_down, column = left + s * p.dilation_across;
-            T value = 0;
+            A value = 0;
             if ((unsigned)row < (unsigned)p.H && (unsigned)column < (unsigned)p.W)
                 value = x[(long long)row * p.W + column];
-            sum = cc_fma(weight[(long long)r * p.kernel_columns + s], value, sum);
+            sum = cc_fma((A)weight[(long long)r * p.kernel_columns + s], value, sum);
             if (--left_of_chain == 0) {
                 left_of_chain = p.chain;
                 total += sum;
@@ -122,8 +122,8 @@ CC_KERNEL(THREADS) depthwise(const Depthwise p) {
             }
         }
     const long long at = (map * p.P + strip) * p.Q + q;
-    T value = total + sum + (p.bias ? p.bias[k] : T(0));
+    A value = total + sum + (p.bias ? (A)p.bias[k] : A(0));
     if (p.residual) value += p.residual[at];
-    p.y[at] = ACTIVATE(value, (T)p.alpha);
+    p.y[at] = ACTIVATE(value, (A)p.alpha);
 #endif
 }

@@ -22,8 +22,8 @@ struct MatMul {
 };
 
 CC_KERNEL(THREADS) matmul(const MatMul p) {
-    CC_SHARED(T, rows, [DEPTH][TILE + 1]);
-    CC_SHARED(T, columns, [DEPTH][TILE]);
+    CC_SHARED(A, rows, [DEPTH][TILE + 1]);
+    CC_SHARED(A, columns, [DEPTH][TILE]);
     const int t = cc_thread(), tile_row = t / (TILE / SIDE), tile_column = t % (TILE / SIDE);
     const unsigned tiles = (unsigned)p.tiles_down * p.tiles_across, tile = cc_block() % tiles;
     const long long product = cc_block() / tiles, image = product / p.matrices;
@@ -38,16 +38,16 @@ CC_KERNEL(THREADS) matmul(const MatMul p) {
     const T *other = p.other + image * p.other_size + right * p.K * p.N;
     const int top = (int)(tile / p.tiles_across) * TILE, first = (int)(tile % p.tiles_across) * TILE;
 
-    T sums[SIDE][SIDE], total[SIDE][SIDE];
+    A sums[SIDE][SIDE], total[SIDE][SIDE];
     CC_UNROLL for (int i = 0; i < SIDE; i++)
         CC_UNROLL for (int j = 0; j < SIDE; j++) sums[i][j] = total[i][j] = 0;
     int left_of_chain = p.chain;
     for (int k0 = 0; k0 < p.K; k0 += DEPTH) {
         CC_UNROLL for (int i = 0; i < DEPTH * TILE / THREADS; i++) {
             const int e = t + i * THREADS, k = e % DEPTH, m = e / DEPTH;
-            rows[k][m] = k0 + k < p.K && top + m < p.M ? x[(long long)(top + m) * p.K + k0 + k] : T(0);
+            rows[k][m] = k0 + k < p.K && top + m < p.M ? (A)x[(long long)(top + m) * p.K + k0 + k] : A(0);
             const int n = e % TILE, l = e / TILE;
-            columns[l][n] = k0 + l < p.K && first + n < p.N ? other[(long long)(k0 + l) * p.N + first + n] : T(0);
+            columns[l][n] = k0 + l < p.K && first + n < p.N ? (A)other[(long long)(k0 + l) * p.N + first + n] : A(0);
         }
         cc_barrier();
         CC_UNROLL for (int k = 0; k < DEPTH; k++)

@@ -1,6 +1,6 @@
 /* Pack: weights (K, C/G, R, S) in the order in which conv.cu reads them: [unit][k][width], zeros where there are none.
  *
- * In: T.  Out: `packed`, one element per thread.
+ * In: T.  Out: `packed`, in A, one element per thread.
  */
 #include "cc.cuh"
 
@@ -8,7 +8,7 @@
 
 struct Pack {
     const T *weight;
-    T *packed;
+    A *packed;
     long long count;
     int width, rows, depth, outputs, panels;
 };
@@ -20,7 +20,7 @@ CC_KERNEL(THREADS) pack(const Pack p) {
     const long long unit = i / p.width / p.rows;
     const long long group = unit / p.panels;
     const int output = (int)(unit % p.panels) * p.width + o;
-    T value = 0;
+    A value = 0;
     if (output < p.outputs && k < p.depth) value = p.weight[(group * p.outputs + output) * p.depth + k];
     p.packed[i] = value;
 }

@@ -17,25 +17,25 @@ struct Pointwise {
 };
 
 /* Functions of planning/tensors.py, under their names. */
-CC_DEVICE T cc_ramp(T x, const double *with) {
-    const T v = (T)with[0] * x + (T)with[1];
-    return v < (T)with[2] ? (T)with[2] : v > (T)with[3] ? (T)with[3] : v;
+CC_DEVICE A cc_ramp(A x, const double *with) {
+    const A v = (A)with[0] * x + (A)with[1];
+    return v < (A)with[2] ? (A)with[2] : v > (A)with[3] ? (A)with[3] : v;
 }
-CC_DEVICE T cc_clip(T x, const double *with) {
-    const T v = x < (T)with[0] ? (T)with[0] : x;
-    return v > (T)with[1] ? (T)with[1] : v;
+CC_DEVICE A cc_clip(A x, const double *with) {
+    const A v = x < (A)with[0] ? (A)with[0] : x;
+    return v > (A)with[1] ? (A)with[1] : v;
 }
 /* (1 + tanh u) / 2 = 1 / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3). */
-CC_DEVICE T cc_gelu_tanh(T x, const double *) {
-    const T slope = x * x * T(-0.071354816272600248776) + T(-1.5957691216057307118);
-    return x / (T(1) + cc_exp(slope * x));
+CC_DEVICE A cc_gelu_tanh(A x, const double *) {
+    const A slope = x * x * A(-0.071354816272600248776) + A(-1.5957691216057307118);
+    return x / (A(1) + cc_exp(slope * x));
 }
-CC_DEVICE T cc_swish(T x, const double *with) { return x / (T(1) + cc_exp(-(T)with[0] * x)); }
+CC_DEVICE A cc_swish(A x, const double *with) { return x / (A(1) + cc_exp(-(A)with[0] * x)); }
 
 #ifdef FUNCTION
 #define FORMULA(v, r) FUNCTION(v, p.parameters)
 #else
-#define FORMULA(v, r) ACTIVATE(p.other ? (v) + (r) : (v), (T)p.alpha)
+#define FORMULA(v, r) ACTIVATE(p.other ? (v) + (r) : (v), (A)p.alpha)
 #endif
 
 CC_KERNEL(THREADS) pointwise(const Pointwise p) {
@@ -50,13 +50,13 @@ CC_KERNEL(THREADS) pointwise(const Pointwise p) {
     }
     CC_UNROLL for (int l = 0; l < LANES; l++)
         if (first + l < p.count) {
-            const T r = p.other ? p.other[first + l] : T(0);
-            p.y[first + l] = FORMULA(p.x[first + l], r);
+            const A v = p.x[first + l], r = p.other ? (A)p.other[first + l] : A(0);
+            p.y[first + l] = FORMULA(v, r);
         }
 }
 
 /* y = alpha, everywhere. */
 CC_KERNEL(THREADS) fill(const Pointwise p) {
     const long long i = (long long)cc_block() * THREADS + cc_thread();
-    if (i < p.count) p.y[i] = (T)p.alpha;
+    if (i < p.count) p.y[i] = (A)p.alpha;
 }

@@ -26,13 +26,13 @@ struct Pool {
 typedef double Sum;
 CC_DEVICE Sum joined(Sum a, Sum b) { return a + b; }
 #else
-typedef T Sum;
+typedef A Sum;
 CC_DEVICE Sum joined(Sum a, Sum b) { return b > a || b != b ? b : a; }
 #endif
 
-CC_DEVICE T finished(const Pool &p, Sum sum, int row, int column) {
+CC_DEVICE A finished(const Pool &p, Sum sum, int row, int column) {
 #if AVERAGE
-    return (T)(sum / ((double)p.row_extent[row] * p.column_extent[column]));
+    return (A)(sum / ((double)p.row_extent[row] * p.column_extent[column]));
 #else
     return sum;
 #endif

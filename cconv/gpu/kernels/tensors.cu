@@ -48,7 +48,7 @@ CC_KERNEL(THREADS) piece(const Piece p) {
     const T *x = p.x + image * p.count + first;
     T *y = p.y + image * p.target_size + p.at + first;
     if (p.vector) {
-        if (first < p.count) cc_store(y, cc_load(x));
+        if (first < p.count) cc_copy(y, x);
         return;
     }
     CC_UNROLL for (int l = 0; l < LANES; l++)
@@ -66,13 +66,13 @@ struct Arithmetic {
 };
 
 /* Kinds of planning/tensors.py, under their names. */
-CC_DEVICE T cc_add(T a, T b) { return a + b; }
-CC_DEVICE T cc_sub(T a, T b) { return a - b; }
-CC_DEVICE T cc_mul(T a, T b) { return a * b; }
-CC_DEVICE T cc_div(T a, T b) { return a / b; }
-CC_DEVICE T cc_max(T a, T b) { return a > b || a != a ? a : b; }
-CC_DEVICE T cc_min(T a, T b) { return a < b || a != a ? a : b; }
-CC_DEVICE T cc_prelu(T x, T slope) { return x < 0 ? slope * x : x; }
+CC_DEVICE A cc_add(A a, A b) { return a + b; }
+CC_DEVICE A cc_sub(A a, A b) { return a - b; }
+CC_DEVICE A cc_mul(A a, A b) { return a * b; }
+CC_DEVICE A cc_div(A a, A b) { return a / b; }
+CC_DEVICE A cc_max(A a, A b) { return a > b || a != a ? a : b; }
+CC_DEVICE A cc_min(A a, A b) { return a < b || a != a ? a : b; }
+CC_DEVICE A cc_prelu(A x, A slope) { return x < 0 ? slope * x : x; }
 
 #ifdef KIND
 CC_KERNEL(THREADS) arithmetic(const Arithmetic p) {
@@ -87,8 +87,8 @@ CC_KERNEL(THREADS) arithmetic(const Arithmetic p) {
         left += at * p.source[loop];
         right += at * p.target[loop];
     }
-    const T a = p.x[left], b = p.other[right];
-    p.y[i] = ACTIVATE(SWAPPED ? KIND(b, a) : KIND(a, b), (T)p.alpha);
+    const A a = p.x[left], b = p.other[right];
+    p.y[i] = ACTIVATE(SWAPPED ? KIND(b, a) : KIND(a, b), (A)p.alpha);
 }
 #endif
 
@@ -106,25 +106,22 @@ CC_KERNEL(THREADS) softmax(const Softmax p) {
     const long long begin = i / p.inner * p.channels * p.inner + i % p.inner;
     const T *x = p.x + begin;
     T *y = p.y + begin;
-    T most = x[0];
+    A most = x[0];
     for (int c = 1; c < p.channels; c++) most = cc_max(x[c * p.inner], most);
     double sum = 0;
-    for (int c = 0; c < p.channels; c++) {
-        const T e = cc_exp(x[c * p.inner] - most);
-        y[c * p.inner] = e;
-        sum += e;
-    }
-    for (int c = 0; c < p.channels; c++) y[c * p.inner] /= (T)sum;
+    for (int c = 0; c < p.channels; c++) sum += cc_exp(x[c * p.inner] - most);
+    /* Again, and not kept in y, where it would be rounded. */
+    for (int c = 0; c < p.channels; c++) y[c * p.inner] = cc_exp(x[c * p.inner] - most) / (A)sum;
 }
 
 /* A distribution of neighbouring elements (inner = 1) per block. Parts are joined as a tree, always in one order. */
 CC_KERNEL(THREADS) softmax_row(const Softmax p) {
-    CC_SHARED(T, maxima, [THREADS]);
+    CC_SHARED(A, maxima, [THREADS]);
     CC_SHARED(double, sums, [THREADS]);
     const int t = cc_thread();
     const T *x = p.x + (long long)cc_block() * p.channels;
     T *y = p.y + (long long)cc_block() * p.channels;
-    T most = x[0];
+    A most = x[0];
     for (int c = t; c < p.channels; c += THREADS) most = cc_max(x[c], most);
     maxima[t] = most;
     for (int half = THREADS / 2; half; half /= 2) {
@@ -134,18 +131,14 @@ CC_KERNEL(THREADS) softmax_row(const Softmax p) {
     cc_barrier();
     most = maxima[0];
     double sum = 0;
-    for (int c = t; c < p.channels; c += THREADS) {
-        const T e = cc_exp(x[c] - most);
-        y[c] = e;
-        sum += e;
-    }
+    for (int c = t; c < p.channels; c += THREADS) sum += cc_exp(x[c] - most);
     sums[t] = sum;
     for (int half = THREADS / 2; half; half /= 2) {
         cc_barrier();
         if (t < half) sums[t] += sums[t + half];
     }
     cc_barrier();
-    for (int c = t; c < p.channels; c += THREADS) y[c] /= (T)sums[0];
+    for (int c = t; c < p.channels; c += THREADS) y[c] = cc_exp(x[c] - most) / (A)sums[0];
 }
 
 struct Lrn {
@@ -162,15 +155,15 @@ CC_KERNEL(THREADS) lrn(const Lrn p) {
     const int channel = (int)(i / p.inner % p.channels);
     const int first = channel - (p.size - 1) / 2, behind = channel + p.size / 2;
     const int begin = first < 0 ? 0 : first, end = behind >= p.channels ? p.channels - 1 : behind;
-    T sum = 0;
+    A sum = 0;
     for (int c = begin; c <= end; c++) {
-        const T other = p.x[i + (long long)(c - channel) * p.inner];
+        const A other = p.x[i + (long long)(c - channel) * p.inner];
         sum += other * other;
     }
     /* The powers of the published networks need no logarithm. */
-    const T base = (T)p.bias + (T)(p.alpha / p.size) * sum, root = cc_sqrt(base);
-    const T power = p.beta == 0.75 ? root * cc_sqrt(root) : p.beta == 0.5 ? root : cc_pow(base, (T)p.beta);
-    p.y[i] = p.x[i] / power;
+    const A base = (A)p.bias + (A)(p.alpha / p.size) * sum, root = cc_sqrt(base);
+    const A power = p.beta == 0.75 ? root * cc_sqrt(root) : p.beta == 0.5 ? root : cc_pow(base, (A)p.beta);
+    p.y[i] = (A)p.x[i] / power;
 }
 
 struct Resize {
@@ -192,7 +185,7 @@ CC_KERNEL(THREADS) resize(const Resize p) {
     if (!cc_place(THREADS, p.span, p.blocks_per_map, p.maps_per_block, p.maps, &map, &place)) return;
     const int row = place / p.Q, column = place % p.Q, left = p.column_low[column], right = p.column_high[column];
     const T *low = p.x + (map * p.H + p.row_low[row]) * p.W, *high = p.x + (map * p.H + p.row_high[row]) * p.W;
-    const T down = (T)p.row_weight[row], across = (T)p.column_weight[column];
-    const T a = low[left] * (1 - down) + high[left] * down, b = low[right] * (1 - down) + high[right] * down;
+    const A down = (A)p.row_weight[row], across = (A)p.column_weight[column];
+    const A a = low[left] * (1 - down) + high[left] * down, b = low[right] * (1 - down) + high[right] * down;
     p.y[map * p.span + place] = a * (1 - across) + b * across;
 }

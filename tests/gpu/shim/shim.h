@@ -24,6 +24,7 @@
 #define CC_HOST
 #define CC_KERNEL(threads) static void
 #define CC_DEVICE static inline
+#define CC_MEMBER inline
 #define CC_UNROLL
 #define CC_SHARED(type, name, dimensions)                                                                              \
     typedef type name##_type dimensions;                                                                               \
@@ -83,6 +84,28 @@ static void shim_switch(void **from, void *to) {
     swapcontext(self, (ucontext_t *)to);
 }
 #endif
+
+static inline unsigned cc_bits(float x) {
+    unsigned bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+static inline float cc_float(unsigned bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+static inline float cc_from_half(unsigned short bits) {
+    _Float16 x;
+    memcpy(&x, &bits, sizeof x);
+    return (float)x;
+}
+static inline unsigned short cc_to_half(float x) {
+    const _Float16 near = (_Float16)x;
+    unsigned short bits;
+    memcpy(&bits, &near, sizeof bits);
+    return bits;
+}
 
 static inline int cc_thread() { return shim_thread; }
 static inline unsigned cc_block() { return shim_block_index; }
