@@ -28,7 +28,8 @@ export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=lib
 export PYTHONPATH="$work/site" PYTHONMALLOC=malloc
 # The GPU kernels, compiled for the host with the same sanitizers.
 "$python" -m pytest -q -m "not slow" --cconv-from "$work/site" --one-in 5 --sanitize -p no:cacheprovider \
-    -k "not bound" gpu/test_shim.py gpu/test_kernels.py gpu/test_tensors.py gpu/test_operators.py
+    -k "not bound" gpu/test_shim.py gpu/test_kernels.py gpu/test_tensors.py gpu/test_operators.py gpu/test_half.py \
+    gpu/test_devices.py
 # Of the generated layers one in five: all of them would take half an hour, and each reaches every kernel anyway.
 tests() { "$python" -m pytest -q --cconv-from "$work/site" --one-in 5 -p no:cacheprovider kernels backends "$@"; }
 tests -n auto -m "not slow and not alone"

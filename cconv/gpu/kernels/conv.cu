@@ -1,8 +1,9 @@
 /* Conv: y = activation(conv(x, weight) + bias + residual) as a product of matrices that is never written out.
  *
- * In: T, kept; A, computed with; DEPTH, products of a step; OUTPUTS x PIXELS, a block's tile; ROWS x COLUMNS of it, a thread's; ACTIVATE.
+ * In: T, and A, in which it computes; DEPTH, products of a step; OUTPUTS x PIXELS, a block's tile; ROWS x COLUMNS of it,
+ * a thread's; ACTIVATE.
  * PREACTIVATED, 0 or 1: x is read as max(before[0][c] * x + before[1][c], 0); only for 1x1 kernels without padding, in
- * one group, where k = c and every tap is inside.
+ * one group, where k = c, taps are maps apart, and all are inside.
  * Out: maps (N, K, P, Q).
  *
  *     weight, packed: [unit][k][OUTPUTS]        a unit is OUTPUTS output channels of a group, zeros behind the last
@@ -75,10 +76,14 @@ CC_KERNEL(THREADS) conv(const Conv p) {
             const int k = step * DEPTH + row + i * rows_apart;
             A value = 0;
             if (exists && k < p.depth) {
-                const Tap tap = p.taps[k];
-                if ((unsigned)(down + tap.row) < (unsigned)p.H && (unsigned)(across + tap.column) < (unsigned)p.W)
-                    value = p.x[corner + tap.offset];
-                if (PREACTIVATED) value = cc_relu(cc_fma((A)p.before[k], value, (A)p.before[p.depth + k]), 0);
+                if (PREACTIVATED) {
+                    value = p.x[corner + k * p.map];
+                    value = cc_relu(cc_fma((A)p.before[k], value, (A)p.before[p.depth + k]), 0);
+                } else {
+                    const Tap tap = p.taps[k];
+                    if ((unsigned)(down + tap.row) < (unsigned)p.H && (unsigned)(across + tap.column) < (unsigned)p.W)
+                        value = p.x[corner + tap.offset];
+                }
             }
             input[i] = value;
         }
@@ -129,6 +134,9 @@ CC_KERNEL(THREADS) conv(const Conv p) {
         }
     }
 
+    /* All of them first: then half of the registers are free. */
+    CC_UNROLL for (int i = 0; i < ROWS; i++)
+        CC_UNROLL for (int j = 0; j < COLUMNS; j++) sums[i][j] = total[i][j] + sums[i][j];
     const A alpha = (A)p.alpha;
     CC_UNROLL for (int j = 0; j < COLUMNS / LANES; j++) {
         const long long g = first + (j * (PIXELS / COLUMNS) + tile_column) * LANES;
@@ -148,7 +156,7 @@ CC_KERNEL(THREADS) conv(const Conv p) {
                 Vector v, r;
                 if (p.residual) r = cc_load(p.residual + at);
                 CC_UNROLL for (int l = 0; l < LANES; l++) {
-                    A value = total[i][j * LANES + l] + sums[i][j * LANES + l] + bias;
+                    A value = sums[i][j * LANES + l] + bias;
                     if (p.residual) value += r.lane[l];
                     v.lane[l] = ACTIVATE(value, alpha);
                 }
@@ -162,7 +170,7 @@ CC_KERNEL(THREADS) conv(const Conv p) {
                     left = each;
                 }
                 if (g + l >= p.pixels) continue;
-                A value = total[i][j * LANES + l] + sums[i][j * LANES + l] + bias;
+                A value = sums[i][j * LANES + l] + bias;
                 if (p.residual) value += p.residual[at];
                 p.y[at] = ACTIVATE(value, alpha);
             }
