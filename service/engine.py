@@ -181,6 +181,8 @@ class Engine:
             raise ValueError(f"device: expected one of {', '.join(devices.NAMES)}, got {device!r}")
         self._only = device
         self._devices: dict[str, devices.Device] = {}
+        #: Called if a GPU fails before any task runs on it.
+        self.on_lost: Callable[[DeviceLost], None] = lambda error: None
         self.repository = Repository(repository, reserved=(CONV2D,))
         known = tuple(dict.fromkeys((*cconv.model_names(), *self.repository.names)))
         if others := sorted(set(models) - set(known)):
@@ -203,8 +205,12 @@ class Engine:
         name = self._only if asked == AUTO else asked
         with self._lock:
             if name not in self._devices:
-                with _translated():
-                    self._devices[name] = devices.device(name)
+                try:
+                    with _translated():
+                        self._devices[name] = devices.device(name)
+                except DeviceLost as error:
+                    self.on_lost(error)
+                    raise
             return self._devices[name]
 
     def model(self, name: str, version: str | None = None) -> Served:

@@ -81,6 +81,7 @@ class Pipeline:
         self.metrics = metrics
         self._admission = admission
         self._scheduler = scheduler
+        engine.on_lost = scheduler.lose
         self._loader: threading.Thread | None = None
         # One at a time: a decoder holds several times what it returns, and nobody has counted that.
         self._decoding = threading.Lock()

@@ -73,7 +73,7 @@ class Scheduler:
         self._running: list[_Entry] = []
         self._cancel = threading.Event()
         self._closed = False
-        #: Called once, on the compute thread, when this process can compute nothing any more.
+        #: Called when this process can compute nothing any more.
         self.on_lost: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
 
@@ -105,6 +105,12 @@ class Scheduler:
         self._refuse()
         if self._thread is not None:
             self._thread.join(timeout_s)
+
+    def lose(self, error: DeviceLost) -> None:
+        """The GPU has failed: this process can compute nothing any more."""
+        log.critical("the GPU failed; this process ends", exc_info=error)
+        self._refuse()
+        self.on_lost()
 
     def _refuse(self) -> None:
         """Nothing is computed any more: neither what waits nor what comes."""
@@ -175,10 +181,8 @@ class Scheduler:
             self._fail(batch, Overloaded("the server has no memory left for this request; try again"))
             return
         except DeviceLost as error:
-            log.critical("the GPU failed; this process ends", exc_info=error)
             self._fail(batch, error)
-            self._refuse()
-            self.on_lost()
+            self.lose(error)
             return
         except Exception as error:
             self._fail(batch, error)

@@ -169,11 +169,15 @@ class TestWithGpu:
         gpu.most = 1000
         assert client.post(NPY, data=body).status_code == 200
 
-    def test_an_error_of_the_device_ends_the_worker_and_nothing_is_billed(self, make_app, gpu, body, bill, caplog):
-        app = make_app()
+    @pytest.mark.parametrize("used_before", [True, False])
+    def test_an_error_of_the_device_ends_the_worker_and_nothing_is_billed(
+        self, make_app, gpu, body, bill, caplog, used_before
+    ):
+        app = make_app(device="cuda")
         client, ended = app.test_client(), []
         app.extensions["cconv"].when_lost(lambda: ended.append(True))
-        assert client.get("/readyz").status_code == 200
+        if used_before:
+            assert client.get("/readyz").status_code == 200
         gpu.error = cconv.DeviceError("gpu: cudaErrorIllegalAddress, planted")
         answer = client.post(NPY, data=body)
         assert answer.status_code == 503
@@ -182,7 +186,7 @@ class TestWithGpu:
         assert "cudaErrorIllegalAddress" in caplog.text
         assert ended == [True]
         assert client.get("/readyz").status_code == 503
-        assert client.post(NPY + "&device=cpu", data=body).status_code == 503
+        assert client.post(NPY, data=body).status_code == 503
         assert not any(bill(client).values())
 
 
