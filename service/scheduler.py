@@ -181,8 +181,8 @@ class Scheduler:
             self._fail(batch, Overloaded("the server has no memory left for this request; try again"))
             return
         except DeviceLost as error:
-            self._fail(batch, error)
             self.lose(error)
+            self._fail(batch, error)
             return
         except Exception as error:
             self._fail(batch, error)

@@ -28,7 +28,7 @@ LOAD, GATHER = 0.5, 10
 #: Outputs that a multiprocessor needs under way at once to be busy; a guess too.
 FILLING = 4096
 #: Depthwise kernels that have code of their own: rows and columns alike, stride 1 or 2, no dilation.
-KNOWN_KERNELS, KNOWN_STRIDES = (3, 5, 7), (1, 2)
+KNOWN_STRIDES = (1, 2)
 #: Rows of outputs of a thread in those (kernels/depthwise.cu).
 STRIP = 4
 
@@ -96,6 +96,11 @@ def lanes(dtype: str) -> int:
     return 16 // ITEMSIZE[computed(dtype)]
 
 
+def known_kernels(dtype: str) -> tuple[int, ...]:
+    """Rows of the depthwise kernels that have code of their own; of 16 bits the larger ones spill on sm_100."""
+    return (3,) if ITEMSIZE[dtype] == 2 else (3, 5, 7)
+
+
 def chain(depth: int) -> int:
     """Products in a chain: their number grows no faster than their length, for both round. A multiple of STEP."""
     return max(CHAIN, isqrt(depth)) // STEP * STEP
@@ -107,7 +112,7 @@ def candidates(spec: ConvSpec) -> tuple[Ffma | Strips, ...]:
     if spec.groups == spec.C and not spec.preactivated:
         known = (
             spec.R == spec.S
-            and spec.R in KNOWN_KERNELS
+            and spec.R in known_kernels(spec.dtype)
             and spec.stride[0] == spec.stride[1]
             and spec.stride[0] in KNOWN_STRIDES
             and spec.dilation == (1, 1)

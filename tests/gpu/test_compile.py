@@ -35,7 +35,7 @@ def variants(dtype: str, every: bool = False):
             yield "conv.cu", plain | tile | {"ACTIVATE": f"cc_{activation}", "PREACTIVATED": before}
     for activation in activations:
         known = plain | {"ACTIVATE": f"cc_{activation}"}
-        for kernel, stride in product(cuda.KNOWN_KERNELS, cuda.KNOWN_STRIDES):
+        for kernel, stride in product(cuda.known_kernels(dtype), cuda.KNOWN_STRIDES):
             yield "depthwise.cu", known | {"R": kernel, "S": kernel, "STRIDE": stride, "STRIP": cuda.STRIP}
         yield "depthwise.cu", known | {"R": 0}
     for average in (0, 1):
