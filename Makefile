@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MARKDOWN ?= out/benchmarks.md
 SOURCES := setup.py pyproject.toml $(wildcard cconv/cpu/*.pyx cconv/cpu/*.pxd cconv/cpu/kernels/*)
 
-.PHONY: run test test-all test-postgresql test-wheel test-sanitizers test-slow test-spills lint bench bench-networks pictures up down clean
+.PHONY: run test test-all test-postgresql test-wheel test-sanitizers test-slow test-spills test-cuda lint bench bench-networks pictures up down clean
 
 ## run: start the service, send it a photograph, show maps and bill, serve until Ctrl-C (PORT=8080, ONCE=1 to stop)
 run: $(VENV)/.demo
@@ -17,7 +17,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "not slow and alone and not postgresql" --durations=10
 
 ## test-all: what is slow or needs more than pip packages (POSTGRESQL=--need-postgresql fails without it)
-test-all: test-spills test-postgresql test-wheel test-sanitizers test-slow
+test-all: test-spills test-postgresql test-wheel test-sanitizers test-slow test-cuda
 
 test-postgresql: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "postgresql and not slow" $(POSTGRESQL) tests/ledger tests/http
@@ -33,6 +33,10 @@ test-spills: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto -m slow $(POSTGRESQL)
+
+# The GPU kernels for every architecture, by a compiler from PyPI; and CuPy's import, without a GPU.
+test-cuda: .venv-cuda/.ready
+	.venv-cuda/bin/python -m pytest tests/gpu/test_compile.py tests/gpu/test_door.py tests/backends/test_twins.py
 
 ## lint: style of Python
 lint: $(VENV)/.dev
@@ -62,7 +66,12 @@ down:
 	docker compose down
 
 clean:
-	rm -rf build dist out *.egg-info $(VENV) .venv-bench cconv/cpu/_*.c cconv/cpu/*.so
+	rm -rf build dist out *.egg-info $(VENV) .venv-bench .venv-cuda cconv/cpu/_*.c cconv/cpu/*.so
+
+.venv-cuda/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/python -m pip install --disable-pip-version-check -e '.[gpu]' 'pytest>=8.4,<10' 'hypothesis>=6.130,<7'
+	@touch $@
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

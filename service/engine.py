@@ -14,13 +14,14 @@ from math import ceil, prod
 import numpy as np
 
 import cconv
-from cconv import Cost, images
+from cconv import Cost, devices, images
 
-from .errors import DeadlineExceeded, InvalidRequest, NotFound, Unavailable
+from .errors import DeadlineExceeded, DeviceLost, InvalidRequest, NotFound, Overloaded, Unavailable
 from .repository import Entry, Repository, State, unknown
 from .wire import read_name
 
-DEVICE = "cpu"
+#: The device that a request asks for unless it names one.
+AUTO = "auto"
 #: Of the built-in models, and what their input is called.
 VERSION, INPUT = "1", "image"
 #: What bills of single convolutions are counted under.
@@ -79,6 +80,8 @@ class Task:
     ----------
     count : int
         Images.
+    device : str
+        "cpu" or "cuda".
     working_bytes : function without arguments
         What the maps in between take while it runs. Asked once the work is admitted: it needs a plan.
     per_image : bool
@@ -89,7 +92,7 @@ class Task:
     more : tuple of arrays
         What came along beside the images.
     options : str
-        What else makes the task what it is.
+        What else makes the task what it is; of devices the one that was asked for, and not the one that was there.
     one : function without arguments
         Of a model: the quote of one image of these.
     """
@@ -101,6 +104,7 @@ class Task:
     algorithm: str
     run: Callable[[np.ndarray, threading.Event], dict[str, np.ndarray]]
     count: int
+    device: str
     working_bytes: Callable[[], int] = lambda: 0
     per_image: bool = True
     version: str = VERSION
@@ -164,6 +168,10 @@ def _translated() -> Iterator[None]:
         raise DeadlineExceeded(str(error)) from error
     except cconv.BackendUnavailable as error:
         raise Unavailable(str(error)) from error
+    except cconv.OutOfMemory as error:
+        raise Overloaded("the GPU has too little memory for this request; try again, or with fewer images") from error
+    except cconv.DeviceError as error:
+        raise DeviceLost("the GPU failed and nothing was billed; the server starts anew, try again") from error
     except cconv.CconvError as error:
         raise InvalidRequest(str(error)) from error
 
@@ -178,9 +186,17 @@ class Engine:
         ValueError.
     repository : str
         A folder of models, or empty. Its names hide built-in ones.
+    device : str
+        "cpu" or "cuda" to compute there alone, "auto" to take either. Nothing is touched before the first task.
     """
 
-    def __init__(self, models: tuple[str, ...] = (), repository: str = ""):
+    def __init__(self, models: tuple[str, ...] = (), repository: str = "", device: str = AUTO):
+        if device not in devices.NAMES:
+            raise ValueError(f"device: expected one of {', '.join(devices.NAMES)}, got {device!r}")
+        self._device = device
+        self._devices: dict[str, devices.Device] = {}
+        #: Called if a GPU fails before any task runs on it.
+        self.on_lost: Callable[[DeviceLost], None] = lambda error: None
         self.repository = Repository(repository, reserved=(CONV2D,))
         known = tuple(dict.fromkeys((*cconv.model_names(), *self.repository.names)))
         if others := sorted(set(models) - set(known)):
@@ -204,6 +220,23 @@ class Engine:
     @property
     def version(self) -> str:
         return metadata.version("cconv")
+
+    def device(self, asked: str = AUTO) -> devices.Device:
+        """Where a task that asks for this device runs; Unavailable where this server has no such one."""
+        if asked not in devices.NAMES:
+            raise InvalidRequest(f"device: expected one of {', '.join(devices.NAMES)}, got {asked!r:.40}")
+        if AUTO not in (asked, self._device) and asked != self._device:
+            raise Unavailable(f"device: expected {self._device}, on which alone this server computes, got {asked}")
+        name = self._device if asked == AUTO else asked
+        with self._lock:
+            if name not in self._devices:
+                try:
+                    with _translated():
+                        self._devices[name] = devices.device(name)
+                except DeviceLost as error:
+                    self.on_lost(error)
+                    raise
+            return self._devices[name]
 
     def model(self, name: str, version: str | None = None) -> Served:
         """A model that is served, its highest version unless given; Unavailable unless that is ready.
@@ -260,8 +293,9 @@ class Engine:
             model = cconv.load(entry.path)
             return Served.of(entry.name, entry.version, model, model.input)
 
-    def task(self, served: Served, x: np.ndarray, layers: tuple[str, ...] | None = None) -> Task:
+    def task(self, served: Served, x: np.ndarray, layers: tuple[str, ...] | None = None, device: str = AUTO) -> Task:
         """A model on images (N, C, H, W) float32, or on what else it takes."""
+        place = self.device(device)
         model, quote = served.model, self.quote(served, x.shape, layers)
         asked, count = tuple(quote.outputs), len(x)
         with _translated():
@@ -271,9 +305,11 @@ class Engine:
 
         def run(x: np.ndarray, cancel: threading.Event) -> dict[str, np.ndarray]:
             with _translated():
-                return model.run(x, asked, cancel)
+                return place.run(lambda part: model.run(part, asked, cancel), x, cancel, whole=not per_image)
 
         def working_bytes() -> int:
+            if place.name == "cuda":
+                return _staging_bytes(x, quote)
             with _translated():
                 return model.working_bytes(x.shape, asked)
 
@@ -281,11 +317,12 @@ class Engine:
             return self.quote(served, (1, *x.shape[1:]), asked)
 
         # The model itself: another one may be served under its name and version by now.
-        key = (served, asked, x.shape[1:]) if per_image else None
+        key = (served, asked, x.shape[1:], place.name) if per_image else None
         shapes = {"shape": x.shape, "layers": asked}
         return Task(
-            served.name, quote, x, key, "auto", run, count, working_bytes, per_image, served.version, shapes, one=one
-        )
+            served.name, quote, x, key, "auto", run, count, place.name, working_bytes, per_image, served.version,
+            shapes, options=device, one=one,
+        )  # fmt: skip
 
     def quote(self, served: Served, x_shape: Shape, layers: tuple[str, ...] | None = None) -> Quote:
         """What running a model on images of this shape costs, if only these layers are asked for."""
@@ -304,21 +341,32 @@ class Engine:
         # macs are one per output and weight of a filter: the only formula for the size stays in the library.
         return Quote(cost, (), {}, cost.macs // prod(w_shape[1:]))
 
-    def conv2d_task(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: dict) -> Task:
+    def conv2d_task(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: dict, device: str = AUTO
+    ) -> Task:
         """One convolution of tensors that came with the request."""
+        place = self.device(device)
         counted = {name: value for name, value in options.items() if name not in UNCOUNTED_OPTIONS}
         quote = self.quote_conv2d(x.shape, weight.shape, bias=bias is not None, **counted)
 
         def run(x: np.ndarray, cancel: threading.Event) -> dict[str, np.ndarray]:
             with _translated():
-                return {"y": _sliced_conv2d(x, weight, bias, options, quote.flops, cancel)}
+                if place.name == "cpu":
+                    return {"y": _sliced_conv2d(x, weight, bias, options, quote.flops, cancel)}
+                filters, shifts = place.put(weight), place.put(bias)
+                images = x if x.ndim == 4 else x[None]
+                maps = place.run(lambda part: {"y": cconv.conv2d(part, filters, shifts, **options)}, images, cancel)
+                return {"y": maps["y"] if x.ndim == 4 else maps["y"][0]}
 
         count = len(x) if x.ndim == 4 else 1
         shapes = {"x_shape": x.shape, "w_shape": weight.shape, "bias": bias is not None, **counted}
         more = (weight,) if bias is None else (weight, bias)
         algorithm = options.get("algorithm", "auto")
-        asked = repr(sorted(options.items()))
-        return Task(CONV2D, quote, x, None, algorithm, run, count, shapes=shapes, more=more, options=asked)
+        asked = repr((sorted(options.items()), device))
+        return Task(
+            CONV2D, quote, x, None, algorithm, run, count, place.name,
+            lambda: _staging_bytes(x, quote) if place.name == "cuda" else 0, shapes=shapes, more=more, options=asked,
+        )  # fmt: skip
 
     def price(self, name: str, version: str, shapes: dict) -> Cost:
         """What a task cost of which the ledger has these shapes; NotFound for a model that is not served any more."""
@@ -360,6 +408,11 @@ class Engine:
     def png(self, picture: np.ndarray) -> bytes:
         with _translated():
             return images.png(picture)
+
+
+def _staging_bytes(x: np.ndarray, quote: Quote) -> int:
+    """Page-locked memory for what goes to a GPU and comes back; the maps in between take none of the host's."""
+    return x.nbytes + quote.output_numbers * x.itemsize
 
 
 def _sliced_conv2d(

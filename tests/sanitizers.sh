@@ -20,12 +20,16 @@ done
 echo "== tests"
 mkdir "$work/empty"
 cd "$work/empty"
-for part in conftest.py cases.py kernels backends; do cp -r "$root/tests/$part" .; done
+for part in conftest.py cases.py kernels backends gpu; do cp -r "$root/tests/$part" .; done
 cp "$root/pyproject.toml" .
 # Python itself leaks on purpose at exit; libgomp's threads are never joined.
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
 export PYTHONPATH="$work/site" PYTHONMALLOC=malloc
+# The GPU kernels, compiled for the host with the same sanitizers.
+"$python" -m pytest -q -m "not slow" --cconv-from "$work/site" --one-in 5 --sanitize -p no:cacheprovider \
+    -k "not bound" gpu/test_shim.py gpu/test_kernels.py gpu/test_tensors.py gpu/test_operators.py gpu/test_half.py \
+    gpu/test_devices.py
 # Of the generated layers one in five: all of them would take half an hour, and each reaches every kernel anyway.
 tests() { "$python" -m pytest -q --cconv-from "$work/site" --one-in 5 -p no:cacheprovider kernels backends "$@"; }
 tests -n auto -m "not slow and not alone"
