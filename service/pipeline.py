@@ -51,7 +51,7 @@ class Outcome:
     def maps(self) -> list[dict[str, np.ndarray]]:
         return [result.maps for result in self.results]
 
-    def parameters(self) -> dict[str, int | str]:
+    def parameters(self) -> dict[str, int | str | bool]:
         """The bill and how it came about, as flat scalars: what every answer carries."""
         return {
             **bill(self.cost),
@@ -59,6 +59,7 @@ class Outcome:
             "algorithm": self.tasks[0].algorithm,
             "batch_size": sum(task.count for task in self.tasks),
             **self.times(),
+            **({"replay": True} if self.replay else {}),
         }
 
     def times(self) -> dict[str, int]:
@@ -69,6 +70,7 @@ class Outcome:
 
     def headers(self) -> dict[str, str]:
         said = self.parameters()
+        replay = said.pop("replay", False)
         found = {f"X-Cconv-{name.replace('_', '-').title()}": str(value) for name, value in said.items()}
         found["Server-Timing"] = ", ".join(
             f"{name};dur={1e3 * seconds:.3f}"
@@ -78,7 +80,7 @@ class Outcome:
                 ("compute", said["compute_us"] / 1e6),
             )
         )
-        return {**found, "Idempotent-Replay": "true"} if self.replay else found
+        return {**found, "Idempotent-Replay": "true"} if replay else found
 
 
 def bill(cost: Cost) -> dict[str, int]:
@@ -386,7 +388,7 @@ class Pipeline:
                 self._admission.spending.hold_month(permit, flops)
             results = self._scheduler.run(tasks, permit.deadline)
             self._admission.spending.spend_minute(permit)
-            outcome = Outcome(tasks, results, cost, input_s=submitted - permit.began)
+            outcome = Outcome(tasks, results, cost, entry.replay, submitted - permit.began)
             try:
                 computed = time.monotonic()
                 answer = encode(outcome)

@@ -168,8 +168,8 @@ cdef class Kernel:
         return 0
 
     cdef int enter(self, Phases phases, const Call *call) except -1:
-        """Add the phases of a run."""
-        raise NotImplementedError
+        """Add the phases of a run. Every kernel has its own: a cdef class has no abstract methods, so this one says so."""
+        raise NotImplementedError(type(self).__name__)
 
 
 cdef void share_tasks(Task task, const void *job, long tasks, int threads) noexcept nogil:

@@ -24,6 +24,10 @@ SCOPE_OF = {
     "health.v2_health_ready": None,
     "static": None,
     "health.metrics": "metrics",
+    # They add up what all accounts had.
+    "oip.stats": "metrics",
+    "oip.stats_version": "metrics",
+    "oip.all_stats": "metrics",
     "usage.usage": "usage",
     "oip.load": "admin",
     "oip.unload": "admin",

@@ -18,7 +18,17 @@ from ..errors import InvalidRequest, NotFound, Unavailable
 from ..outputs import Form
 from ..pipeline import Outcome, Pipeline
 from ..repository import unknown
-from .exchange import JSON, admitted, answer, body, check_known, cost_document, document, json_body
+from .exchange import (
+    JSON,
+    REQUEST_ID,
+    admitted,
+    answer,
+    body,
+    check_known,
+    cost_document,
+    document,
+    json_body,
+)
 
 PLATFORM = "cconv_graph"
 #: Where a model runs, in the protocol's words.
@@ -166,6 +176,8 @@ class Oip:
     def infer(self, permit: Permit, name: str, version: str | None = None) -> Response:
         served = self._engine.model(name, version)
         asked = self._asked(permit, served, body(self._pipeline))
+        if not permit.request_id and REQUEST_ID.fullmatch(asked.id or ""):
+            permit.request_id = asked.id
         if asked.timeout_us:
             permit.shorten(asked.timeout_us / 1e6)
         images = self._tensor(permit, served, asked.images)

@@ -124,7 +124,7 @@ def test_every_address_but_the_probes_needs_a_key(client, key):
         address = rule.rule.replace("<name>", "edges").replace("<version>", "1").replace("<path:filename>", "x")
         for method in rule.methods - {"HEAD", "OPTIONS"}:
             assert client.open(address, method=method).status_code == 401, (rule, method)
-            if rule.endpoint != "health.metrics":
+            if SCOPE_OF.get(rule.endpoint) != "metrics":
                 assert client.open(address, method=method, headers=bearer(limited)).status_code == 403, (rule, method)
     assert {endpoint for endpoint, scope in SCOPE_OF.items() if scope is None} == OPEN
 
@@ -140,13 +140,14 @@ def test_probes_need_none(client):
     [
         ("infer", {"/v1/conv2d", "/v2"}),
         ("usage", {"/v1/usage"}),
-        ("metrics", {"/metrics"}),
-        ("admin", {"/v1/conv2d", "/v2", "/v1/usage", "/metrics"}),
+        ("metrics", {"/metrics", "/v2/models/stats"}),
+        ("admin", {"/v1/conv2d", "/v2", "/v1/usage", "/metrics", "/v2/models/stats"}),
     ],
 )
 def test_a_scope_reaches_so_far(client, key, scope, reach):
     headers = bearer(key(scope))
-    answers = {address: client.get(address, headers=headers) for address in ("/v2", "/v1/usage", "/metrics")}
+    addresses = ("/v2", "/v1/usage", "/metrics", "/v2/models/stats")
+    answers = {address: client.get(address, headers=headers) for address in addresses}
     answers["/v1/conv2d"] = conv2d(client, headers)
     for address, answer in answers.items():
         assert (answer.status_code != 403) == (address in reach), address

@@ -121,11 +121,13 @@ def _run(pipeline, encode):
 def test_a_request_that_is_sent_again_is_billed_once_answered_four_times_and_then_refused(client, rows, bill):
     first = conv2d(client, "key-1")
     assert "Idempotent-Replay" not in first.headers
+    assert "replay" not in first.get_json()
     billed = bill(client)
     for _ in range(3):
         again = conv2d(client, "key-1")
         assert again.status_code == 200
         assert again.headers["Idempotent-Replay"] == "true"
+        assert again.get_json()["replay"] is True
         assert again.get_json()["data"] == first.get_json()["data"]
         assert again.headers["X-Cconv-Flops"] == first.headers["X-Cconv-Flops"]
     for _ in range(2):
@@ -262,11 +264,11 @@ def test_an_audit_leaves_the_spool_to_the_service(url, tmp_path, capsys):
 
 
 def test_many_pictures_are_recorded_by_what_they_have_in_common(make_app, url, rows, png):
-    """So that many of them, with long names of layers, still fit into a row."""
+    """So that many of them fit into a row."""
     client = make_app(ledger=url).test_client()
     sizes = [(8 + n % 3, 9) for n in range(200)]
     form = [(io.BytesIO(png(*size)), f"{n}.png") for n, size in enumerate(sizes)]
-    layers = ",".join(["level1.relu", "level1.conv"] * 1)
+    layers = "level1.relu,level1.conv"
     answer = client.post("/v1/features", content_type="multipart/form-data", data={
         "image": form, "model": "texture", "layers": layers, "format": "npys"
     })  # fmt: skip
@@ -276,6 +278,13 @@ def test_many_pictures_are_recorded_by_what_they_have_in_common(make_app, url, r
     assert sorted(part["count"] for part in event.shapes["parts"]) == [66, 67, 67]
     assert event.images == 200
     assert audit(Settings(ledger=url)) == 0
+
+
+def test_the_protocols_own_id_is_recorded_unless_a_header_names_the_request(client, rows, infer_json, rng):
+    x = rng.random((1, 3, 8, 8), np.float32)
+    for name, headers in (("r/1", {}), ("r 2", {}), ("r/3", {"X-Request-Id": "mine"})):
+        assert client.post("/v2/models/edges/infer", data=infer_json(x, id=name), headers=headers).status_code == 200
+    assert [event.request_id for event in rows()] == ["r/1", "", "mine"]
 
 
 def test_an_empty_key_is_refused(client, rows):

@@ -260,19 +260,22 @@ def test_an_event_with_which_the_ledger_itself_fails_is_refused_alone(sqlite_url
 def test_no_error_ends_the_thread_that_empties_the_spool(sqlite_url, folder, event, monkeypatch):
     from cconv.ledger import spool
 
-    failures = iter([RecursionError("once"), ZeroDivisionError("twice")])
+    failures, raised = [RecursionError("once"), ZeroDivisionError("twice")], []
 
     def adopt(self):
-        for error in failures:
-            raise error
+        if len(raised) < len(failures):
+            raised.append(failures[len(raised)])
+            raise raised[-1]
 
     monkeypatch.setattr(spool.Spool, "adopt", adopt)
     monkeypatch.setattr("cconv.ledger.ledger.ADOPT_S", 0.1)
     with Ledger(sqlite_url, spool=folder) as book:
         book.append(event())
         _wait(lambda: len(list(book.events())) == 1)
-        assert next(failures, None) is None or _wait(lambda: next(failures, None) is None) is None
+        _wait(lambda: raised == failures)
         book.require()
+        book.append(event())
+        _wait(lambda: len(list(book.events())) == 2)
 
 
 @pytest.mark.parametrize("moment", ["before it is locked", "and holds it"])
