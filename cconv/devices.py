@@ -8,7 +8,7 @@ import logging
 import numpy as np
 
 from . import backend, ops
-from .errors import ArgumentError, BackendUnavailable, CconvError, OutOfMemory
+from .errors import ArgumentError, BackendUnavailable, CconvError, OutOfMemory, ShapeError
 
 NAMES = ("auto", "cpu", "cuda")
 log = logging.getLogger(__name__)
@@ -59,6 +59,8 @@ class Device:
 
         Raises
         ------
+        ShapeError
+            There are no images.
         OutOfMemory
             Not even one image fits.
         DeviceError
@@ -71,9 +73,11 @@ class Device:
         >>> device("cpu").run(lambda x: {"twice": 2 * x}, np.ones((2, 3)))["twice"].sum()
         np.float64(12.0)
         """
+        count = len(images)
+        if not count:
+            raise ShapeError("images: expected one or more, got none")
         if self.name == "cpu":
             return function(images)
-        count = len(images)
         maps: dict[str, np.ndarray] = {}
         begin, step = 0, count if whole else self._twin.chunk(images)
         while begin < count:

@@ -85,8 +85,8 @@ class DepthwiseConvolution:
         lanes = cuda.lanes(spec.dtype)
         code, columns, rows = {"R": 0}, 1, 1
         if tiling.known:
-            code = {"R": spec.R, "S": spec.S, "STRIDE": spec.stride[0], "STRIP": cuda.STRIP}
-            columns, rows = lanes, cuda.STRIP
+            columns, rows = lanes, cuda.strip(spec.R, spec.stride[0])
+            code = {"R": spec.R, "S": spec.S, "STRIDE": spec.stride[0], "STRIP": rows}
         across = -(-spec.Q // columns)
         self._span = across * -(-spec.P // rows)
         self._even = spec.padding[1] == spec.S // 2 and spec.W % lanes == spec.Q % lanes == 0

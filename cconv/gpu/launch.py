@@ -69,7 +69,10 @@ class Launch:
                 value = self._device.pointer(value)
             elif isinstance(value, tuple):
                 value = value + (0,) * (target.dtype[name].shape[0] - len(value))
-            target[name] = value
+            try:
+                target[name] = value
+            except OverflowError:  # an int of the kernel's
+                raise ShapeError(f"x: expected {name} of at most {MOST_BLOCKS} on a GPU, got {value}") from None
 
     def __call__(self, blocks: int, **values) -> None:
         """Launch so many blocks with these parameters besides."""

@@ -8,7 +8,8 @@ from math import prod
 
 import numpy as np
 
-from ..planning import cuda, tensors
+from ..errors import ShapeError
+from ..planning import cuda, shapes, tensors
 from .convolution import alpha, macros
 from .launch import Launch, aligned, blocks_of_maps, constant, table
 
@@ -17,7 +18,16 @@ WIDE_WINDOW = 128
 
 
 def _ints(device, values):
+    if (most := max(values)) > shapes.LARGEST:
+        raise ShapeError(f"x: expected positions of at most {shapes.LARGEST} on a GPU, got {most}")
     return table(device, np.array(values, np.int32))
+
+
+def _check_counters(step: int, **sizes: int) -> None:
+    """Kernels count to these in steps, with 32 bits."""
+    for name, size in sizes.items():
+        if size > shapes.LARGEST - step:
+            raise ShapeError(f"x: expected {name} of at most {shapes.LARGEST - step} on a GPU, got {size}")
 
 
 class Pooling:
@@ -150,6 +160,7 @@ class Softmax:
     def __init__(self, spec, _, device):
         self._inner = spec.inner
         self._threads = constant("tensors.cu", "THREADS")
+        _check_counters(self._threads, channels=spec.C)
         self._launch = Launch(
             device, "tensors.cu", "softmax_row" if spec.inner == 1 else "softmax", self._threads, macros(spec.dtype),
             inner=spec.inner, channels=spec.C,
@@ -202,6 +213,7 @@ class MatMul:
 
     def __init__(self, spec, _, device):
         tile, depth = constant("matmul.cu", "TILE"), constant("matmul.cu", "DEPTH")
+        _check_counters(tile, M=spec.M, K=spec.K, N=spec.N)
         down, across = -(-spec.M // tile), -(-spec.N // tile)
         self._blocks = spec.matrices * down * across
         self._launch = Launch(

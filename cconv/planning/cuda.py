@@ -29,8 +29,6 @@ LOAD, GATHER = 0.5, 10
 FILLING = 4096
 #: Depthwise kernels that have code of their own: rows and columns alike, stride 1 or 2, no dilation.
 KNOWN_STRIDES = (1, 2)
-#: Rows of outputs of a thread in those (kernels/depthwise.cu).
-STRIP = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +97,11 @@ def lanes(dtype: str) -> int:
 def known_kernels(dtype: str) -> tuple[int, ...]:
     """Rows of the depthwise kernels that have code of their own; of 16 bits the larger ones spill on sm_100."""
     return (3,) if ITEMSIZE[dtype] == 2 else (3, 5, 7)
+
+
+def strip(kernel: int, stride: int) -> int:
+    """Rows of outputs of a thread in those; four of 7x7 at stride 2 take 140 registers and leave room for one block."""
+    return 2 if (kernel, stride) == (7, 2) else 4
 
 
 def chain(depth: int) -> int:

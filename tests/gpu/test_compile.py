@@ -36,7 +36,8 @@ def variants(dtype: str, every: bool = False):
     for activation in activations:
         known = plain | {"ACTIVATE": f"cc_{activation}"}
         for kernel, stride in product(cuda.known_kernels(dtype), cuda.KNOWN_STRIDES):
-            yield "depthwise.cu", known | {"R": kernel, "S": kernel, "STRIDE": stride, "STRIP": cuda.STRIP}
+            strip = cuda.strip(kernel, stride)
+            yield "depthwise.cu", known | {"R": kernel, "S": kernel, "STRIDE": stride, "STRIP": strip}
         yield "depthwise.cu", known | {"R": 0}
     for average in (0, 1):
         yield "pool.cu", plain | {"AVERAGE": average}

@@ -177,6 +177,44 @@ def test_too_large_an_array_is_out_of_memory_and_the_device_goes_on(on_device, w
     assert twin.to_numpy(cconv.conv2d(twin.asarray(np.ones((1, 1, 2, 2), np.float32)), weight[:1])).sum() == 4
 
 
+@pytest.fixture
+def many(on_device):
+    """Images of float16, 2^31 + 2^29 elements in all; the last ones' elements have places beyond 32 bits."""
+    import cupy
+
+    if cupy.cuda.runtime.memGetInfo()[0] < 40 << 30:
+        pytest.skip("expected 40 GiB of free memory on the GPU")
+    x = cupy.zeros((5, 32, 4096, 4096), cupy.float16)
+    x[-1, -1, -3:, -3:], x[0, 0, 0, 0], x[4, 0, 0, 0] = 2, 3, 5
+    yield x
+    del x
+    cupy.get_default_memory_pool().free_all_blocks()
+
+
+def test_elements_beyond_32_bits_are_read_and_written_in_their_places(many):
+    """Every way to find a place: one convolution's image and map, a depthwise strip, a pool, elements one by one."""
+    import cupy
+
+    dense = cconv.conv2d(many, cupy.ones((32, 32, 1, 1), cupy.float16))
+    assert (int(dense[4, 31, -1, -1]), int(dense[4, 31, 0, 0]), int(dense[0, 5, 0, 0])) == (2, 5, 3)
+    assert cupy.count_nonzero(dense) == 32 * (9 + 1 + 1)
+    del dense
+    strips = cconv.conv2d(many, cupy.ones((32, 1, 3, 3), cupy.float16), padding=1, groups=32)
+    assert (int(strips[4, 31, -2, -2]), int(strips[4, 0, 1, 1])) == (18, 5)
+    assert cupy.count_nonzero(strips) == 4 * 4 + 4 + 4
+    del strips
+    pooled = cconv.max_pool2d(many, 2, 1, padding=(1, 0, 0, 1))
+    assert pooled.shape == many.shape
+    assert int(pooled[4, 31, -1, -1]) == 2
+    assert cupy.count_nonzero(pooled) == 3 * 4 + 2 + 2
+    del pooled
+    for activation, least in (("relu", 2), ("sigmoid", 0.88)):
+        found = cconv.activate(many, activation)
+        assert float(found[4, 31, -1, -1]) >= least
+        assert float(found[4, 0, 0, 0]) > float(found[0, 0, 0, 0]) > float(found[1, 0, 0, 0])
+        del found
+
+
 def test_cuda_arrays_come_in_by_dlpack(on_device, whole):
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():

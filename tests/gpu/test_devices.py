@@ -53,6 +53,22 @@ def test_a_wait_left_out_is_seen(cuda, layer, whole, monkeypatch, host, left_out
     assert not np.isfinite(cuda.run(layer, whole((7, 3, 9, 10)))["y"]).all()
 
 
+def test_maps_in_any_order_come_back(cuda, layer, whole, monkeypatch):
+    """Views that no transfer can take as they lie: each is copied once it is computed, and not before."""
+    x = whole((7, 3, 9, 10))
+    want = cuda.run(layer, x)["y"]
+    monkeypatch.setattr(cuda._twin, "chunk", lambda images: 2)
+    for view in (np.s_[:, ::2], np.s_[:, :, ::-1], np.s_[..., 3:5]):
+        np.testing.assert_array_equal(cuda.run(lambda x, view=view: {"y": layer(x)["y"][view]}, x)["y"], want[view])
+
+
+def test_no_images_are_an_error_anywhere(cuda, layer, whole):
+    for device in (cuda, cconv.device("cpu")):
+        with pytest.raises(cconv.ShapeError, match="images: expected one or more, got none"):
+            device.run(layer, whole((1, 3, 9, 10))[:0])
+    assert layer.calls == []
+
+
 def test_what_is_no_image_of_its_own_comes_whole(cuda, layer, whole, monkeypatch):
     monkeypatch.setattr(cuda._twin, "chunk", lambda images: 2)
     maps = cuda.run(lambda x: {"one": layer(x)["y"][:1], "sizes": np.arange(4)}, whole((7, 3, 9, 10)), whole=True)

@@ -6,7 +6,7 @@ import pytest
 
 import cconv
 from cconv.gpu import launch
-from cconv.planning import LrnSpec, PointwiseSpec, SoftmaxSpec, plan, specs
+from cconv.planning import LrnSpec, PointwiseSpec, SoftmaxSpec, plan, specs, tensors
 from cconv.planning.specs import as_activation
 from cconv.weights import Weights
 
@@ -138,6 +138,17 @@ def test_maps_that_no_block_can_number_are_refused():
         launch.blocks_of_maps(1, launch.MOST_BLOCKS - 255, 256)
 
 
+def test_sizes_that_no_kernel_can_count_are_refused(machine_twin):
+    """Before any memory is asked for: kernels count channels, rows and columns with 32 bits."""
+    for spec in (
+        specs.conv((1, 1, 1), (1 << 31, 1, 1, 1)), specs.adaptive_pool("max", (1, 1, 1 << 31), (1, 1)),
+        SoftmaxSpec(2**31 - 1, 1, "float32"), tensors.matmul((2**31 - 1, 1), (1, 1)),
+        tensors.matmul((1, 2**31 - 1), (2**31 - 1, 1)), tensors.matmul((1, 1), (1, 2**31 - 1)),
+    ):  # fmt: skip
+        with pytest.raises(cconv.ShapeError, match=r"of at most 2147483\d+ on a GPU, got 214748364[78]"):
+            machine_twin.prepare(plan.single(spec, machine_twin.machine()))
+
+
 def _kept(monkeypatch, twin) -> list:
     """What later allocations of a host device are: whether each may be kept."""
     device, found = twin._device, []
@@ -187,6 +198,19 @@ def test_pools_give_the_definition(pools, twin_of_arrays, dtype, normal):
             got = twin_of_arrays.to_numpy(cconv.avg_pool2d(given, kernel, **options, count_include_pad=include))
             want = pools._oracle(x, "average", kernel, **options, count_include_pad=include)
             np.testing.assert_allclose(got, want, rtol=1e-6 if dtype == "float32" else 1e-14, atol=1e-6)
+
+
+def test_windows_whose_next_position_is_farther_than_32_bits_count(twin_of_arrays, whole):
+    """A position plus a dilation of 2^31 - 1 is no int; by a thread per output and by a block."""
+    x, far = whole((2, 3, 200, 10)), 2**31 - 1
+    given = twin_of_arrays.asarray(x)
+    for kernel, options in (
+        (1, {"dilation": far}), ((3, 2), {"padding": (0, 0, 0, far), "dilation": (1, far), "stride": (1, 3)}),
+        ((200, 2), {"padding": (0, 0, 0, far), "dilation": (1, far), "stride": (1, 3)}),
+    ):  # fmt: skip
+        for pool in (cconv.max_pool2d, cconv.avg_pool2d):
+            got = twin_of_arrays.to_numpy(pool(given, kernel, **options))
+            np.testing.assert_allclose(got, pool(x, kernel, **options), rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 11, 13), (1, 3, 40, 41), (3, 17, 1, 1), (5, 6, 7)])

@@ -96,7 +96,7 @@ def test_structs_are_read_as_the_compiler_lays_them_out(host, scratch):
             whole = f"{compile.text(file, {'T': 'float', 'ACTIVATE': 'cc_none'} | macros)}\n"
             whole += f"const size_t all[] = {{{asked}}};\n"
             whole += 'extern "C" void places(size_t *to) { memcpy(to, all, sizeof all); }\n'
-            entry = re.search(r"CC_KERNEL\(\w+\) (\w+)\(", text)[1]
+            entry = re.search(r"^CC_KERNEL\(.+\) (\w+)\(const", text, re.M)[1]
             places = np.zeros(2 * len(found.names), np.uintp)
             host.library(whole, entry, scratch, (*host.FLAGS, "-O0")).places(ctypes.c_void_p(places.ctypes.data))
             want = [number for m in found.names for number in (found.fields[m][1], found.fields[m][0].itemsize)]

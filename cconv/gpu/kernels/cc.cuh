@@ -6,7 +6,9 @@
  * if there is any) stands here behind CC_* and cc_*; a host defines CC_HOST and its own before this file.
  */
 #ifndef CC_HOST
-#define CC_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+/* Threads of a block; then, unless it is 0, how many blocks a multiprocessor must have registers for: left alone, ptxas
+ * spills some kernels to make room for one more. */
+#define CC_KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
 #define CC_DEVICE static __device__ __forceinline__
 #define CC_MEMBER __device__ __forceinline__
 #define CC_SHARED(type, name, dimensions) __shared__ __align__(16) type name dimensions

@@ -47,7 +47,7 @@ struct Conv {
     double alpha;
 };
 
-CC_KERNEL(THREADS) conv(const Conv p) {
+CC_KERNEL(THREADS, OUTPUTS == 16 && sizeof(A) == 4 ? 5 : 0) conv(const Conv p) {
     CC_SHARED(A, filters, [2][DEPTH][OUTPUTS]);
     CC_SHARED(A, inputs, [2][DEPTH][PIXELS]);
     constexpr int filter_vectors = (VECTORS + THREADS - 1) / THREADS, rows_apart = THREADS / PIXELS;

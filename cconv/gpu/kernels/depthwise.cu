@@ -92,7 +92,7 @@ template <bool ALIGNED> CC_DEVICE void strip_of(const Depthwise &p, long long ma
 }
 #endif
 
-CC_KERNEL(THREADS) depthwise(const Depthwise p) {
+CC_KERNEL(THREADS, R ? 0 : 4) depthwise(const Depthwise p) {
     long long map;
     int place;
     if (!cc_place(THREADS, p.span, p.blocks_per_map, p.maps_per_block, p.maps, &map, &place)) return;

@@ -47,8 +47,9 @@ CC_KERNEL(THREADS) pool(const Pool p) {
     const int right = p.column_stop[column];
     const T *x = p.x + map * p.H * p.W;
     Sum sum = x[(long long)top * p.W + left];
-    for (int h = top; h < bottom; h += p.row_step)
-        for (int w = h == top ? left + p.column_step : left; w < right; w += p.column_step)
+    /* Unsigned: a position and a step are less than 2^31 each, and their sum may be more. */
+    for (unsigned h = top; h < (unsigned)bottom; h += p.row_step)
+        for (unsigned w = h == (unsigned)top ? (unsigned)left + p.column_step : left; w < (unsigned)right; w += p.column_step)
             sum = joined(sum, x[(long long)h * p.W + w]);
     p.y[(map * p.P + row) * p.Q + column] = finished(p, sum, row, column);
 }
@@ -58,8 +59,8 @@ CC_KERNEL(WIDE_THREADS) pool_wide(const Pool p) {
     const int t = cc_thread(), place = (int)(cc_block() % p.span), row = place / p.Q, column = place % p.Q;
     const long long map = cc_block() / p.span;
     const int top = p.row_start[row], left = p.column_start[column];
-    const int across = (p.column_stop[column] - left + p.column_step - 1) / p.column_step;
-    const int down = (p.row_stop[row] - top + p.row_step - 1) / p.row_step;
+    const int across = ((unsigned)p.column_stop[column] - left - 1) / p.column_step + 1;
+    const int down = ((unsigned)p.row_stop[row] - top - 1) / p.row_step + 1;
     const T *x = p.x + (map * p.H + top) * p.W + left;
     Sum sum = AVERAGE ? Sum(0) : Sum(x[0]);
     /* Every WIDE_THREADS-th position, row after row, without a division for each. */

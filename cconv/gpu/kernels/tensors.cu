@@ -115,7 +115,7 @@ CC_KERNEL(THREADS) softmax(const Softmax p) {
 }
 
 /* A distribution of neighbouring elements (inner = 1) per block. Parts are joined as a tree, always in one order. */
-CC_KERNEL(THREADS) softmax_row(const Softmax p) {
+CC_KERNEL(THREADS, 4) softmax_row(const Softmax p) {
     CC_SHARED(A, maxima, [THREADS]);
     CC_SHARED(double, sums, [THREADS]);
     const int t = cc_thread();

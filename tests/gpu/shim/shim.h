@@ -22,7 +22,7 @@
 #endif
 
 #define CC_HOST
-#define CC_KERNEL(threads) static void
+#define CC_KERNEL(...) static void
 #define CC_DEVICE static inline
 #define CC_MEMBER inline
 #define CC_UNROLL
