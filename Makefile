@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MARKDOWN ?= out/benchmarks.md
 SOURCES := setup.py pyproject.toml $(wildcard cconv/cpu/*.pyx cconv/cpu/*.pxd cconv/cpu/kernels/*)
 
-.PHONY: run test test-all test-postgresql test-wheel test-sanitizers test-slow test-spills test-cuda lint bench bench-networks pictures up down clean
+.PHONY: run env test test-all test-postgresql test-wheel test-sanitizers test-slow test-spills test-cuda lint bench bench-networks soak pictures up down clean
 
 ## run: start the service, send it a photograph, show maps and bill, serve until Ctrl-C (PORT=8080, ONCE=1 to stop)
 run: $(VENV)/.demo
@@ -51,16 +51,25 @@ bench: $(VENV)/.dev .venv-bench/.ready
 bench-networks: $(VENV)/.dev .venv-bench/.ready
 	$(BIN)/python benchmarks/networks.py --peer-python .venv-bench/bin/python --markdown $(MARKDOWN) $(OPTIONS)
 
+## soak: 10,000 mixed requests to one server: its memory, and its ledger against what clients were told; two minutes
+soak: $(VENV)/.dev
+	$(BIN)/python benchmarks/soak.py $(OPTIONS)
+
 ## pictures: draw the pictures of the documentation again
 pictures: $(VENV)/.dev
 	$(BIN)/python docs/make_pictures.py
 
-## up, down: the deployed service; its database gets a password in .env, once
-up: .env
+## up, down: the deployed service; its passwords and first API keys are made once, into .env, which its owner alone reads
+up: env
 	docker compose up --build --detach
+	@echo "The service is on http://127.0.0.1:$${PORT:-8080}; your API key is CCONV_API_KEY in .env"
 
-.env:
-	@umask 077 && echo "CCONV_DB_PASSWORD=$$(head -c 24 /dev/urandom | od -A n -t x1 | tr -d ' \n')" > $@
+# What is there already stays. An API key is its id, which may be seen, and its secret.
+env:
+	@umask 077; hex() { head -c 64 /dev/urandom | od -A n -t x1 | tr -d ' \n' | cut -c "1-$$1"; }; \
+	once() { grep -qs "^$$1=" .env || echo "$$1=$$2" >> .env; }; \
+	once CCONV_DB_PASSWORD "$$(hex 48)"; once GRAFANA_PASSWORD "$$(hex 32)"; \
+	for name in CCONV_API_KEY CCONV_METRICS_KEY; do once $$name "cck_$$(hex 12)_$$(hex 43)"; done
 
 down:
 	docker compose down

@@ -45,7 +45,7 @@ class Worker:
     """A library's process."""
 
     def __init__(self, name: str, python: str, threads: int, isa: str | None = None):
-        self.name = name
+        self.name, self._made = name, (name, python, threads, isa)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "CCONV_NUM_THREADS": str(threads)}
         if name in PEERS:
             environment |= RECYCLING
@@ -70,6 +70,13 @@ class Worker:
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
         return self._answer()
+
+    def ask_another(self, **question) -> dict:
+        """The answer of a new process of the same library, which then ends."""
+        another = Worker(*self._made)
+        answer = another.ask(**question)
+        another.close()
+        return answer
 
     def ticks(self) -> int:
         """Processor time so far, in the system's ticks."""

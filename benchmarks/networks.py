@@ -1,12 +1,12 @@
 """Networks: whole models from ONNX files, on cconv and on peers that read them, measured in turns.
 
-In: the nine networks of the ONNX package's suite and the lecture's ten layers, with random weights.
-Out: text while it runs, a JSON file, and a table as Markdown.
+In: the files of network_files.py.  Out: text while it runs, a JSON file, and a table as Markdown.
 
     python benchmarks/networks.py --peer-python .venv-bench/bin/python [--networks vgg,lecture] [--rounds 7] [--tensors]
 
-As in compare.py every library has a process of its own and takes turns. One image, float32, default precision; outputs
-are compared with ONNX Runtime's, and with --tensors what every convolution, ReLU and pool gives, instead of the times.
+As in compare.py every library has a process of its own and takes turns; what loading takes, in time and memory, comes
+from more processes, new ones. One image, float32, default precision unless the network's label says more; outputs are
+compared with ONNX Runtime's, and with --tensors all that convolutions, activations and pools give, instead of times.
 """
 
 import argparse
@@ -18,122 +18,23 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+from network_files import NETWORKS, Network, give, tensors_of, write
 
 #: L2 error over the norm beyond which two libraries' answers differ.
-LARGEST_ERROR = 1e-4
-#: Operators whose tensors --tensors compares, so many at a time: those that are asked for are not fused.
-COMPARED, AT_A_TIME = ("Conv", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool"), 10
-#: Of all ratios, geometrically.
+LARGEST_ERROR, LARGEST_ERROR_HIGH = 1e-4, 1e-3
+#: Tensors that --tensors compares at a time: those that are asked for are not fused.
+AT_A_TIME = 10
+#: Of the ratios of networks at default precision, geometrically.
 MEAN = 1.4
+#: Of ONNX Runtime's resident memory, and of its time from the file to the first answer.
+MOST_RESIDENT, MOST_READY = 1.5, 1.0
+#: New processes that load each network; the median counts.
+LOADS = 3
 BEGIN, END = "<!-- networks: begin -->", "<!-- networks: end -->"
-
-
-class Network(NamedTuple):
-    """A network, and how many times faster than its best peer it has to be."""
-
-    name: str
-    bar: float
-    batch: int = 1
-
-
-NETWORKS = (
-    Network("vgg19", 1.8), Network("resnet50", 1.3), Network("squeezenet", 1.1), Network("densenet121", 1.1),
-    Network("inception_v1", 1.1), Network("inception_v2", 1.1), Network("shufflenet", 1.1),
-    Network("bvlc_alexnet", 1.0), Network("zfnet512", 1.0), Network("lecture", 2.2), Network("lecture", 2.2, batch=8),
-)  # fmt: skip
-
-
-# -------------------------------------------------------------------------------------------------------- the files
-
-
-def _lecture(batch: int):
-    """Ten 5x5 layers of 100 maps on 64x64."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    rng, nodes, weights = np.random.default_rng(0), [], []
-    for i in range(10):
-        weight = rng.standard_normal((100, 100, 5, 5), np.float32) * np.float32(math.sqrt(2 / 2500))
-        weights += [
-            numpy_helper.from_array(weight, f"w{i}"),
-            numpy_helper.from_array(np.zeros(100, np.float32), f"b{i}"),
-        ]
-        nodes.append(helper.make_node("Conv", [f"c{i}", f"w{i}", f"b{i}"], [f"s{i}"], pads=[2] * 4))
-        nodes.append(helper.make_node("Relu", [f"s{i}"], [f"c{i + 1}"]))
-    shape = batch, 100, 64, 64
-    sides = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)] for name in ("c0", "c10")]
-    graph = helper.make_graph(nodes, "lecture", *sides, weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def _suites(name: str):
-    """A network of the suite, whose weights, of one value each there, are drawn."""
-    import onnx
-    from onnx import numpy_helper
-
-    model = onnx.load(Path(onnx.__path__[0]) / "backend/test/data/light" / f"light_{name}.onnx")
-    graph, rng = model.graph, np.random.default_rng(0)
-    shapes = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    variances = {node.input[4] for node in graph.node if node.op_type == "BatchNormalization"}
-    scales = {node.input[1] for node in graph.node if node.op_type == "BatchNormalization"}
-    # A scale may be a layer of its own: Unsqueeze, then Mul.
-    factors = {name for node in graph.node if node.op_type == "Mul" for name in node.input}
-    scales |= {node.input[0] for node in graph.node if node.op_type == "Unsqueeze" and node.output[0] in factors}
-    kept = []
-    for node in graph.node:
-        if node.op_type != "ConstantOfShape":
-            kept.append(node)
-            continue
-        shape, output = tuple(shapes[node.input[0]]), node.output[0]
-        if output in variances or output in scales:
-            array = rng.uniform(0.5, 1.5, shape)
-        elif len(shape) > 1:
-            array = rng.standard_normal(shape) * math.sqrt(2 / math.prod(shape[1:]))
-        else:
-            array = rng.standard_normal(shape) * 0.1
-        graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), output))
-    del graph.node[:]
-    graph.node.extend(kept)
-    used = {name for node in kept for name in node.input}
-    filled = {tensor.name for tensor in graph.initializer if tensor.name in used}
-    images = [value for value in graph.input if value.name in used - filled]
-    weights = [tensor for tensor in graph.initializer if tensor.name in filled]
-    del graph.input[:], graph.initializer[:]
-    graph.input.extend(images)
-    graph.initializer.extend(weights)
-    model.ir_version = max(model.ir_version, 4)  # initializers need not be inputs
-    return model
-
-
-def write(network: Network, path: Path) -> None:
-    """The network's file."""
-    import onnx
-
-    model = _lecture(network.batch) if network.name == "lecture" else _suites(network.name)
-    onnx.save(model, path)
-
-
-def give(path: Path, names: list[str]) -> Path:
-    """A copy of a file whose outputs are tensors of these names."""
-    import onnx
-
-    model = onnx.load(path)
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    copy = path.with_name("tensors.onnx")
-    onnx.save(model, copy)
-    return copy
-
-
-def tensors_of(path: Path) -> list[str]:
-    """The names of what the operators of COMPARED give."""
-    import onnx
-
-    return [node.output[0] for node in onnx.load(path).graph.node if node.op_type in COMPARED]
 
 
 def image(shape: tuple[int, ...]) -> np.ndarray:
@@ -143,23 +44,23 @@ def image(shape: tuple[int, ...]) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------- libraries
 
 
-def cconv(path: str, batch: int, threads: int) -> list:
+def cconv(path: str, batch: int, threads: int, precision: str) -> Iterator:
     from peers import Form
 
     import cconv
 
     cconv.set_num_threads(threads)
-    model = cconv.load(path)
+    model = cconv.load(path, precision=precision)
     x = image((batch, *model.input_shape))
     name = model.outputs[0]
-    return [Form("cconv", "Model.run", lambda: model.run(x)[name])]
+    yield Form("cconv", "Model.run", lambda: model.run(x)[name])
 
 
-def onnxruntime(path: str, batch: int, threads: int) -> list:
+def onnxruntime(path: str, batch: int, threads: int, precision: str) -> Iterator:
     import onnxruntime
     from peers import Form
 
-    def form(variant: str, spinning: str) -> Form:
+    for variant, spinning in (("spinning", "1"), ("not spinning", "0")):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -167,12 +68,10 @@ def onnxruntime(path: str, batch: int, threads: int) -> list:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         (given,) = session.get_inputs()
         feed = {given.name: image((batch, *given.shape[1:]))}
-        return Form("onnxruntime", variant, lambda: session.run(None, feed)[0])
-
-    return [form("spinning", "1"), form("not spinning", "0")]
+        yield Form("onnxruntime", variant, lambda session=session, feed=feed: session.run(None, feed)[0])
 
 
-def openvino(path: str, batch: int, threads: int) -> list:
+def openvino(path: str, batch: int, threads: int, precision: str) -> Iterator:
     import openvino
     from peers import Form
 
@@ -190,24 +89,41 @@ def openvino(path: str, batch: int, threads: int) -> list:
         return request.get_output_tensor(0).data
 
     run.input = x  # the request has only its address
-    return [Form("openvino", "f32", run)]
+    yield Form("openvino", "f32", run)
 
 
-#: Library -> its forms of a file and a batch. ncnn's package reads no ONNX.
-Library = Callable[[str, int, int], list]
+#: Library -> its forms of a file, made one by one: file, batch, threads, precision (peers have one). ncnn's package
+#: reads no ONNX.
+Library = Callable[[str, int, int, str], Iterator]
 LIBRARIES: dict[str, Library] = {"cconv": cconv, "onnxruntime": onnxruntime, "openvino": openvino}
 PEERS = ("onnxruntime", "openvino")
 
 
-def _every_cconv(path: str, batch: int, threads: int) -> dict:
+def resident() -> int:
+    """Bytes of this process in memory (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def loaded(name: str, path: str, batch: int, threads: int, precision: str) -> dict:
+    """From the file to the first answer, of a library that is imported already: seconds, and bytes that stay."""
+    for module in (name, "onnx") if name == "cconv" else (name,):
+        __import__(module)
+    before, begin = resident(), time.perf_counter()
+    form = next(LIBRARIES[name](path, batch, threads, precision))
+    load = time.perf_counter() - begin
+    form.run()
+    return {"load_s": load, "ready_s": time.perf_counter() - begin, "resident_bytes": resident() - before}
+
+
+def _every_cconv(path: str, batch: int, threads: int, precision: str) -> dict:
     import cconv
 
     cconv.set_num_threads(threads)
-    model = cconv.load(path)
+    model = cconv.load(path, precision=precision)
     return model.run(image((batch, *model.input_shape)))
 
 
-def _every_onnxruntime(path: str, batch: int, threads: int) -> dict:
+def _every_onnxruntime(path: str, batch: int, threads: int, precision: str) -> dict:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -225,23 +141,25 @@ EVERY = {"cconv": _every_cconv, "onnxruntime": _every_onnxruntime}
 
 def measured(network: Network, workers: list, arguments) -> dict:
     """One network on every library, in turns."""
-    forms, answers = [], {}
+    forms, answers, loads = [], {}, {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         write(network, path)
+        file = {"batch": network.batch, "precision": network.precision}
+        for _ in range(LOADS):
+            for worker in workers:
+                loads.setdefault(worker.name, []).append(worker.ask_another(load=str(path), **file))
         for worker in workers:
-            begin = time.perf_counter()
-            answer = worker.ask(network=str(path), batch=network.batch, folder=folder)
+            answer = worker.ask(network=str(path), folder=folder, **file)
             for number, form in enumerate(answer["forms"]):
                 answers[worker.name] = np.load(form.pop("output"))
                 forms.append(form | {"worker": worker, "number": number, "times_s": []})
-            forms[-1]["ready_s"] = time.perf_counter() - begin
     truth = answers["onnxruntime"].astype(np.float64) if "onnxruntime" in answers else None
     for name, answer in answers.items():
         if truth is not None:
             error = float(np.linalg.norm(answer.reshape(truth.shape) - truth) / np.linalg.norm(truth))
-            if not error < LARGEST_ERROR:
-                raise SystemExit(f"networks: {name} and onnxruntime differ on {network.name}: L2 {error:.1e}")
+            if not error < (LARGEST_ERROR if network.precision == "highest" else LARGEST_ERROR_HIGH):
+                raise SystemExit(f"networks: {name} and onnxruntime differ on {network.label}: L2 {error:.1e}")
     for _ in range(arguments.rounds):
         for form in forms:
             form["times_s"].append(form["worker"].ask(time=form["number"], seconds=arguments.seconds)["seconds"])
@@ -251,8 +169,9 @@ def measured(network: Network, workers: list, arguments) -> dict:
         form |= {"median_s": statistics.median(form["times_s"]), "least_s": min(form["times_s"])}
         if name not in best or form["median_s"] < best[name]["median_s"]:
             best[name] = form
-    label = network.name + (f", batch {network.batch}" if network.batch > 1 else "")
-    return {"network": label, "bar": network.bar, "forms": forms, "fastest": best}
+    row = network._asdict() | {"network": network.label, "forms": forms, "fastest": best}
+    return row | {"loads": {name: {key: statistics.median(one[key] for one in each) for key in each[0]}
+                            for name, each in loads.items()}}  # fmt: skip
 
 
 def compared(network: Network, workers: dict, folder: Path) -> str:
@@ -265,7 +184,9 @@ def compared(network: Network, workers: dict, folder: Path) -> str:
         copy = give(path, some)
         given = {}
         for library, worker in workers.items():
-            saved = worker.ask(tensors=str(copy), batch=network.batch, folder=str(folder))["file"]
+            saved = worker.ask(tensors=str(copy), batch=network.batch, precision=network.precision, folder=str(folder))[
+                "file"
+            ]
             with np.load(saved) as arrays:
                 given[library] = {name: arrays[name].astype(np.float64) for name in some}
         for name in some:
@@ -273,8 +194,8 @@ def compared(network: Network, workers: dict, folder: Path) -> str:
             error = np.linalg.norm(given["cconv"][name].reshape(truth.shape) - truth) / np.linalg.norm(truth)
             worst = max(worst, (float(error), name))
     if not worst[0] < LARGEST_ERROR:
-        raise SystemExit(f"networks: cconv and onnxruntime differ on {network.name}, {worst[1]}: L2 {worst[0]:.1e}")
-    return f"{network.name}: {len(names)} tensors as ONNX Runtime's, L2 of the worst, {worst[1]}, {worst[0]:.1e}"
+        raise SystemExit(f"networks: cconv and onnxruntime differ on {network.label}, {worst[1]}: L2 {worst[0]:.1e}")
+    return f"{network.label}: {len(names)} tensors as ONNX Runtime's, L2 of the worst, {worst[1]}, {worst[0]:.1e}"
 
 
 def ratio(row: dict) -> float | None:
@@ -291,22 +212,54 @@ def line(row: dict) -> str:
 
 
 def mean(rows: list[dict]) -> float:
-    return math.exp(statistics.mean(math.log(ratio(row)) for row in rows))
+    return math.exp(statistics.mean(math.log(ratio(row)) for row in rows if row["precision"] == "highest"))
 
 
-def table(record: dict) -> str:
+def judged(got: float | None, bar: float, most: bool = False) -> str:
+    """A ratio beside its bar, with a mark if it misses it."""
+    if got is None:
+        return "–"
+    return f"{got:.2f} / {bar:g}{'' if (got <= bar if most else got >= bar) else ' ✗'}"
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def times_table(record: dict) -> str:
     names = list(dict.fromkeys(name for row in record["networks"] for name in row["fastest"]))
-    head = ["milliseconds", *names, "ratio / bar"]
     rows = []
     for row in record["networks"]:
         times = [f"{row['fastest'][name]['median_s'] * 1e3:.2f}" for name in names]
-        got = ratio(row)
-        judged = "–" if got is None else f"{got:.2f} / {row['bar']:g}{'' if got >= row['bar'] else ' ✗'}"
-        rows.append([row["network"], *times, judged])
-    body = "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
-    place = f"{record['date'][:10]}, commit {record['commit']}, {record['processor']}, {record['threads']} threads, "
+        rows.append([row["network"], *times, judged(ratio(row), row["bar"])])
     total = f"\n\nGeometric mean of the ratios {mean(record['networks']):.2f} (>= {MEAN})." if len(names) > 1 else ""
-    return f"{place}{record['rounds']} rounds, medians.\n\n{body}{total}\n"
+    return markdown(["milliseconds", *names, "ratio / bar"], rows) + total
+
+
+def loads_table(record: dict) -> str:
+    """Seconds and MB from a file to its first answer; ratios of cconv's to ONNX Runtime's."""
+    names = list(dict.fromkeys(name for row in record["networks"] for name in row["loads"]))
+    rows = []
+    for row in record["networks"]:
+        if row["batch"] > 1:
+            continue
+        cells, loads = [row["network"]], row["loads"]
+        for key, scale, digits, bar in (("ready_s", 1, 2, MOST_READY), ("resident_bytes", 1e-6, 0, MOST_RESIDENT)):
+            cells += [f"{loads[name][key] * scale:.{digits}f}" for name in names]
+            other = loads.get("onnxruntime")
+            cells.append(judged(loads["cconv"][key] / other[key] if other else None, bar, most=True))
+        rows.append(cells)
+    head = ["", *(f"{name}, s" for name in names), "ratio / bar", *(f"{name}, MB" for name in names), "ratio / bar"]
+    return markdown(head, rows)
+
+
+def table(record: dict) -> str:
+    place = f"{record['date'][:10]}, commit {record['commit']}, {record['processor']}, {record['threads']} threads, "
+    return (
+        f"{place}{record['rounds']} rounds, medians.\n\n{times_table(record)}\n\n"
+        "From the file to the first answer, in a new process that has imported the library: seconds, and resident "
+        f"memory that stays.\n\n{loads_table(record)}\n"
+    )
 
 
 def main() -> None:
@@ -323,9 +276,9 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="write the table to this file, between its marks")
     arguments = parser.parse_args()
     texts = [text for text in arguments.networks.split(",") if text]
-    chosen = [network for network in NETWORKS if not texts or any(text in network.name for text in texts)]
+    chosen = [network for network in NETWORKS if not texts or any(text in network.label for text in texts)]
     if not chosen:
-        raise SystemExit(f"networks: expected some of {[network.name for network in NETWORKS]}, got {texts}")
+        raise SystemExit(f"networks: expected some of {[network.label for network in NETWORKS]}, got {texts}")
     if arguments.tensors:
         pythons = {"cconv": sys.executable, "onnxruntime": arguments.peer_python}
         workers = {name: Worker(name, python, arguments.threads) for name, python in pythons.items()}

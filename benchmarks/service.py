@@ -7,24 +7,26 @@ docs/service.md says, client and server on the same cores; the library, the serv
 """
 
 import argparse
-import http.client
+import contextlib
 import json
 import os
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter
+import uuid
 from functools import partial
 from pathlib import Path
 
+import crowd
 import numpy as np
 
 import cconv
 from cconv import ledger
+from cconv.ledger.database import wal_is_safe
 
 ROOT = Path(__file__).resolve().parents[1]
 #: VGG16's third block, from pixels.
@@ -32,11 +34,7 @@ LARGE, LAYER, SHAPE = "vgg16", "features.16", (8, 3, 224, 224)
 SMALL = "edges"
 SMALL_SHAPE = (1, 3, 16, 16)
 #: A request of the overload: some milliseconds of work.
-BUSY, BUSY_LAYER, BUSY_SHAPE = "texture", "level2.relu", (1, 3, 112, 112)
-
-
-#: Instead of a status, where the connection was closed without an answer.
-CUT = 0
+BUSY, BUSY_LAYER, BUSY_SHAPE = "vgg16", "features.4", (1, 3, 112, 112)
 
 
 class Service:
@@ -48,7 +46,7 @@ class Service:
             self.port = free.getsockname()[1]
         log = folder / f"service-{self.port}.log"
         environment = {
-            **os.environ, "PORT": str(self.port), "CCONV_MODELS": f"{LARGE},{SMALL},{BUSY}", "CCONV_ACCESS_LOG": "",
+            **os.environ, "PORT": str(self.port), "CCONV_MODELS": f"{LARGE},{SMALL}", "CCONV_ACCESS_LOG": "",
             "CCONV_ERROR_LOG": str(log), **settings,
         }  # fmt: skip
         self.process = subprocess.Popen(
@@ -75,22 +73,39 @@ class Service:
 
 
 class Client:
-    """One connection that is kept."""
+    """One connection that is kept, and as little work as can be: what is measured is the service."""
 
     def __init__(self, port: int):
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=120)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def get(self, path: str) -> int:
-        self._connection.request("GET", path)
-        answer = self._connection.getresponse()
-        answer.read()
-        return answer.status
+        return self.ask(crowd.request("GET", path))
 
-    def infer(self, model: str, head: bytes, tensor: bytes) -> tuple[int, bytes]:
-        headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
-        self._connection.request("POST", f"/v2/models/{model}/infer", head + tensor, headers)
-        answer = self._connection.getresponse()
-        return answer.status, answer.read()
+    def ask(self, sent: bytes) -> int:
+        """The status, once the whole answer is there."""
+        self._socket.sendall(sent)
+        answer = bytearray()
+        while (end := answer.find(b"\r\n\r\n")) < 0:
+            self._receive(answer, 1 << 16)
+        head = bytes(answer[:end]).lower()
+        left = int(head.partition(b"\r\ncontent-length: ")[2].partition(b"\r")[0]) - (len(answer) - end - 4)
+        while left > 0:
+            left -= self._receive(bytearray(), 1 << 20)
+        return int(head.split()[1])
+
+    def _receive(self, into: bytearray, most: int) -> int:
+        data = self._socket.recv(most)
+        if not data:
+            raise OSError("the connection was closed")
+        into += data
+        return len(data)
+
+
+def infer(model: str, head: bytes, tensor: bytes) -> bytes:
+    """A request for inference as it is sent."""
+    fields = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
+    return crowd.request("POST", f"/v2/models/{model}/infer", head + tensor, fields)
 
 
 def head_of(x: np.ndarray, datatype: str, layer: str) -> bytes:
@@ -119,16 +134,33 @@ def sync_s(folder: Path) -> float:
         return statistics.median(seconds(once) for _ in range(20))
 
 
+def commit_s(folder: Path) -> float:
+    """Seconds of a commit of one row by SQLite alone, as durable as the ledger's."""
+    path = folder / "commit.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as base:
+        base.execute(f"PRAGMA journal_mode = {'WAL' if wal_is_safe(sqlite3.sqlite_version_info) else 'PERSIST'}")
+        base.execute("PRAGMA synchronous = FULL")
+        base.execute("CREATE TABLE IF NOT EXISTS event (id TEXT PRIMARY KEY, at INTEGER, row TEXT)")
+        base.execute("CREATE INDEX IF NOT EXISTS by_time ON event (at)")
+
+        def once() -> None:
+            base.execute("BEGIN IMMEDIATE")
+            base.execute("INSERT INTO event VALUES (?, ?, ?)", (uuid.uuid4().hex, time.time_ns(), "x" * 300))
+            base.execute("COMMIT")
+
+        return statistics.median(seconds(once) for _ in range(20))
+
+
 def large(services: dict[str, Service], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of the library, and of each service, in turns."""
     pixels = np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
-    model, head, body = cconv.load(LARGE), head_of(pixels, "UINT8", LAYER), pixels.tobytes()
+    model, sent = cconv.load(LARGE), infer(LARGE, head_of(pixels, "UINT8", LAYER), pixels.tobytes())
 
     def library() -> None:
         model.run(np.divide(pixels, 255, dtype=np.float32), [LAYER])
 
     def asked(client: Client) -> None:
-        status, _ = client.infer(LARGE, head, body)
+        status = client.ask(sent)
         assert status == 200, status
 
     works = {"library": library, **{name: partial(asked, one.client()) for name, one in services.items()}}
@@ -142,60 +174,39 @@ def large(services: dict[str, Service], rounds: int) -> dict[str, list[float]]:
 
 
 def small(services: dict[str, Service], folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of a small request, and of the disk's fdatasync, in turns."""
+    """Milliseconds of a small request, and of the disk's fdatasync and a commit, in turns."""
     x = np.zeros(SMALL_SHAPE, np.float32)
     model = cconv.load(SMALL)
     layer = model.outputs[0]
-    head, body = head_of(x, "FP32", layer), x.tobytes()
+    sent = infer(SMALL, head_of(x, "FP32", layer), x.tobytes())
     clients = {name: service.client() for name, service in services.items()}
-    taken: dict[str, list[float]] = {name: [] for name in ("library", "fdatasync", *clients)}
+    taken: dict[str, list[float]] = {name: [] for name in ("library", "fdatasync", "commit", *clients)}
     for _ in range(rounds):
         taken["library"].append(1e3 * statistics.median(seconds(lambda: model.run(x, [layer])) for _ in range(100)))
         taken["fdatasync"].append(1e3 * sync_s(folder))
+        taken["commit"].append(1e3 * commit_s(folder))
         for name, client in clients.items():
-            client.infer(SMALL, head, body)
-            taken[name].append(1e3 * statistics.median(
-                seconds(lambda c=client: c.infer(SMALL, head, body)) for _ in range(100)
-            ))  # fmt: skip
+            client.ask(sent)
+            taken[name].append(1e3 * statistics.median(seconds(lambda c=client: c.ask(sent)) for _ in range(100)))
     return taken
 
 
-def crowd(service: Service, count: int, span_s: float) -> tuple[Counter, list[float], list[float]]:
-    """The statuses, and the milliseconds of refusals and of /livez, when so many clients ask all the time."""
+def rush(service: Service, count: int, pause_s: float, span_s: float) -> str:
+    """A row of what so many clients saw that ask all the time, and come again so soon after a refusal."""
     x = np.zeros(BUSY_SHAPE, np.float32)
-    head, body = head_of(x, "FP32", BUSY_LAYER), x.tobytes()
-    statuses, refused, alive, lock = Counter(), [], [], threading.Lock()
-    end = time.perf_counter() + span_s
-
-    def ask() -> None:
-        client = service.client()
-        while (began := time.perf_counter()) < end:
-            try:
-                status, _ = client.infer(BUSY, head, body)
-            except (OSError, http.client.HTTPException):  # no answer at all
-                status, client = CUT, service.client()
-            with lock:
-                statuses[status] += 1
-                if status not in (200, CUT):
-                    refused.append(1e3 * (time.perf_counter() - began))
-            if status != 200:
-                time.sleep(0.02)
-
-    def probe() -> None:
-        client = service.client()
-        while time.perf_counter() < end:
-            alive.append(1e3 * seconds(lambda: client.get("/livez")))
-            time.sleep(0.05)
-
-    threads = [threading.Thread(target=ask) for _ in range(count)] + [threading.Thread(target=probe)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return statuses, refused, alive
+    sent = infer(BUSY, head_of(x, "FP32", BUSY_LAYER), x.tobytes())
+    seen, alive = crowd.crowd(service.port, sent, count, span_s, pause_s, crowd.request("GET", "/livez"))
+    known = {200, 503}
+    others = ", ".join(f"{n} x {status or 'closed'}" for status, n in seen.statuses.items() if status not in known)
+    rates = " | ".join(f"{seen.statuses[status] / span_s:.0f}" for status in (200, 503))
+    times = " | ".join(
+        p99(taken) for taken in (seen.taken_ms.get(200), seen.taken_ms.get(503), alive.taken_ms.get(200))
+    )
+    asked = sum(seen.statuses.values()) / span_s
+    return f"| {count}, {1e3 * pause_s:.0f} ms | {asked:.0f} | {rates} | {others or '-'} | {times} |"
 
 
-def p99(values: list[float]) -> str:
+def p99(values: list[float] | None) -> str:
     return f"{sorted(values)[int(0.99 * len(values))]:.1f}" if values else "-"
 
 
@@ -223,7 +234,7 @@ def main() -> None:
             print("|---|---|---|---|")
             few = large(services, given.rounds)
             many = small(services, folder, given.rounds)
-            for row in ("library", "fdatasync", *services):
+            for row in ("library", "fdatasync", "commit", *services):
                 whole = statistics.median(few[row]) if row in few else None
                 share = (
                     statistics.median(a / b - 1 for a, b in zip(few[row], few["library"], strict=True))
@@ -232,13 +243,10 @@ def main() -> None:
                 )
                 cells = (f"{whole:.1f}", f"{100 * share:+.1f} %") if whole else ("", "")
                 print(f"| {row} | {cells[0]} | {cells[1]} | {statistics.median(many[row]):.2f} |")
-            print("\n| clients | answers/s | others | refusals, p99 ms | /livez, p99 ms |\n|---|---|---|---|---|")
-            for count in (1, 8, 32, 120):
-                statuses, refused, alive = crowd(services["strict ledger"], count, given.seconds)
-                named = {status: str(status) if status else "closed" for status in statuses if status != 200}
-                others = ", ".join(f"{statuses[status]} x {text}" for status, text in sorted(named.items())) or "-"
-                rate = statuses[200] / given.seconds
-                print(f"| {count} | {rate:.0f} | {others} | {p99(refused)} | {p99(alive)} |")
+            print("\n| clients, pause | asked/s | answers/s | refused/s | others | answers | refusals | /livez, p99 |")
+            print("|---|---|---|---|---|---|---|---|")
+            for count, pause_s in ((1, 0.1), (8, 0.1), (32, 0.1), (120, 0.1), (120, 0.02)):
+                print(rush(services["strict ledger"], count, pause_s, given.seconds))
         finally:
             for service in services.values():
                 service.stop()

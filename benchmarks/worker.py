@@ -3,8 +3,9 @@
 In: questions, one JSON line each, on stdin.  Out: one JSON line each on stdout; outputs as .npy files.
 
     {"prepare": 3, "folder": "/tmp/x"}   the layer's forms, and what each computed   -> {"forms": [...]}
-    {"network": "x.onnx", "batch": 1, "folder": "/tmp/x"}   the same of a network's file -> {"forms": [...]}
-    {"tensors": "x.onnx", "batch": 1, "folder": "/tmp/x"}   all its outputs by name     -> {"file": "/tmp/x/cconv.npz"}
+    {"network": "x.onnx", "batch": 1, "precision": "highest", "folder": "/tmp/x"}   the same of a network's file
+    {"load": "x.onnx", "batch": 1, "precision": "highest"}  what loading it takes      -> {"ready_s": 0.1, ...}
+    {"tensors": "x.onnx", "batch": 1, "precision": "highest", "folder": "/tmp/x"}   all its outputs by name, in a file
     {"time": 0, "seconds": 0.1}          a turn of form 0                            -> {"seconds": median of the turn}
     {"regret": 3, ...}                   every way the planner could have chosen     -> regret.py
     {"peak": "avx2"}, {"machine": 2}     in the process called "machine"             -> machine.py
@@ -62,15 +63,18 @@ class Library:
             return {"forms": [], "unsupported": str(reason)}
         return self._first(folder)
 
-    def network(self, path: str, batch: int, folder: str) -> dict:
+    def network(self, path: str, batch: int, precision: str, folder: str) -> dict:
         self.forms = []
-        self.forms = networks.LIBRARIES[self.name](path, batch, self.threads)
+        self.forms = list(networks.LIBRARIES[self.name](path, batch, self.threads, precision))
         return self._first(folder)
 
-    def tensors(self, path: str, batch: int, folder: str) -> dict:
+    def load(self, path: str, batch: int, precision: str) -> dict:
+        return networks.loaded(self.name, path, batch, self.threads, precision)
+
+    def tensors(self, path: str, batch: int, precision: str, folder: str) -> dict:
         """All outputs of a network's file, by name, in a .npz."""
         file = Path(folder) / f"{self.name}.npz"
-        np.savez(file, **networks.EVERY[self.name](path, batch, self.threads))
+        np.savez(file, **networks.EVERY[self.name](path, batch, self.threads, precision))
         return {"file": str(file)}
 
     def _first(self, folder: str) -> dict:
@@ -109,8 +113,8 @@ def answers_of(name: str, threads: int) -> tuple[object, dict[str, Callable[...,
         }
     library = Library(name, threads)
     return version(name), {
-        "prepare": library.prepare, "network": library.network, "tensors": library.tensors, "time": library.time,
-        "regret": library.regret,
+        "prepare": library.prepare, "network": library.network, "load": library.load, "tensors": library.tensors,
+        "time": library.time, "regret": library.regret,
     }  # fmt: skip
 
 

@@ -316,7 +316,8 @@ def extract(arguments) -> None:
         from tqdm import tqdm
     except ImportError:
         raise BackendUnavailable("extract: needs tqdm; install cconv[batch]") from None
-    model = load(arguments.model, architecture=arguments.architecture, preprocessing=arguments.preprocessing)
+    words = ("architecture", "preprocessing", "precision")
+    model = load(arguments.model, **{word: getattr(arguments, word) for word in words})
     wanted, place = arguments.layers or model.outputs, device(arguments.device)
     columns = ("macs", "flops", "flops_other")
     bills, rows, total, executed = [], [], Cost(), 0
@@ -407,6 +408,7 @@ def parser() -> argparse.ArgumentParser:
     extracting.add_argument("--architecture", help="of a safetensors file: resnet50, for example")
     extracting.add_argument("--preprocessing", help=f"{', '.join(images.PREPROCESSING)}; default: the model's own")
     _add_device(extracting)
+    extracting.add_argument("--precision", choices=specs.PRECISIONS, default="highest", help="default: highest")
     extracting.add_argument("--layers", type=names, help="separated by commas; default: the model's outputs")
     extracting.add_argument("--out", type=target, metavar="maps.npz", help="an array per image and layer: image/layer")
     extracting.add_argument("--png", type=target, metavar="grid.png", help="a grid of the maps, per image and layer")

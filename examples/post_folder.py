@@ -4,6 +4,8 @@ In: JPEG and PNG files, a server's address.  Out: OUT/IMAGE.LAYER.npy per image 
 OUT/bills.csv with a line per batch. Standard library and numpy only, so that it can be copied anywhere.
 
     python examples/post_folder.py --images photographs --out maps --model texture --layers level1.relu,level2.relu
+
+An API key comes from the environment, CCONV_API_KEY, where other users of this machine do not see it.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import csv
 import http.client
 import io
 import json
+import os
 import secrets
 import sys
 import time
@@ -33,7 +36,7 @@ class Refused(Exception):
 class Server:
     """One connection to the service."""
 
-    def __init__(self, url: str, timeout_s: float):
+    def __init__(self, url: str, timeout_s: float, key: str = ""):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Refused(f"--url: expected http://HOST:PORT, got {url!r}")
@@ -41,10 +44,11 @@ class Server:
         self.url = url
         self._base = parts.path.rstrip("/")
         self._connection = kind(parts.hostname, parts.port, timeout=timeout_s)
+        self._authorization = {"Authorization": f"Bearer {key}"} if key else {}
 
     def request(self, method: str, path: str, body: bytes | None = None, content_type: str = ""):
         """(status, headers, body); a broken connection is Refused, and closed."""
-        headers = {"Content-Type": content_type} if content_type else {}
+        headers = {**self._authorization, **({"Content-Type": content_type} if content_type else {})}
         try:
             self._connection.request(method, self._base + path, body, headers)
             response = self._connection.getresponse()
@@ -136,7 +140,7 @@ def run(options: argparse.Namespace) -> None:
     photographs = sorted(path for path in options.images.iterdir() if path.suffix.lower() in SUFFIXES)
     if not photographs:
         raise Refused(f"--images: expected {', '.join(SUFFIXES)} files in {options.images}, got none")
-    server = Server(options.url, options.timeout)
+    server = Server(options.url, options.timeout, os.environ.get("CCONV_API_KEY", ""))
     server.wait(options.wait)
     about = json.loads(server.ask("GET", f"/v2/models/{quote(options.model, safe='')}")[1])
     layers = layer_names(options.layers) or [output["name"] for output in about["outputs"]]

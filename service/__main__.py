@@ -51,13 +51,17 @@ def audit(settings: Settings) -> int:
 
 
 def keys(settings: Settings, given: argparse.Namespace) -> int:
-    """Make, list or revoke; only `make` ever shows a key."""
+    """Make, add, list or revoke; only `make` ever shows a key."""
     if not settings.api_keys:
         raise ValueError("CCONV_API_KEYS: expected the name of a file, got none")
     path = Path(settings.api_keys)
-    if given.action == "make":
+    if given.action in ("make", "add"):
         scopes = tuple(filter(None, given.scopes.split(",")))
-        print(auth.make(path, given.name, scopes, given.mflop_per_minute, given.mflop_per_month))
+        limits = (given.mflop_per_minute, given.mflop_per_month)
+        if given.action == "make":
+            print(auth.make(path, given.name, scopes, *limits))
+        else:
+            print(f"{auth.add(path, sys.stdin.readline().strip(), given.name, scopes, *limits)} is known")
     elif given.action == "revoke":
         print(f"{given.id} is revoked since {auth.revoke(path, given.id).revoked}")
     else:
@@ -79,11 +83,15 @@ def _parser() -> argparse.ArgumentParser:
     actions = commands.add_parser("keys", help="API keys, in the file of CCONV_API_KEYS").add_subparsers(
         dest="action", required=True
     )
-    make = actions.add_parser("make", help="make a key and show it, this once")
-    make.add_argument("name", help="whom it is for")
-    make.add_argument("--scopes", default="infer,usage", help=f"some of {','.join(SCOPES)}; default infer,usage")
-    make.add_argument("--mflop-per-minute", type=int, help="most millions of flops + flops_other in any minute")
-    make.add_argument("--mflop-per-month", type=int, help="the same in a calendar month, UTC")
+    for action, meaning in (
+        ("make", "make a key and show it, this once"),
+        ("add", "know the key on standard input, which was made elsewhere"),
+    ):
+        new = actions.add_parser(action, help=meaning)
+        new.add_argument("name", help="whom it is for")
+        new.add_argument("--scopes", default="infer,usage", help=f"some of {','.join(SCOPES)}; default infer,usage")
+        new.add_argument("--mflop-per-minute", type=int, help="most millions of flops + flops_other in any minute")
+        new.add_argument("--mflop-per-month", type=int, help="the same in a calendar month, UTC")
     actions.add_parser("list", help="every key's id, state, scopes, limits and name")
     actions.add_parser("revoke", help="a key is good no more").add_argument("id")
     return parser

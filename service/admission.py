@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil, floor
 
@@ -30,6 +31,9 @@ from .metrics import Metrics
 LARGEST_SIZE = 65_535
 #: What rates are counted in, rounded up: a request of next to nothing takes one.
 MFLOP = 10**6
+#: How old a month's count may be, as other servers bill the same account: for a request to be let in, to be refused,
+#: and at least as many times what counting took.
+COUNT_S, REFUSE_S, COUNT_TIMES = 10.0, 1.0, 20
 
 
 class Permit:
@@ -70,26 +74,45 @@ class Permit:
         self._admission.release(self)
 
 
+@dataclass
+class _Month:
+    """What an account has had of a month: counted in the ledger at a time, and billed by this process since."""
+
+    began: float
+    spent: int
+    #: On time.monotonic()'s clock, and how long it took.
+    counted: float
+    took: float
+
+    def is_older(self, age_s: float) -> bool:
+        return time.monotonic() - self.counted > max(age_s, COUNT_TIMES * self.took)
+
+
 class Spending:
     """What the accounts have had of their minutes and of their months, and what their requests hold just now.
 
-    Minutes slide, are kept in memory and count all that was computed. Months are UTC's, exact, begin with what the
-    ledger has, and count what was billed; without a ledger they begin with the process.
+    Minutes slide, are kept in memory and count all that was computed. Months are UTC's and count what was billed, by
+    this process at once and by all others of the ledger within COUNT_S: they are counted again and again, and never
+    too low for this process's own bills. Without a ledger they begin with the process.
 
     Parameters
     ----------
-    used : function (account, microseconds since 1970, seconds) -> int
-        flops + flops_other that are recorded for an account since then, found out in so much time.
+    used : function (account, microseconds since 1970, seconds) -> int, or None
+        flops + flops_other that are recorded for an account since then, found out in so much time; None where nothing
+        is recorded.
+    delayed : bool
+        Whether what this process bills reaches the ledger only later, so that a count may lack it.
     """
 
-    def __init__(self, used: Callable[[str, int, float], int]):
-        self._used = used
+    def __init__(self, used: Callable[[str, int, float], int] | None, delayed: bool = False):
+        self._used, self._delayed = used, delayed
         self._lock = threading.Lock()
         self._limiter: SlidingWindowCounterRateLimiter | None = None
         self._held_mflop: Counter[str] = Counter()
         self._held_flops: Counter[str] = Counter()
-        #: Since when, and how much.
-        self._months: dict[str, tuple[float, int]] = {}
+        self._months: dict[str, _Month] = {}
+        #: Billed since the last counting began, which may have come too late for it.
+        self._since: Counter[str] = Counter()
         self._counting: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def hold_minute(self, permit: Permit, flops: int) -> None:
@@ -142,29 +165,56 @@ class Spending:
                 f"work: expected at most {account.mflop_per_month} MFLOP, which account {account.id} may have in a "
                 f"month, got {flops} flops; send fewer or smaller images"
             )
+        self._count(permit, began, COUNT_S)
+        if (spent := self._try_hold(permit, flops, began)) is not None:
+            self._count(permit, began, REFUSE_S)
+            spent = self._try_hold(permit, flops, began)
+        if spent is not None:
+            following = month.replace(year=now.year + now.month // 12, month=now.month % 12 + 1)
+            raise QuotaExceeded(
+                f"account {account.id}: expected at most {account.mflop_per_month} MFLOP in a month, got {flops} "
+                f"flops more after {spent}",
+                ceil((following - now).total_seconds()),
+            )
+
+    def _try_hold(self, permit: Permit, flops: int, began: float) -> int | None:
+        """Hold it; or, where there is no room for it, what the account has had."""
+        account = permit.account
         with self._lock:
-            counting = self._counting[account.id]
-        left = permit.deadline - time.monotonic()
-        if not counting.acquire(timeout=max(0.0, left)):
-            raise DeadlineExceeded("the deadline passed before the account's month was counted; nothing was billed")
-        try:  # nobody spends before it has been counted what was spent
-            if self._months.get(account.id, (None, 0))[0] != began:
-                spent = self._used(account.id, round(1e6 * began), max(0.0, permit.deadline - time.monotonic()))
-                with self._lock:
-                    self._months[account.id] = (began, spent)
-        finally:
-            counting.release()
-        with self._lock:
-            spent = self._months[account.id][1] + self._held_flops[account.id]
+            spent = self._months[account.id].spent + self._held_flops[account.id]
             if spent + flops > account.mflop_per_month * MFLOP:
-                following = month.replace(year=now.year + now.month // 12, month=now.month % 12 + 1)
-                raise QuotaExceeded(
-                    f"account {account.id}: expected at most {account.mflop_per_month} MFLOP in a month, got {flops} "
-                    f"flops more after {spent}",
-                    ceil((following - now).total_seconds()),
-                )
+                return spent
             self._held_flops[account.id] += flops
             permit.month_flops, permit.month = flops, began
+            return None
+
+    def _count(self, permit: Permit, began: float, age_s: float) -> None:
+        """Ask the ledger what the account has had of the month, if that is not known or was asked too long ago."""
+        name = permit.account.id
+        with self._lock:
+            counting, known = self._counting[name], self._months.get(name)
+        this = known is not None and known.began == began
+        if this and (self._used is None or not known.is_older(age_s)):
+            return
+        # Before it has been counted once nobody spends; later one counts, and the others go by what is known.
+        if not counting.acquire(timeout=0 if this else max(0.0, permit.deadline - time.monotonic())):
+            if this:
+                return
+            raise DeadlineExceeded("the deadline passed before the account's month was counted; nothing was billed")
+        try:
+            with self._lock:
+                if self._months.get(name) is not known:  # somebody else has counted meanwhile
+                    return
+                self._since[name] = 0
+            asked = time.monotonic()
+            spent = 0 if self._used is None else self._used(name, round(1e6 * began), max(0.0, permit.deadline - asked))
+            with self._lock:
+                spent += self._since[name]
+                if this and self._delayed:
+                    spent = max(spent, known.spent)
+                self._months[name] = _Month(began, spent, asked, time.monotonic() - asked)
+        finally:
+            counting.release()
 
     def spend_minute(self, permit: Permit) -> None:
         """What is held of the minute has been computed, whatever comes of it."""
@@ -179,9 +229,10 @@ class Spending:
         """What is held of the month has been billed."""
         account = permit.account
         with self._lock:
-            began, spent = self._months.get(account.id, (0.0, 0))
-            if permit.month_flops and permit.month == began:
-                self._months[account.id] = (began, spent + permit.month_flops)
+            month = self._months.get(account.id)
+            if permit.month_flops and permit.month == month.began:
+                month.spent += permit.month_flops
+                self._since[account.id] += permit.month_flops
             self._give_back(permit)
 
     def give_back(self, permit: Permit) -> None:
@@ -206,16 +257,19 @@ class Admission:
 
     Parameters
     ----------
-    used : function (account, microseconds since 1970, seconds) -> int
-        flops + flops_other that are recorded for an account since then, found out in so much time.
+    used : function (account, microseconds since 1970, seconds) -> int, or None
+        As `Spending` has it.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, used: Callable[[str, int, float], int] = lambda *_: 0):
+    def __init__(self, settings: Settings, metrics: Metrics, used: Callable[[str, int, float], int] | None = None):
         self._settings = settings
-        self.spending = Spending(used)
+        self.spending = Spending(used, delayed=bool(settings.ledger_spool))
         self._metrics = metrics
         self._lock = threading.Lock()
         self._requests = self._flops = self._bytes = 0
+        metrics.pending_requests.set_function(lambda: self._requests)
+        metrics.pending_flops.set_function(lambda: self._flops)
+        metrics.pending_bytes.set_function(lambda: self._bytes)
 
     def enter(self, body_bytes: int | None, account: Account = ANONYMOUS) -> Permit:
         """A place for a request whose body has this announced size; None is a body of unknown size."""
@@ -234,6 +288,10 @@ class Admission:
         self._metrics.bytes_in.inc(body_bytes or 0)
         return permit
 
+    def full(self) -> bool:
+        """Whether there is no place; a look without a lock, as `enter` decides."""
+        return self._requests >= self._settings.queue_requests
+
     def grow(self, permit: Permit, nbytes: int, flops: int) -> None:
         limits = self._settings
         if permit.bytes + nbytes > limits.queue_bytes:
@@ -250,7 +308,6 @@ class Admission:
             permit.flops += flops
             self._bytes += nbytes
             self._flops += flops
-            self._observe()
 
     def release(self, permit: Permit) -> None:
         self.spending.give_back(permit)
@@ -260,12 +317,6 @@ class Admission:
                 self._requests -= 1
                 self._bytes -= permit.bytes
                 self._flops -= permit.flops
-                self._observe()
-
-    def _observe(self) -> None:
-        self._metrics.pending_requests.set(self._requests)
-        self._metrics.pending_flops.set(self._flops)
-        self._metrics.pending_bytes.set(self._bytes)
 
     def body(self, nbytes: int) -> None:
         if nbytes > self._settings.max_body_bytes:

@@ -151,11 +151,29 @@ def make(
     mflop_per_month: int | None = None,
 ) -> str:
     """A new key, shown this once: the file has its digest."""
-    identity = secrets.token_hex(6)
-    key = f"cck_{identity}_{secrets.token_urlsafe(32)}"
-    with _rewritten(path) as keys:
-        keys[identity] = Key(identity, name, _digest(key), tuple(scopes), _now(), "", mflop_per_minute, mflop_per_month)
+    key = f"cck_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
+    add(path, key, name, scopes, mflop_per_minute, mflop_per_month)
     return key
+
+
+def add(
+    path: Path,
+    key: str,
+    name: str,
+    scopes: tuple[str, ...] = ("infer", "usage"),
+    mflop_per_minute: int | None = None,
+    mflop_per_month: int | None = None,
+) -> str:
+    """Know a key that was made elsewhere; its id. One that is known stays as it is, revoked or not."""
+    found = KEY.fullmatch(key)
+    if not found:
+        raise KeysError("key: expected cck_, 12 hexadecimal digits, _ and 43 letters or digits, got something else")
+    identity, digest = found[1], _digest(key)
+    new = Key(identity, name, digest, tuple(scopes), _now(), "", mflop_per_minute, mflop_per_month)
+    with _rewritten(path) as keys:
+        if keys.setdefault(identity, new).digest != digest:
+            raise KeysError(f"{identity}: expected the key that has this id already, got another")
+    return identity
 
 
 def revoke(path: Path, identity: str) -> Key:

@@ -8,14 +8,16 @@ import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
-from math import ceil, prod
+from math import prod
 
 import numpy as np
 
 import cconv
 from cconv import Cost, devices, images
 
+from . import slices
 from .errors import DeadlineExceeded, DeviceLost, InvalidRequest, NotFound, Overloaded, Unavailable
 from .repository import Entry, Repository, State, unknown
 from .wire import read_name
@@ -29,10 +31,8 @@ CONV2D = "conv2d"
 FLOAT32_BYTES = 4
 #: Options of conv2d that change how it is computed and not what it costs.
 UNCOUNTED_OPTIONS = ("precision", "algorithm")
-#: About what is computed between two looks at the clock: seconds at most, on any machine.
-SLICE_FLOPS = 2 * 10**10
-#: Filters of a slice, if there are so many: a multiple of every kernel's lanes.
-SLICE_FILTERS = 16
+#: Of each model: shapes and layers of which it is remembered what they cost.
+MOST_LOOKS = 256
 
 Shape = tuple[int, ...]
 
@@ -114,6 +114,11 @@ class Task:
     one: Callable[[], Quote] | None = None
 
 
+def pool_idle_bytes() -> int:
+    """Memory that the library keeps for its next runs."""
+    return cconv.show_config()["pool_idle_bytes"]
+
+
 def _common(one: Shape, other: Shape) -> Shape:
     """Where two shapes agree, and -1 elsewhere."""
     same_rank = len(one) == len(other)
@@ -129,6 +134,18 @@ class Served:
     input: str
     model: cconv.Model
     operators: dict[str, str]
+    #: What was asked of it lately, by shape and layers: pure functions of these, which take longer than a small run.
+    _looks: dict = field(default_factory=dict)
+
+    def look(self, x_shape: Shape, layers: tuple[str, ...] | None) -> "_Look":
+        """What running it on images of this shape is, if only these layers are asked for."""
+        found = self._looks.get((x_shape, layers))
+        if found is None:
+            found = _Look(self.model, self.operators, x_shape, layers)
+            if len(self._looks) >= MOST_LOOKS:
+                self._looks.clear()
+            self._looks[x_shape, layers] = found
+        return found
 
     @classmethod
     def of(cls, name: str, version: str, model: cconv.Model, input: str) -> "Served":
@@ -158,6 +175,37 @@ class Served:
         except cconv.CconvError:  # it takes no larger ones
             more = self.model.shapes((2 * batch, *sizes))
         return {layer: _common(shape, more[layer]) for layer, shape in own.items()}
+
+
+class _Look:
+    """A model on images of one shape, asked for some layers: what that costs and takes."""
+
+    def __init__(self, model: cconv.Model, operators: dict[str, str], x_shape: Shape, layers: tuple[str, ...] | None):
+        self._model, self._x_shape = model, x_shape
+        with _translated():
+            cost = model.cost(x_shape, layers)
+            shapes = model.shapes(x_shape, tuple(cost.layers))
+            outputs = model.shapes(x_shape, layers)
+        steps = tuple(Step(layer, operators[layer], shapes[layer], each) for layer, each in cost.layers.items())
+        self.quote = Quote(cost.total, steps, outputs, sum(map(prod, outputs.values())))
+
+    @cached_property
+    def per_image(self) -> bool:
+        """Whether every image has maps of its own.
+
+        What no image changes, such as a Shape, is there once, and a file may fold its batch into other axes.
+        """
+        count, *sizes = self._x_shape
+        outputs = self.quote.outputs
+        with _translated():
+            doubled = self._model.shapes((2 * count, *sizes), tuple(outputs))
+        return all(outputs[layer][:1] == (count,) and doubled[layer][:1] == (2 * count,) for layer in outputs)
+
+    @cached_property
+    def working_bytes(self) -> int:
+        """Bytes that the maps in between take."""
+        with _translated():
+            return self._model.working_bytes(self._x_shape, tuple(self.quote.outputs))
 
 
 @contextmanager
@@ -295,44 +343,29 @@ class Engine:
 
     def task(self, served: Served, x: np.ndarray, layers: tuple[str, ...] | None = None, device: str = AUTO) -> Task:
         """A model on images (N, C, H, W) float32, or on what else it takes."""
-        place = self.device(device)
-        model, quote = served.model, self.quote(served, x.shape, layers)
-        asked, count = tuple(quote.outputs), len(x)
-        with _translated():
-            doubled = model.shapes((2 * count, *x.shape[1:]), asked)
-        # What no image changes, such as a Shape, is there once, and a file may fold its batch into other axes.
-        per_image = all(quote.outputs[layer][:1] == (count,) and doubled[layer][:1] == (2 * count,) for layer in asked)
+        place, model, look = self.device(device), served.model, served.look(x.shape, layers)
+        quote, asked = look.quote, tuple(look.quote.outputs)
 
         def run(x: np.ndarray, cancel: threading.Event) -> dict[str, np.ndarray]:
             with _translated():
-                return place.run(lambda part: model.run(part, asked, cancel), x, cancel, whole=not per_image)
+                return place.run(lambda part: model.run(part, asked, cancel), x, cancel, whole=not look.per_image)
 
         def working_bytes() -> int:
-            if place.name == "cuda":
-                return _staging_bytes(x, quote)
-            with _translated():
-                return model.working_bytes(x.shape, asked)
+            return _staging_bytes(x, quote) if place.name == "cuda" else look.working_bytes
 
         def one() -> Quote:
             return self.quote(served, (1, *x.shape[1:]), asked)
 
         # The model itself: another one may be served under its name and version by now.
-        key = (served, asked, x.shape[1:], place.name) if per_image else None
-        shapes = {"shape": x.shape, "layers": asked}
+        key = (served, asked, x.shape[1:], place.name) if look.per_image else None
         return Task(
-            served.name, quote, x, key, "auto", run, count, place.name, working_bytes, per_image, served.version,
-            shapes, options=device, one=one,
+            served.name, quote, x, key, "auto", run, len(x), place.name, working_bytes, look.per_image, served.version,
+            {"shape": x.shape, "layers": asked}, options=device, one=one,
         )  # fmt: skip
 
     def quote(self, served: Served, x_shape: Shape, layers: tuple[str, ...] | None = None) -> Quote:
         """What running a model on images of this shape costs, if only these layers are asked for."""
-        model = served.model
-        with _translated():
-            cost = model.cost(x_shape, layers)
-            shapes = model.shapes(x_shape, tuple(cost.layers))
-            outputs = model.shapes(x_shape, layers)
-        steps = tuple(Step(layer, served.operators[layer], shapes[layer], each) for layer, each in cost.layers.items())
-        return Quote(cost.total, steps, outputs, sum(map(prod, outputs.values())))
+        return served.look(x_shape, layers).quote
 
     def quote_conv2d(self, x_shape: Shape, w_shape: Shape, **options) -> Quote:
         """What one conv2d on arrays of these shapes costs; options as conv2d_cost's."""
@@ -352,7 +385,7 @@ class Engine:
         def run(x: np.ndarray, cancel: threading.Event) -> dict[str, np.ndarray]:
             with _translated():
                 if place.name == "cpu":
-                    return {"y": _sliced_conv2d(x, weight, bias, options, quote.flops, cancel)}
+                    return {"y": slices.conv2d(cconv.conv2d, x, weight, bias, options, quote.flops, cancel)}
                 filters, shifts = place.put(weight), place.put(bias)
                 images = x if x.ndim == 4 else x[None]
                 maps = place.run(lambda part: {"y": cconv.conv2d(part, filters, shifts, **options)}, images, cancel)
@@ -413,36 +446,3 @@ class Engine:
 def _staging_bytes(x: np.ndarray, quote: Quote) -> int:
     """Page-locked memory for what goes to a GPU and comes back; the maps in between take none of the host's."""
     return x.nbytes + quote.output_numbers * x.itemsize
-
-
-def _sliced_conv2d(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: dict, flops: int, cancel: threading.Event
-) -> np.ndarray:
-    """conv2d in slices of about SLICE_FLOPS, bit for bit as in one call; DeadlineExceeded once `cancel` is set.
-
-    A slice is some images, or some filters on one image. Filters of several groups stay together.
-    """
-    images = x if x.ndim == 4 else x[None]
-    per_image = ceil(flops / len(images))
-    count, filters = max(1, SLICE_FLOPS // max(1, per_image)), len(weight)
-    # A bias that does not fit goes to the library whole, which says so: a part of it might fit a part of the filters.
-    fits = bias is None or bias.shape[:1] == (filters,)
-    if per_image > SLICE_FLOPS and options.get("groups", 1) == 1 and fits:
-        filters = max(1, filters * SLICE_FLOPS // per_image)
-        filters -= filters % SLICE_FILTERS if filters > SLICE_FILTERS else 0
-    y = None
-    for n in range(0, len(images), count):
-        for k in range(0, len(weight), filters):
-            if cancel.is_set():
-                raise DeadlineExceeded("the deadline passed before the convolution was done")
-            part = slice(k, k + filters) if filters < len(weight) else slice(None)
-            out = None if y is None else y[n : n + count, part]
-            piece = cconv.conv2d(
-                images[n : n + count], weight[part], None if bias is None else bias[part], **options, out=out
-            )
-            if y is None and piece.shape[:2] == (len(images), len(weight)):
-                y = piece
-            elif y is None:  # what follows is written in place: only the library says how large a map is
-                y = np.empty((len(images), len(weight), *piece.shape[2:]), piece.dtype)
-                y[:count, part] = piece
-    return y if x.ndim == 4 else y[0]

@@ -19,6 +19,7 @@ from .admission import Admission
 from .auth import Auth
 from .body import Body, Inflated
 from .config import Settings
+from .door import Door
 from .engine import Engine
 from .errors import (
     Forbidden,
@@ -71,7 +72,8 @@ def build(settings: Settings | None = None) -> flask.Flask:
     engine = Engine(settings.models, settings.model_repository, settings.device)
     scheduler = Scheduler(metrics, settings.max_batch, settings.watchdog_s)
     book = Book(settings, metrics)
-    pipeline = Pipeline(settings, engine, Admission(settings, metrics, book.used), scheduler, metrics, book)
+    admission = Admission(settings, metrics, book.used if book.kept else None)
+    pipeline = Pipeline(settings, engine, admission, scheduler, metrics, book)
     atexit.register(pipeline.close)
 
     # The package, not this module: templates/ and static/ lie beside it.
@@ -84,7 +86,9 @@ def build(settings: Settings | None = None) -> flask.Flask:
     app.config["MAX_FORM_PARTS"] = settings.max_images + FORM_FIELDS
     app.config["MAX_FORM_MEMORY_SIZE"] = FORM_TEXT_BYTES
     app.extensions["cconv"] = pipeline
-    register(app, pipeline)
+    door = Door(settings, admission, metrics, HEADERS)
+    app.extensions["cconv.door"] = door
+    register(app, pipeline, door)
     _guard(app, Auth(settings), metrics, settings.log_format == "json")
     _answer_errors(app, settings, metrics)
     pipeline.start_loading()
@@ -98,7 +102,7 @@ def _guard(app: flask.Flask, auth: Auth, metrics: Metrics, log_requests: bool) -
     def begin():
         g.began = time.monotonic()
         g.trace = Trace.of(request.headers.get("traceparent", ""))
-        g.account = ANONYMOUS
+        g.account, g.served = ANONYMOUS, ("", "")
         g.account = _account(auth)
         if not request.query_string.isascii():
             raise InvalidRequest("query: expected ASCII, with everything else percent-encoded")
@@ -109,12 +113,12 @@ def _guard(app: flask.Flask, auth: Auth, metrics: Metrics, log_requests: bool) -
 
     @app.after_request
     def finish(response):
-        for name, value in HEADERS.items():
-            response.headers.setdefault(name, value)
+        own = {name.lower() for name, _ in response.headers}
+        response.headers.extend((name, value) for name, value in HEADERS.items() if name.lower() not in own)
         # The rule, not the address: the number of series must not grow with what clients send.
         route = request.url_rule.rule if request.url_rule else "unknown"
         seconds = time.monotonic() - g.began
-        metrics.answered(route, response.status_code, seconds)
+        metrics.answered(route, *g.served, response.status_code, seconds)
         response.headers["traceparent"] = g.trace.header()
         if called := request_id():
             response.headers["X-Request-Id"] = called

@@ -12,7 +12,8 @@ _settings = Settings.from_env()
 
 _host = f"[{_settings.host}]" if ":" in _settings.host else _settings.host
 bind = f"{_host}:{_settings.port}"
-worker_class = "gthread"
+# Threads, and a loop that gathers requests and refuses those for which there is no room.
+worker_class = "service.worker.Worker"
 workers = 1
 threads = _settings.threads
 # Longer than a client pauses between two requests: its pool would otherwise send into a closed connection.
@@ -26,6 +27,8 @@ forwarder_headers = ""
 limit_request_fields = 100
 limit_request_field_size = 8190
 control_socket_disable = True
+# The kernel would wait for a slow reader for as long as that likes, and with it the thread.
+sendfile = False
 # The heartbeat is a file; on a slow or read-only disk it would block the worker.
 if os.path.isdir("/dev/shm"):
     worker_tmp_dir = "/dev/shm"

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from math import ceil
 
 import cconv.ledger as ledger
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 ACCOUNT = "anonymous"
 #: What usage may be added up by.
 GROUPS = ledger.GROUPS
-#: Answers about usage that are written at a time: they may be long, and their readers slow.
-READERS = 2
+#: Answers about usage that are written at a time, and of these for one account: they may be long, and readers slow.
+READERS, READERS_OF_ONE = 4, 2
 
 
 @contextmanager
@@ -101,7 +101,7 @@ class Bill:
         """
         if self._event is None:
             return True
-        event = replace(self._event, at=time.time_ns() // 1000, **measured)
+        event = self._event.measured(at=time.time_ns() // 1000, **measured)
         return self._book.settle(event, self._reservation, max(0.0, deadline - time.monotonic()))
 
     def drop(self) -> None:
@@ -115,12 +115,13 @@ class Book:
 
     def __init__(self, settings: Settings, metrics: Metrics):
         self._metrics = metrics
-        self._readers = threading.BoundedSemaphore(READERS)
+        self._readers = _Readers()
         self._ledger = None
         if settings.ledger:
             spool = settings.ledger_spool or None
             self._ledger = ledger.Ledger(settings.ledger, spool=spool, timeout_s=settings.ledger_timeout_s)
             metrics.ledger_waiting.set_function(self._ledger.waiting_bytes)
+            metrics.ledger_lag.set_function(self._ledger.lag_s)
             metrics.ledger_refused.set_function(self._ledger.refused_lines)
 
     @property
@@ -195,8 +196,10 @@ class Book:
                 self._metrics.ledger_doubtful.inc()
             raise
 
-    def usage(self, form: str, by: tuple[str, ...] | None, deadline: float, **selection) -> "Pieces":
+    def usage(self, form: str, by: tuple[str, ...] | None, deadline: float, reader: str, **selection) -> "Pieces":
         """Totals by these, or with None every event, as pieces of JSON or CSV; Unavailable without a ledger.
+
+        `reader` is the account that asks.
 
         Raises
         ------
@@ -204,23 +207,20 @@ class Book:
         """
         if self._ledger is None:
             raise Unavailable("usage: this server keeps no ledger")
-        if not self._readers.acquire(blocking=False):
-            raise Overloaded(f"usage: {READERS} others are being answered; try again")
+        place = self._readers.enter(reader, deadline)
         selection["timeout_s"] = max(0.0, deadline - time.monotonic())
         try:
             with _translated("the usage records cannot be read; try again"):
                 kind = ledger.Event if by is None else ledger.Total
                 rows = self._ledger.events(**selection) if by is None else self._ledger.totals(by, **selection)
                 pieces = ledger.as_csv(rows, kind) if form == "csv" else ledger.as_json(rows)
-                return Pieces(pieces, self._readers, deadline)
+                return Pieces(pieces, partial(self._readers.leave, place), deadline)
         except BaseException:
-            self._readers.release()
+            self._readers.leave(place)
             raise
 
     def used(self, account: str, since_us: int, timeout_s: float) -> int:
-        """flops + flops_other that are recorded for an account since then; 0 without a ledger."""
-        if self._ledger is None:
-            return 0
+        """flops + flops_other that are recorded for an account since then."""
         with self._failing():
             found = self._ledger.totals((), account=account, since_us=since_us, timeout_s=timeout_s)
             return sum(total.flops + total.flops_other for total in found)
@@ -243,17 +243,44 @@ class Book:
         return self._ledger.audit(recompute)
 
 
+class _Readers:
+    """Places for those who read usage: few in all, and of them half for one account. A place ends with its deadline.
+
+    So a reader who stalls keeps nobody out for longer, though it may be noticed only when it reads on.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._places: dict[object, tuple[str, float]] = {}
+
+    def enter(self, account: str, deadline: float) -> object:
+        with self._lock:
+            now = time.monotonic()
+            self._places = {place: one for place, one in self._places.items() if one[1] > now}
+            mine = sum(reader == account for reader, _ in self._places.values())
+            if mine >= READERS_OF_ONE or len(self._places) >= READERS:
+                whose = f"{mine} answers for this account" if mine >= READERS_OF_ONE else f"{READERS} answers"
+                raise Overloaded(f"usage: {whose} are being read; try again")
+            place = object()
+            self._places[place] = account, deadline
+            return place
+
+    def leave(self, place: object) -> None:
+        with self._lock:
+            self._places.pop(place, None)
+
+
 class Pieces:
     """An answer in pieces, the first of which is there: what fails before it is still an answer of its own.
 
-    It has a reader's place until it is closed, and ends unfinished past its deadline, for readers may be slow.
+    It calls `leave` when it is closed, and ends unfinished past its deadline, for readers may be slow.
     """
 
-    def __init__(self, pieces: Iterable[str], readers: threading.Semaphore, deadline: float):
+    def __init__(self, pieces: Iterable[str], leave: Callable[[], None], deadline: float):
         self._deadline = deadline
         self._rest = iter(pieces)
         self._first: list[str] = [next(self._rest)]
-        self._readers: threading.Semaphore | None = readers
+        self._leave = leave
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -265,6 +292,4 @@ class Pieces:
 
     def close(self) -> None:
         self._rest.close()
-        readers, self._readers = self._readers, None
-        if readers is not None:
-            readers.release()
+        self._leave()

@@ -27,11 +27,13 @@ class Metrics:
     def __init__(self):
         self.registry = CollectorRegistry()
         self.statistics = Statistics()
+        self._series: dict = {}
         work = {"labelnames": ("model", "device"), "registry": self.registry}
         model = {"labelnames": ("model",), "registry": self.registry}
         self.requests = Counter(
-            "cconv_requests", "Requests answered, by route and status.", ("route", "code"), registry=self.registry
-        )
+            "cconv_requests", "Requests answered, by route, by the model that computed and its version, and by status.",
+            ("route", "model", "version", "code"), registry=self.registry,
+        )  # fmt: skip
         self.seconds = Histogram(
             "cconv_request_seconds", "From arrival to answer.", ("route",), registry=self.registry, buckets=_SECONDS
         )
@@ -59,6 +61,10 @@ class Metrics:
         self.bytes_in = Counter("cconv_bytes_in", "Bytes of request bodies announced.", registry=self.registry)
         self.bytes_out = Counter("cconv_bytes_out", "Bytes of computed answers.", registry=self.registry)
 
+        self.pool_idle = Gauge(
+            "cconv_pool_idle_bytes", "Memory that is kept for the next runs, 256 MiB at most.", registry=self.registry
+        )
+
         self.ledger_writes = Counter("cconv_ledger_writes", "Bills recorded.", registry=self.registry)
         self.ledger_failures = Counter(
             "cconv_ledger_failures",
@@ -73,6 +79,9 @@ class Metrics:
         self.ledger_waiting = Gauge(
             "cconv_ledger_waiting_bytes", "Bytes of bills that wait for the database.", registry=self.registry
         )
+        self.ledger_lag = Gauge(
+            "cconv_ledger_lag_seconds", "How long the oldest bill has waited for the database.", registry=self.registry
+        )
         self.ledger_refused = Gauge(
             "cconv_ledger_refused_lines", "Lines of the spool that no ledger takes.", registry=self.registry
         )
@@ -80,24 +89,36 @@ class Metrics:
             "cconv_replays", "Requests answered again under an idempotency key, unbilled.", registry=self.registry
         )
 
-    def answered(self, route: str, code: int, seconds: float) -> None:
-        self.requests.labels(route, str(code)).inc()
-        self.seconds.labels(route).observe(seconds)
+    def _of(self, metric, *labels: str):
+        """A series; to look it up takes prometheus_client as long as to count."""
+        found = self._series.get((metric, labels))
+        if found is None:
+            found = self._series[metric, labels] = metric.labels(*labels)
+        return found
+
+    def answered(self, route: str, model: str, version: str, code: int, seconds: float) -> None:
+        self._of(self.requests, route, model, version, str(code)).inc()
+        self._of(self.seconds, route).observe(seconds)
+
+    def turned_away(self) -> None:
+        """A request that was refused unread, so that nobody knows its route."""
+        self._of(self.requests, "unread", "", "", "503").inc()
+        self._of(self.rejected, "overloaded").inc()
 
     def ran(self, model: str, version: str, images: int, seconds: float) -> None:
         self.statistics.ran(model, version, images, seconds)
-        self.executions.labels(model).inc()
-        self.batch_size.labels(model).observe(images)
-        self.compute_seconds.labels(model).observe(seconds)
+        self._of(self.executions, model).inc()
+        self._of(self.batch_size, model).observe(images)
+        self._of(self.compute_seconds, model).observe(seconds)
 
     def billed(self, model: str, device: str, cost, images: int) -> None:
-        self.inferences.labels(model).inc(images)
-        self.macs.labels(model, device).inc(cost.macs)
-        self.flops.labels(model, device).inc(cost.flops)
-        self.flops_other.labels(model, device).inc(cost.flops_other)
+        self._of(self.inferences, model).inc(images)
+        self._of(self.macs, model, device).inc(cost.macs)
+        self._of(self.flops, model, device).inc(cost.flops)
+        self._of(self.flops_other, model, device).inc(cost.flops_other)
 
     def discarded(self, model: str, device: str, flops: int) -> None:
-        self.discarded_flops.labels(model, device).inc(flops)
+        self._of(self.discarded_flops, model, device).inc(flops)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

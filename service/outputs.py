@@ -10,6 +10,7 @@ afterwards the smaller array, with what is needed to read it. None of it is in t
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -56,10 +57,27 @@ class Form:
         channels = _channels(parameters.get("channels"), shape, where)
         return cls(channels, _pool(parameters.get("pool"), shape, where), dtype)
 
+    def room(self, shape: tuple[int, ...], itemsize: int) -> int:
+        """Bytes that `apply` takes beside an array of this shape, at most: of every step, as if none gave any back."""
+        numbers, nbytes = prod(shape), 0
+        if self.channels is not None:
+            numbers = numbers // shape[1] * len(self.channels)
+            nbytes += numbers * itemsize
+        if self.pool is not None:
+            rows, columns = shape[2:]
+            maps = numbers // (rows * columns)
+            numbers = maps * (rows // self.pool) * (columns // self.pool) if self.pool else maps
+            nbytes += numbers * (itemsize if self.pool else itemsize + 8)
+        if self.dtype == "FP16":
+            nbytes += 2 * numbers
+        if self.dtype == "UINT8":  # the numbers, which of them are finite, and a slice in float64, twice
+            nbytes += 2 * numbers + 16 * min(numbers, SLICE)
+        return nbytes
+
     def apply(self, array: np.ndarray, name: str) -> tuple[np.ndarray, dict[str, float]]:
         """The array in this form, and the parameters that say how to read it."""
         if self.channels is not None:
-            array = array[:, list(self.channels)]
+            array = array.take(self.channels, axis=1)
         if self.pool == 0:
             array = array.mean(axis=(2, 3), keepdims=True, dtype=np.float64).astype(array.dtype)
         elif self.pool:

@@ -19,13 +19,13 @@ from . import engine, npy
 from .account import ANONYMOUS, Account
 from .admission import Admission, Permit
 from .config import Settings
-from .engine import Cost, Engine, Quote, Served, Task
+from .engine import Cost, Engine, Quote, Served, Task, pool_idle_bytes
 from .errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, ServiceError, TooLarge
 from .ledger import Bill, Book
 from .metrics import Metrics
 from .repository import Entry, State, unknown
 from .scheduler import Result, Scheduler
-from .wire import JSON_BYTES_PER_NUMBER
+from .wire import JSON_BYTES_PER_NUMBER, bytes_of
 
 Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
@@ -99,13 +99,6 @@ def _fingerprint(permit: Permit, tasks: Sequence[Task]) -> str:
     return digest.hexdigest()
 
 
-def _bytes_of(answer) -> int:
-    """Of what a route makes of an outcome: text, bytes, arrays, and lists of these."""
-    if isinstance(answer, (list, tuple)):
-        return sum(map(_bytes_of, answer))
-    return answer.nbytes if isinstance(answer, np.ndarray) else len(answer)
-
-
 def _time_left(permit: Permit) -> float:
     """Seconds until a request's deadline; DeadlineExceeded if there are none."""
     left = permit.deadline - time.monotonic()
@@ -137,6 +130,7 @@ class Pipeline:
         self._changing = threading.Lock()
         # One at a time: a decoder holds several times what it returns, and nobody has counted that.
         self._decoding = threading.Lock()
+        metrics.pool_idle.set_function(pool_idle_bytes)
 
     def enter(self, body_bytes: int | None, account: Account = ANONYMOUS) -> Permit:
         """A place in the house; the route gives it back when the answer has left."""
@@ -369,14 +363,22 @@ class Pipeline:
         return np.divide(array, 255 if array.dtype == np.uint8 else 1, dtype=np.float32)
 
     def run(
-        self, permit: Permit, tasks: Sequence[Task], encode: Callable[[Outcome], Answer], *, json_numbers: int = 0
+        self,
+        permit: Permit,
+        tasks: Sequence[Task],
+        encode: Callable[[Outcome], Answer],
+        *,
+        json_numbers: int = 0,
+        encoding_bytes: int = 0,
     ) -> tuple[Outcome, Answer]:
         """Admit, run and encode the tasks, and bill them when all of that went well and the record is durable.
 
-        `json_numbers` of the outputs will be written as JSON, which takes more room.
+        `json_numbers` of the outputs will be written as JSON, which takes more room; `encode` takes `encoding_bytes`
+        beside them.
         """
         cost = sum((task.quote.cost for task in tasks), Cost())
         self._admission.images(sum(task.count for task in tasks))
+        permit.take(nbytes=encoding_bytes)
         self._admit(permit, tasks, json_numbers * JSON_BYTES_PER_NUMBER)
         flops = cost.flops + cost.flops_other
         self._admission.spending.hold_minute(permit, flops)
@@ -393,7 +395,7 @@ class Pipeline:
                 computed = time.monotonic()
                 answer = encode(outcome)
                 output_s = time.monotonic() - computed
-                billed = entry.settle(permit.deadline, bytes_out=_bytes_of(answer), **outcome.times())
+                billed = entry.settle(permit.deadline, bytes_out=bytes_of(answer), **outcome.times())
             except Exception:
                 for task in tasks:
                     self.metrics.discarded(task.label, task.device, task.quote.flops)

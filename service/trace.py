@@ -3,8 +3,8 @@
 In: a `traceparent` header, or none.  Out: a Trace, with a header of its own for the answer.
 """
 
+import random
 import re
-import secrets
 from dataclasses import dataclass
 
 _PARENT = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
@@ -23,7 +23,8 @@ class Trace:
         """The caller's trace; a new one that nobody records, if the header is none."""
         found = _PARENT.fullmatch(parent.strip())
         good = found and int(found[2], 16) and int(found[3], 16) and (found[1] != "00" or found[5] is None)
-        return cls(found[2] if good else secrets.token_hex(16), secrets.token_hex(8), found[4] if good else "00")
+        fresh = f"{random.getrandbits(192) or 1:048x}"  # unlike others, and no secret
+        return cls(found[2] if good else fresh[16:], fresh[:16], found[4] if good else "00")
 
     def header(self) -> str:
         return f"00-{self.trace_id}-{self.span_id}-{self.flags}"

@@ -19,14 +19,14 @@ import orjson
 
 #: Bytes of one piece of an answer: what is held twice while it is written.
 PIECE = 1 << 20
+#: Bytes of an answer that is sent at once.
+SMALL = 1 << 16
 #: The binary extension's JSON header is padded with spaces to this, so that a client may view the tensors in place.
 HEADER_ALIGNMENT = 8
-#: Bytes that parsing one byte of JSON may take: `[],` is three bytes, an empty list of 64 and a place in the list
-#: around it, which is twice as long while it grows.
+#: Bytes that parsing one byte of JSON may take: `[],` is an empty list of 64 and a place in a list that grows.
 JSON_MEMORY = 32
 #: About how many bytes of JSON one float32 takes, with its comma.
 JSON_BYTES_PER_NUMBER = 16
-
 
 #: The protocol's names of the types that maps, and a file's shapes and constants, have.
 DATATYPES = {
@@ -365,10 +365,17 @@ def write_infer(
     return header, tensors
 
 
+def bytes_of(answer) -> int:
+    """Of an answer: text, bytes, arrays, and lists of these."""
+    if isinstance(answer, (list, tuple)):
+        return sum(map(bytes_of, answer))
+    return answer.nbytes if isinstance(answer, np.ndarray) else len(answer)
+
+
 def pieces(parts: Iterable[bytes | np.ndarray]) -> Iterator[bytes]:
-    """An answer's parts in order as bytes of moderate size, so that no array is copied whole."""
-    for part in parts:
-        view = memoryview(part if isinstance(part, bytes) else part.reshape(-1).view(np.uint8))
+    """An answer's parts in order as bytes of moderate size, so that no array is copied whole; a small answer as one."""
+    views = [memoryview(part if isinstance(part, bytes) else part.reshape(-1).view(np.uint8)) for part in parts]
+    for view in [b"".join(views)] if sum(map(len, views)) <= SMALL else views:
         for start in range(0, len(view), PIECE):
             yield bytes(view[start : start + PIECE])
 

@@ -26,15 +26,15 @@ hypothesis.settings.load_profile("reproducible")
 DTYPES = ("float32", "float64")
 
 
-def _load_cases():
-    """tests/cases.py by its path: under --import-mode=importlib test files cannot import each other by name."""
-    spec = importlib.util.spec_from_file_location("convolution_cases", Path(__file__).with_name("cases.py"))
+def _load(name: str):
+    """A file beside this one by its path: under --import-mode=importlib test files cannot import each other by name."""
+    spec = importlib.util.spec_from_file_location(f"cconv_tests_{name}", Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.CASES
+    return module
 
 
-CASES = _load_cases()
+CASES = _load("cases").CASES
 TWINS = tuple(backends.get(name) for name, reason in backends.available().items() if not reason)
 
 #: Outermost first: a failing backend reads as one block.
@@ -52,6 +52,20 @@ def pytest_addoption(parser):
     parser.addoption("--need-postgresql", action="store_true", help="fail, not skip, where PostgreSQL is missing")
     parser.addoption("--one-in", type=int, default=1, help="of the generated layers, run only every so many-th")
     parser.addoption("--sanitize", action="store_true", help="compile GPU kernels for the host with AddressSanitizer")
+
+
+def pytest_collection_modifyitems(items):
+    """Whatever needs the server is marked, so that it can be left out by name."""
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        if "postgresql" in parameters.values() or {"postgres", "postgres_url"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("postgresql")
+
+
+@pytest.fixture(scope="session")
+def postgres(request):
+    """A PostgreSQL server; without one the test skips, or fails where it is needed."""
+    yield from _load("postgresql").server_or_skip(request.config.getoption("--need-postgresql"))
 
 
 def pytest_generate_tests(metafunc):

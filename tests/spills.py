@@ -123,6 +123,7 @@ PLANTED = """
 #define TILE_ROWS 1
 #define EACH_ROWS(X) X(1)
 #define EACH_PIXELS(X) X(28, 2)
+#include "kernels.h"
 #include "simd.h"
 #include "step.inc.c"
 #include "multiply.inc.c"

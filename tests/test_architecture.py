@@ -30,14 +30,14 @@ FLOORS = (
     ("cconv.batch", "cconv.tables"),
     ("cconv.cli",),
     ("service.errors", "service.account", "service.config", "service.wire"),
-    ("service.statistics", "service.trace", "service.log", "service.npy"),
+    ("service.statistics", "service.trace", "service.log", "service.npy", "service.slices"),
     ("service.repository", "service.outputs", "service.metrics", "service.body"),
     ("service.engine", "service.ledger"),
     ("service.auth", "service.admission"),
-    ("service.scheduler",),
+    ("service.scheduler", "service.door", "service.connection"),
     ("service.pipeline",),
     ("service.routes",),
-    ("service.factory",),
+    ("service.factory", "service.worker"),
     ("service", "service.gunicorn", "service.__main__"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -28,7 +28,7 @@ assert cconv.conv2d(np.ones((1, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.
 echo "== the library's tests against it"
 "$work/env/bin/python" -m pip install --disable-pip-version-check -q "$(echo "$work"/dist/*.whl)[batch,ledger,model]" \
     'pytest>=8.4,<10' 'pytest-xdist>=3.8,<4' 'hypothesis>=6.130,<7' 'scikit-image>=0.25,<1' 'matplotlib>=3.9,<4'
-for part in conftest.py cases.py planning kernels backends models ledger; do cp -r "$root/tests/$part" .; done
+for part in conftest.py cases.py postgresql.py planning kernels backends models ledger; do cp -r "$root/tests/$part" .; done
 cp "$root/pyproject.toml" .
 tests() { "$work/env/bin/python" -m pytest -q --cconv-from "$work/env" planning kernels backends models ledger "$@"; }
 tests -n auto -m "not slow and not alone and not postgresql"

@@ -17,7 +17,7 @@ from .kernels cimport cconv_finish, cconv_kernels, cconv_rows
 cnp.import_array()
 
 cdef enum:
-    RELU = 1  # in enum cconv_activation
+    RELU6 = 2  # in enum cconv_activation: those up to it need no look at anything but the sum
     SHARED_PACKING = 1 << 18  # bytes of weights from which on threads share their packing
 
 
@@ -27,7 +27,7 @@ cdef struct Conv:
     int itemsize, pixel_lanes, across_images, joined
     int paired  # columns have two phases, side by side in the image: packed in one pass
     int fused  # the multiplication itself finishes whole rows
-    int in_place  # the tile is the image, which is not packed
+    int in_place  # the tile is a piece of the image, which is not packed
     # Sizes: of the spec (with a 1x1 kernel the image may be one long row), per group, of a tile.
     long N, C, H, W, K, R, S, P, Q, groups, group_channels, group_outputs, depth
     long stride_h, stride_w, top, left, dilation_h, dilation_w
@@ -36,6 +36,7 @@ cdef struct Conv:
     const int32_t *row_start
     const int32_t *column_start
     const int32_t *offset
+    const int32_t *image_offset  # the same in an image that is one long row
     # Work: tiles down and across an image, panels of a group.
     long tiles_p, tiles_q, panels
     # Scratch: bytes before the sums, and before the transposed sums.
@@ -162,6 +163,7 @@ cdef void channels_panels(
     cdef long window = job.R * job.S, pixels = tile_p * tile_q
     # Rows without a gap are one run of pixels.
     cdef long runs = 1 if job.pitch == tile_q else tile_p, run_pixels = pixels // runs
+    cdef const int32_t *offset = job.image_offset if job.in_place else job.offset
     cdef long piece, panel, chain, begin, end, run, channel, k, width
     cdef const char *weights
     cdef const char *tile
@@ -172,7 +174,7 @@ cdef void channels_panels(
         channel = begin // window
         tile = scratch - channel * job.plane * job.itemsize  # of channel 0
         if job.in_place:
-            tile = job.x + n * job.x_n + group * job.group_channels * job.x_c
+            tile = job.x + n * job.x_n + group * job.group_channels * job.x_c + q * job.itemsize
         elif job.across_images:
             pack_images(job, n, tile_q, group, scratch)
         else:
@@ -188,8 +190,8 @@ cdef void channels_panels(
                 begin, end = chain * job.depth // job.chains, (chain + 1) * job.depth // job.chains
                 for run in range(runs):
                     kernels.multiply_channels(
-                        <int>run_pixels, <int>(width // lanes), end - begin, end - begin, job.offset + begin,
-                        tile + run * job.pitch * job.itemsize, weights + begin * width * job.itemsize,
+                        <int>run_pixels, <int>(width // lanes), end - begin, end - begin,
+                        offset + begin, tile + run * job.pitch * job.itemsize, weights + begin * width * job.itemsize,
                         sums + run * run_pixels * width * job.itemsize, width, chain > 0)
             if piece == job.pieces - 1:
                 channels_finish(job, n, group * job.group_outputs + k, min(width, job.group_outputs - k), width, p, q,
@@ -228,7 +230,7 @@ cdef void pixels_panel(
                     <int>outputs, <int>tile_q, end - begin, job.offset + begin,
                     scratch + run * job.pitch * job.itemsize, weights + begin * outputs * job.itemsize,
                     sums + run * vectors * lanes * job.itemsize, sums_pitch, chain > 0,
-                    job.bias + k * job.itemsize if job.bias != NULL else NULL, job.finish.activation == RELU,
+                    job.bias + k * job.itemsize if job.bias != NULL else NULL, job.finish.activation,
                     y + run * job.Q * job.itemsize if chain == job.chains - 1 else NULL, map)
                 continue
             kernels.multiply_pixels(
@@ -335,6 +337,8 @@ cdef class Convolution(Kernel):
         job.row_start = int_table(self.owners, tiling.rows.starts)
         job.column_start = int_table(self.owners, tiling.columns.starts)
         job.offset = int_table(self.owners, self._offsets(spec, tiling))
+        if tiling.in_place:
+            job.image_offset = int_table(self.owners, range(0, job.group_channels * job.W, job.W))
         job.tiles_p = ceil_div(job.P, job.tile_p)
         job.tiles_q = ceil_div(job.Q, job.tile_q)
         job.panels = tiling.panels
@@ -361,11 +365,11 @@ cdef class Convolution(Kernel):
         """Where product k = (c, r, s) of a pixel lies in the tile, relative to the pixel."""
         if tiling.across_images:
             return range(0, spec.depth * tiling.pitch, tiling.pitch)
-        area = tiling.rows.extent * tiling.pitch
+        area, plane = tiling.rows.extent * tiling.pitch, tiling.plane
         rows = [b * len(tiling.columns.starts) * area + place * tiling.pitch for b, place in tiling.rows.taps]
         columns = [b * area + place for b, place in tiling.columns.taps]
         window = [r + s for r in rows for s in columns]
-        return [c * tiling.plane + w for c in range(spec.C // spec.groups) for w in window]
+        return [c * plane + w for c in range(spec.C // spec.groups) for w in window]
 
     cdef size_t panels_size(self):
         return self.job.groups * self.padded * self.job.depth * self.job.itemsize
@@ -397,8 +401,8 @@ cdef class Convolution(Kernel):
         job.x, job.x_n, job.x_c, job.x_h, job.x_w = call.x, call.x_n, call.x_c, call.x_h, call.x_w
         job.weights, job.bias, job.residual, job.y = call.weights, call.bias, call.second, call.y
         job.before = call.weights + self.panels_size() if self.preactivated else NULL
-        job.in_place = job.in_place and job.x_w == job.itemsize and job.x_c == job.plane * job.itemsize
-        job.fused = call.second == NULL and job.finish.activation <= RELU and not job.joined
+        job.in_place = job.in_place and job.x_w == job.itemsize and job.x_c == job.W * job.itemsize
+        job.fused = call.second == NULL and job.finish.activation <= RELU6 and not job.joined
         tasks = job.parts * (
             ceil_div(job.N, job.tile_q) if job.across_images else job.N * job.tiles_p * job.tiles_q)
         return phases.add(conv_task, phases.keep(&job, sizeof(job)), 0, tasks, call.scratch, self.scratch_size)

@@ -67,7 +67,8 @@ def _conv(step, isa: str) -> tuple:
 
     def pack(arrays: tuple) -> tuple:
         weight, bias, *before = arrays
-        given = [np.require(array, requirements="CA") for array in (weight, *before)]
+        # Not copied where they lie at an odd byte of a file: that took half of a network's first run.
+        given = [np.require(array, requirements="C") for array in (weight, *before)]
         packed = kernel.pack(given[0], threads.get_num_threads(), *given[1:])
         return packed, None if bias is None else np.require(bias, requirements="CA")
 

@@ -6,6 +6,7 @@ In: fields.  Out: Event, a frozen value that turns into a row, a line of JSON an
 import json
 import time
 import uuid
+from copy import copy
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -97,12 +98,19 @@ class Event:
             if not getattr(self, name):
                 raise EventError(f"{name}: expected a text, got an empty one")
         for name in NUMBERS:
-            value = getattr(self, name)
-            if type(value) is not int or not 0 <= value <= LARGEST:
-                raise EventError(f"{name}: expected an int from 0 to 2**63 - 1, got {value!r:.60}")
-        if len(_json(self.shapes)) > LONGEST_SHAPES:
+            check_number(name, getattr(self, name))
+        text = _json(self.shapes)
+        if len(text) > LONGEST_SHAPES:
             raise EventError(f"shapes: expected at most {LONGEST_SHAPES} characters of JSON, got more")
-        object.__setattr__(self, "shapes", json.loads(_json(self.shapes)))  # as it will be read: tuples are lists
+        object.__setattr__(self, "shapes", json.loads(text))  # as it will be read: tuples are lists
+
+    def measured(self, **numbers: int) -> "Event":
+        """This event with some of its numbers as they turned out; its texts and shapes have been checked."""
+        other = copy(self)
+        for name, value in numbers.items():
+            check_number(name, value)
+            object.__setattr__(other, name, value)
+        return other
 
     def row(self) -> dict:
         """As the table has it."""
@@ -136,6 +144,12 @@ def check_text(name: str, value) -> None:
     """EventError for what no column of text takes."""
     if not isinstance(value, str) or len(value) > LONGEST_TEXT or "\0" in value or not value.isprintable():
         raise EventError(f"{name}: expected at most {LONGEST_TEXT} printable characters, got {value!r:.60}")
+
+
+def check_number(name: str, value) -> None:
+    """EventError for what no column of 64 bits takes."""
+    if type(value) is not int or not 0 <= value <= LARGEST:
+        raise EventError(f"{name}: expected an int from 0 to 2**63 - 1, got {value!r:.60}")
 
 
 def _json(shapes) -> str:

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 ADOPT_S, PAUSE_S = 5.0, 0.5
 #: Between two attempts to learn whether an event is recorded.
 SETTLE_PAUSE_S = 0.1
+#: How long a spool waits for more events, so that one transaction takes them all.
+GATHER_S = 0.05
 
 
 class Ledger:
@@ -243,6 +245,10 @@ class Ledger:
         """What the spool holds that the database has not."""
         return 0 if self._spool is None else self._spool.waiting_bytes()
 
+    def lag_s(self) -> float:
+        """How long the oldest event of the spool that the database has not got has been waiting for it; 0 if none."""
+        return 0.0 if self._spool is None else self._spool.lag_s()
+
     def refused_lines(self) -> int:
         """Lines of the spool that no ledger takes, since the start; they are in its refused.txt."""
         return 0 if self._spool is None else self._spool.refused
@@ -308,7 +314,8 @@ class Ledger:
                 self._closing.wait(PAUSE_S)
             if closing:
                 return
-            self._wanted.wait(PAUSE_S if self._spool.failed() else ADOPT_S)
+            if self._wanted.wait(PAUSE_S if self._spool.failed() else ADOPT_S):
+                self._closing.wait(GATHER_S)
 
     def _drain_once(self) -> None:
         try:

@@ -4,7 +4,8 @@ In: a database and a selection of events.  Out: iterators that hold a page of ro
 which SQLite's own SUM would not give beyond 2**63.
 
 Whoever reads SQLite keeps its writer from committing, so every statement looks at a bounded number of rows, whatever is
-selected: it walks along the index of times in parts. Events recorded after the beginning are not of the answer.
+selected: it walks along the index of times, or of one account's times, in parts. Events recorded after the beginning
+are not of the answer.
 """
 
 import csv
@@ -56,9 +57,14 @@ class Selection:
             if getattr(self, name) is not None:
                 check_text(name, getattr(self, name))
 
-    def conditions(self) -> list:
-        names = (name for name in ("account", "model") if getattr(self, name) is not None)
-        return [usage_event.c[name] == getattr(self, name) for name in names]
+    def walked(self) -> list:
+        """What an index finds: the rows that are looked at."""
+        found = [] if self.account is None else [usage_event.c.account == self.account]
+        return found if self.until_us is None else [*found, _at < self.until_us]
+
+    def chosen(self) -> list:
+        """What is chosen of the rows that are looked at."""
+        return [] if self.model is None else [usage_event.c.model == self.model]
 
 
 @dataclass(frozen=True)
@@ -106,16 +112,15 @@ def _spans(database: Database, connection: Connection, selection: Selection) -> 
     ends = time.monotonic() + (float("inf") if selection.timeout_s is None else selection.timeout_s)
     newest = connection.execute(sa.select(sa.func.max(_seq))).scalar()
     start: Place | None = None if newest is None else (selection.since_us, 0)
-    asked = [_seq <= (newest or 0)]
-    if selection.until_us is not None:
-        asked.append(_at < selection.until_us)
+    asked = [_seq <= (newest or 0), *selection.walked()]
     while start is not None:
         database.pause(connection)
         if time.monotonic() > ends:
             raise LedgerTimeout(f"ledger: no whole answer in {selection.timeout_s} s; ask for fewer days")
-        beyond = sa.select(_at, _seq).where(_place > sa.tuple_(*start), *asked[1:]).order_by(_at, _seq)
+        after = [_place > sa.tuple_(*start), _at >= start[0]]  # of which planners know how many rows it leaves
+        beyond = sa.select(_at, _seq).where(*after, *asked[1:]).order_by(_at, _seq)
         last = connection.execute(beyond.offset(SPAN - 1).limit(1)).first()
-        part = [_place > sa.tuple_(*start), *asked]
+        part = [*after, *asked]
         yield part if last is None else [*part, _place <= sa.tuple_(*last)]
         start = last and tuple(last)
 
@@ -130,7 +135,7 @@ def each_total(database: Database, by: Sequence[str], selection: Selection) -> I
 
 def _totals(database: Database, by: tuple[str, ...], selection: Selection) -> Iterator[Total]:
     groups = [_GROUPS[name] for name in by]
-    statement = sa.select(*groups, *_sums()).where(*selection.conditions()).group_by(*groups)
+    statement = sa.select(*groups, *_sums()).where(*selection.chosen()).group_by(*groups)
     found: dict[tuple, list[int]] = {}
     with database.reading() as connection:
         for part in _spans(database, connection, selection):
@@ -150,7 +155,7 @@ def _totals(database: Database, by: tuple[str, ...], selection: Selection) -> It
 
 
 def each_event(database: Database, selection: Selection) -> Iterator[Event]:
-    statement = sa.select(_seq, *_EVENT).where(*selection.conditions()).order_by(_at, _seq).limit(PAGE)
+    statement = sa.select(_seq, *_EVENT).where(*selection.chosen()).order_by(_at, _seq).limit(PAGE)
     with database.reading() as connection:
         for part in _spans(database, connection, selection):
             rest = part

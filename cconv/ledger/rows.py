@@ -42,7 +42,8 @@ def append_bound(connection: Connection, pairs: Sequence[tuple[Event, str]]) -> 
         return []
     # In the order of ids: two processes that insert the same ones wait for each other, not both.
     rows = [event.row() for event, _ in sorted(pairs, key=lambda pair: pair[0].id)]
-    fresh = set(connection.execute(_append(connection.dialect.name), rows).scalars())
+    # A list of one would go the long way of a list.
+    fresh = set(connection.execute(_append(connection.dialect.name), rows if len(rows) > 1 else rows[0]).scalars())
     receipts = []
     for event, fingerprint in pairs:
         stored = event if event.id in fresh else _stored(connection, event)

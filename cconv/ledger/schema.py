@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from .event import BILL, LONGEST_TEXT, NUMBERS, TEXTS
 
 #: The migration that these tables are the result of; a test compares it with Alembic's head.
-REVISION = "0001"
+REVISION = "0002"
 metadata = sa.MetaData()
 #: In SQLite only a column of this very type numbers its rows by itself.
 _Number = sa.BigInteger().with_variant(sa.Integer, "sqlite")
@@ -24,8 +24,9 @@ usage_event = sa.Table(
     sa.Column("idempotency_key", sa.String(LONGEST_TEXT), nullable=True),
     sa.UniqueConstraint("account", "idempotency_key"),
     *(sa.CheckConstraint(f"{name} >= 0", name=f"{name}_not_negative") for name in BILL),
-    # Queries walk along it, a bounded number of entries in a statement.
+    # Queries walk along these, a bounded number of entries in a statement: of everybody, and of one account.
     sa.Index("ix_usage_event_at_seq", "at", "seq"),
+    sa.Index("ix_usage_event_account_at_seq", "account", "at", "seq"),
     sqlite_autoincrement=True,
 )
 

@@ -153,6 +153,14 @@ class Spool:
     def _waiting(self) -> int:
         return sum(segment.length - segment.drained for segment in self._mine)
 
+    def lag_s(self) -> float:
+        """Age of the oldest line that is not drained, by what it says of its time."""
+        with self._lock:
+            segment = next((s for s in self._mine if s.drained < s.length), None)
+            lines, _ = segment.read(1) if segment else ([], 0)
+        event = _parse(lines[0]) if lines else None
+        return 0.0 if event is None else max(0.0, time.time() - event.at / 1e6)
+
     def _create(self) -> _Segment:
         """A new segment. Whoever sees it before it is locked may take it for a dead process's, and delete it."""
         try:

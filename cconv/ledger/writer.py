@@ -11,7 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
@@ -238,7 +238,11 @@ class Writer:
 
 
 def _ended(task: _Task, timeout_s: float) -> bool:
-    return bool(wait([task.future], timeout_s).done)
+    try:
+        task.future.exception(timeout_s)
+    except TimeoutError:
+        return False
+    return True
 
 
 def _results(connection, group: list[_Task]) -> dict[_Task, object]:

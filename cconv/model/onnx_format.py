@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import BackendUnavailable, CconvError, ModelError
 from ..images import Preprocessing
-from . import folding
+from . import folding, protobuf
 from .graph import SHOWN, Constant, Graph, Node, Shape
 from .layers import OPERATORS, verify
 from .mapped import forget, mapped
@@ -66,9 +66,12 @@ def _graph(onnx, path: Path) -> Graph:
     try:
         if path.stat().st_size >= LARGEST_FILE:
             raise ModelError(f"{path.name}: expected less than {LARGEST_FILE} bytes, got {path.stat().st_size}")
-        model = onnx.load_model_from_string(path.read_bytes())
-        reader = _Reader(onnx, model.graph, _opset(onnx, model), path)
-        _without_large_tensors(onnx, model)
+        file = mapped(path)
+        slim, places = protobuf.Reader(file).without(MAPPED)
+        model = onnx.load_model_from_string(slim)
+        reader = _Reader(onnx, model.graph, _opset(onnx, model), path, file, places)
+        _without_large_tensors(onnx, model, places)
+        _with_types(onnx, model)
         onnx.checker.check_model(model)
     except OSError as error:
         raise ModelError(f"{path.name[:SHOWN]}: expected a file that can be read: {error.strerror}") from None
@@ -88,12 +91,13 @@ def _preprocessing(model, path: Path) -> Preprocessing | None:
         raise ModelError(f"{path.name[:SHOWN]}: {error!s:.200}") from None
 
 
-def _without_large_tensors(onnx, model) -> None:
+def _without_large_tensors(onnx, model, places: list[protobuf.Place | None]) -> None:
     """Initializers that have been read become inputs: the checker gets a copy of the model, and needs no weights."""
     graph = model.graph
     named, kept = {value.name for value in graph.input}, []
-    for tensor in graph.initializer:
-        if tensor.ByteSize() < MAPPED and not len(tensor.external_data):
+    for tensor, place in zip(graph.initializer, places, strict=True):
+        mapped = place and not tensor.HasField("raw_data")
+        if not mapped and not len(tensor.external_data) and tensor.ByteSize() < MAPPED:
             kept.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
         elif tensor.name not in named:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
@@ -102,46 +106,14 @@ def _without_large_tensors(onnx, model) -> None:
     graph.initializer.extend(kept)
 
 
-def _fields(data: mmap.mmap, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(number, first byte, end) of the fields of a protobuf message that have a length."""
-    while begin < end:
-        key, begin = _varint(data, begin, end)
-        match key & 7:
-            case 0:
-                _, begin = _varint(data, begin, end)
-            case 1:
-                begin += 8
-            case 2:
-                length, begin = _varint(data, begin, end)
-                yield key >> 3, begin, begin + length
-                begin += length
-            case 5:
-                begin += 4
-            case kind:
-                raise ValueError(f"a field of kind {kind}")
-
-
-def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    number = 0
-    for shift in range(0, 70, 7):
-        if at >= end:
-            break
-        byte, at = data[at], at + 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, at
-    raise ValueError("a number without end")
-
-
-def _places(data: mmap.mmap) -> list[tuple[int, int] | None]:
-    """Where in a file the raw bytes of each initializer lie: model.graph (7), initializer (5), raw_data (9)."""
-    places = []
-    for number, begin, end in _fields(data, 0, len(data)):
-        for inner, first, last in _fields(data, begin, end) if number == 7 else ():
-            if inner == 5:
-                raw = [(start, stop) for field, start, stop in _fields(data, first, last) if field == 9]
-                places.append(raw[-1] if raw else None)
-    return places
+def _with_types(onnx, model) -> None:
+    """Outputs that were added by name alone, the usual way to get at an inner tensor, lack a type or a shape. The
+    checker wants both, nothing here reads them."""
+    for value in model.graph.output:
+        if not value.HasField("type"):
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.shape.SetInParent()
 
 
 def _opset(onnx, model) -> int:
@@ -174,14 +146,14 @@ def _external(tensor, folder: Path) -> tuple[Path, int, int | None]:
 class _Reader:
     """A GraphProto on its way to a Graph."""
 
-    def __init__(self, onnx, proto, opset: int, path: Path):
+    def __init__(self, onnx, proto, opset: int, path: Path, file: mmap.mmap, places: list[protobuf.Place | None]):
         self.onnx, self.proto, self.opset, self.path = onnx, proto, opset, path
         self.nodes: list[Node] = []
         if len(proto.sparse_initializer):
             raise ModelError(f"{path.name}: expected initializers that are dense, got sparse ones")
         self.constants = {}
-        self.file = mapped(path)
-        for tensor, place in zip(proto.initializer, _places(self.file), strict=True):
+        self.file = file
+        for tensor, place in zip(proto.initializer, places, strict=True):
             if tensor.name in self.constants:
                 raise ModelError(f"tensor {tensor.name[:SHOWN]!r}: expected a name of its own, got one that is taken")
             self.constants[tensor.name] = self.constant(tensor, place)
@@ -238,10 +210,12 @@ class _Reader:
         nbytes = prod(shape) * dtype.itemsize
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             array = self.mapped(tensor, nbytes, dtype, named)
-        elif place and nbytes >= MAPPED:
+        elif place:
             if place[1] - place[0] != nbytes:
                 raise ModelError(f"{named}: expected {nbytes} bytes for {shape}, got {place[1] - place[0]}")
             array = np.frombuffer(self.file, dtype.newbyteorder("<"), prod(shape), place[0])
+            if nbytes < MAPPED:
+                array = array.copy()
         elif tensor.HasField("raw_data"):
             raw = tensor.raw_data
             if len(raw) != nbytes:

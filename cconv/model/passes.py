@@ -183,7 +183,9 @@ def _affine(part: Part, conv: _Draft) -> Affine | None:
     return Affine(spec.kind, part.recipe.constants[:1], swapped=spec.swapped)
 
 
-def lower(inferred: dict[str, Inferred], image: str, shape: Shape, layers: tuple[str, ...]) -> Lowered:
+def lower(
+    inferred: dict[str, Inferred], image: str, shape: Shape, layers: tuple[str, ...], precision: str = "highest"
+) -> Lowered:
     """The operations that give the maps of `layers`; `inferred` holds just the nodes that these need."""
     lowering = _Lowering(inferred, image, layers)
     for item in inferred.values():
@@ -201,7 +203,8 @@ def lower(inferred: dict[str, Inferred], image: str, shape: Shape, layers: tuple
         if key:
             recipes[key] = draft.recipe
         output = number.setdefault(draft.output, len(number))
-        operations.append(Operation(draft.spec, tuple(number[i] for i in draft.inputs), output, key, draft.times))
+        spec = replace(draft.spec, precision=precision) if isinstance(draft.spec, ConvSpec) else draft.spec
+        operations.append(Operation(spec, tuple(number[i] for i in draft.inputs), output, key, draft.times))
     values = {name: number[lowering.source[name]] for name in layers}
     return Lowered(tuple(operations), {0: shape}, values, recipes)
 

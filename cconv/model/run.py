@@ -14,7 +14,7 @@ from math import prod
 from .. import backend
 from ..errors import ArgumentError, DTypeError, ModelError, ShapeError
 from ..images import Preprocessing
-from ..planning import ConvSpec, Machine, MoveSpec, Plan, PoolSpec, ResizeSpec, batch_class, plan, shapes
+from ..planning import ConvSpec, Machine, MoveSpec, Plan, PoolSpec, ResizeSpec, batch_class, plan, shapes, specs
 from ..weights import ProcessLock, Weights
 from . import builtin, onnx_format, passes, safetensors_format
 from .graph import SHOWN, Graph, Layer, ModelCost, Shape
@@ -123,9 +123,10 @@ class Model:
     {'features.4': (8, 64, 112, 112)}
     """
 
-    def __init__(self, graph: Graph, *, program_limit: int = PROGRAM_LIMIT):
+    def __init__(self, graph: Graph, *, program_limit: int = PROGRAM_LIMIT, precision: str = "highest"):
         check(graph)
         self._graph = graph
+        self._precision = specs.checked_precision(precision)
         self._recipes: dict[str, passes.Recipe] = {}
         self.weights = Weights(lambda key: passes.arrays(self._recipes[key]))
         self._programs = Programs(_whole(program_limit, "program_limit"))
@@ -178,6 +179,11 @@ class Model:
     def prepare(self, picture):
         """A picture (3, H, W) in [0, 1], as `cconv.images.decode` gives it, as the model was trained to take it."""
         return picture if self.preprocessing is None else self.preprocessing(picture)
+
+    @property
+    def precision(self) -> str:
+        """Of its convolutions, as `conv2d` takes it; no bill depends on it."""
+        return self._precision
 
     @property
     def program_limit(self) -> int:
@@ -333,7 +339,7 @@ class Model:
         moving = tuple(name for name in asked if inferred[name].value.constant is None)
         if not moving:
             return None, {}
-        lowered = passes.lower(inferred, self._graph.input, (self._graph.batch, *image), moving)
+        lowered = passes.lower(inferred, self._graph.input, (self._graph.batch, *image), moving, self.precision)
         self._recipes.update(lowered.recipes)
         outputs = tuple(dict.fromkeys(lowered.values.values()))
         return plan.make(lowered.operations, lowered.inputs, outputs, machine, images=runs), lowered.values
@@ -359,6 +365,7 @@ def load(
     preprocessing: str | Mapping | Preprocessing | None = None,
     seed: int = 0,
     program_limit: int = PROGRAM_LIMIT,
+    precision: str = "highest",
 ) -> Model:
     """A built-in model by name, or a network from a file.
 
@@ -377,6 +384,8 @@ def load(
         Of the weights of the models that have no weights of their own: the same seed gives the same weights.
     program_limit : int
         Bytes of programs that the model keeps between runs.
+    precision : "highest", "high" or "medium"
+        Of its convolutions, as :func:`cconv.conv2d` takes it.
 
     Raises
     ------
@@ -386,7 +395,7 @@ def load(
     BackendUnavailable
         For a file, where the library that reads it is not installed.
     ArgumentError
-        For a seed or a limit that is no integer >= 0, and an unknown architecture or preprocessing.
+        For a seed or a limit that is no integer >= 0, and an unknown architecture, preprocessing or precision.
 
     Examples
     --------
@@ -407,6 +416,8 @@ def load(
         raise ModelError(f"model: expected one of {names}, or a file *.onnx or *.safetensors, got {name[:SHOWN]!r}")
     if preprocessing is not None:
         graph = replace(graph, preprocessing=prepared)
-    model = Model(graph, program_limit=program_limit)
-    model._again = partial(load, name, architecture=architecture, preprocessing=preprocessing, seed=seed)
+    model = Model(graph, program_limit=program_limit, precision=precision)
+    model._again = partial(
+        load, name, architecture=architecture, preprocessing=preprocessing, seed=seed, precision=precision
+    )
     return model

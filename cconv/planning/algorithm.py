@@ -205,7 +205,9 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
         return fma * (1.1 if tiling.lanes == "pixels" else 1.25) + transforms + beyond / images
     weights = 0.5 * spec.K * spec.depth + _ahead(spec.K * spec.depth / vector, machine)
     # Rows of the image that two tiles share are packed twice.
-    packing = 3 * maps_in * (1 + (spec.R - 1) / tiling.tile_p) + packs * weights / images
+    packing = packs * weights / images
+    if not tiling.in_place:
+        packing += 3 * maps_in * (1 + (spec.R - 1) / tiling.tile_p)
     if tiling.lanes == "pixels":
         return fma * 1.05 + packing + 5 * tiling.chains * maps_out
     # A vector of outputs alone leaves too few sums in flight.

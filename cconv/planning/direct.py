@@ -43,6 +43,9 @@ PACK_ROW, PACK_ELEMENT, READ_ELEMENT = 96, 2, 1
 UNEVEN = 0.05
 #: Parts of a tile for each thread, at most.
 MOST_PARTS = 24
+#: Panels that may read a piece of an image where it lies: more of them read faster what is packed. Elements from the
+#: first to the last that a table of offsets can reach.
+FEW_PANELS, FARTHEST = 2, 2**31 - 1
 #: What finishing a vector of sums from memory costs more than from registers, in products; joined rows have to.
 FINISH = 12
 
@@ -73,7 +76,7 @@ class Direct:
     across_images: bool
     #: Lanes "pixels": the rows of a tile are one run of pixels, the gaps between them included.
     joined: bool
-    #: Lanes "channels": a tile is a flat image as it lies in memory, and read there.
+    #: Lanes "channels": a tile is a piece of a flat image as it lies in memory, and read there.
     in_place: bool
     tile_p: int
     tile_q: int
@@ -152,9 +155,9 @@ def _flat(spec: ConvSpec) -> bool:
     return window == (1, 1, 1, 1, 0, 0, 0, 0) and spec.P * spec.Q > 1
 
 
-def _lies_packed(spec: ConvSpec, pixels: int) -> bool:
-    """Whether a tile of so many pixels is a whole image as it lies in memory."""
-    return _flat(spec) and pixels == spec.P * spec.Q and not spec.preactivated
+def _lies_in_rows(spec: ConvSpec) -> bool:
+    """Whether lanes "channels" may read an image as it lies: channels are one long row each, and not too far apart."""
+    return _flat(spec) and not spec.preactivated and spec.depth * spec.H * spec.W <= FARTHEST
 
 
 def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int) -> tuple[int, int, int]:
@@ -178,7 +181,8 @@ def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int)
         pair = 2 * machine.vector_bytes // ITEMSIZE[spec.dtype]
         tile_q = min(width, ceil_div(tile_q, pair) * pair)
     tile_p = min(height, max(1, pixels // tile_q))
-    if lanes == "channels" and _lies_packed(spec, tile_q) and tile_bytes(1, tile_q) <= machine.l2_bytes * IMAGE_SHARE:
+    whole = tile_q == width and _lies_in_rows(spec)
+    if lanes == "channels" and whole and tile_bytes(1, tile_q) <= machine.l2_bytes * IMAGE_SHARE:
         return 1, tile_q, 1
     pieces, large_p, large_q = 1, tile_p, tile_q
     if lanes == "channels" and tile_bytes(tile_p, tile_q) > budget:
@@ -239,10 +243,11 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
             panels = min(vectors, panels + panels % 2)
         products = height * width * spec.groups * ceil_div(outputs, vector) * vector
     units = spec.groups * panels
-    in_place = lanes == "channels" and _lies_packed(spec, tile_q)
+    few = panels <= FEW_PANELS and pieces == 1
+    in_place = lanes == "channels" and _lies_in_rows(spec) and (few or tile_q == width)
     packing = rows.size * len(columns.starts) * (PACK_ROW + PACK_ELEMENT * columns.extent)
     if in_place:  # in pieces, every part reads it again; whole, every panel does, in however many parts
-        packing = READ_ELEMENT * tile_q if pieces > 1 else 0
+        packing = READ_ELEMENT * tile_q if pieces > 1 or tile_q < width else 0
     repacking = packing / (tile_p * tile_q * spec.R * spec.S * ceil_div(outputs, vector))
     parts = _parts(spatial, units if spec.groups == 1 or in_place else spec.groups, machine.threads, repacking)
     return Direct(

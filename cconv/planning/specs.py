@@ -65,6 +65,12 @@ def checked_dtype(name: str, known: tuple[str, ...] = tuple(ITEMSIZE)) -> str:
     return name
 
 
+def checked_precision(name: str) -> str:
+    if name not in PRECISIONS:
+        raise ArgumentError(f"precision: expected one of {', '.join(PRECISIONS)}, got {name!r:.100}")
+    return name
+
+
 @dataclass(frozen=True, slots=True)
 class ConvSpec:
     """y = activation(conv(x, weight) + bias + residual) on one (C, H, W) image; made by `conv`.
@@ -203,11 +209,10 @@ def conv(
             f"weight: expected a kernel no larger than the padded image, got {rows}x{columns} with dilation "
             f"{dilations} on {height}x{width} with padding {pads}"
         )
-    if precision not in PRECISIONS:
-        raise ArgumentError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     return ConvSpec(
         channels, height, width, outputs, rows, columns, *out, strides, pads, dilations, groups,
-        bool(bias), bool(residual), as_activation(activation), checked_dtype(dtype), precision, algorithm,
+        bool(bias), bool(residual), as_activation(activation), checked_dtype(dtype), checked_precision(precision),
+        algorithm,
     )  # fmt: skip
 
 

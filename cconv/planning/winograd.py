@@ -124,11 +124,7 @@ class Transform:
     @property
     def filter(self) -> tuple[Fraction, ...]:
         """G, row by row: alpha rows of r. That of p holds its powers over the product of p - q, q the other points."""
-        rows = [
-            [p**k / prod((p - q for q in self.finite if q != p), start=Fraction(1)) for k in range(self.r)]
-            for p in self.finite
-        ]
-        return (*(x for row in rows for x in row), *(Fraction(k == self.r - 1) for k in range(self.r)))
+        return _filter(self)
 
     @property
     def taps(self) -> tuple[tuple[Fraction, ...], ...]:
@@ -200,6 +196,17 @@ class Strided:
 
 
 AnyTransform = Transform | Strided
+
+
+@lru_cache(64)
+def _filter(transform: Transform) -> tuple[Fraction, ...]:
+    """Kept, for every layer of a network asks, and fractions are slow."""
+    points, r = transform.finite, transform.r
+    rows = []
+    for p in points:
+        others = prod((p - q for q in points if q != p), start=Fraction(1))
+        rows += [p**k / others for k in range(r)]
+    return (*rows, *(Fraction(k == r - 1) for k in range(r)))
 
 
 @lru_cache(64)

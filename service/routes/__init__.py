@@ -8,6 +8,7 @@ exchange.py  what they share: a place in the house, the body, the answer with it
 
 from flask import Flask
 
+from ..door import Door
 from ..pipeline import Pipeline
 from . import features, health, oip, usage, web
 from .exchange import request_id
@@ -39,7 +40,8 @@ def scope_of(endpoint: str | None) -> str | None:
     return None if endpoint is None else SCOPE_OF.get(endpoint, INFER)
 
 
-def register(app: Flask, pipeline: Pipeline) -> None:
+def register(app: Flask, pipeline: Pipeline, door: Door) -> None:
     """Add every route to the application."""
-    for room in (oip, features, usage, health, web):
+    for room in (oip, features, usage, web):
         app.register_blueprint(room.blueprint(pipeline))
+    app.register_blueprint(health.blueprint(pipeline, door))

@@ -25,6 +25,7 @@ from .exchange import (
     files,
     is_form,
     json_body,
+    of_model,
     option,
     parts,
     steps,
@@ -54,6 +55,7 @@ class Features:
             raise InvalidRequest(f"model: expected one of {', '.join(self._pipeline.engine.names)}, got nothing")
         layers = wire.read_names(option("layers"), "layers")
         served = self._pipeline.engine.image_model(name)
+        of_model(served)
         images = self._pipeline.images(permit, named, served)
         tasks = self._pipeline.image_tasks(served, images, layers, option("device") or AUTO)
         if wanted == "json":
@@ -75,6 +77,7 @@ class Features:
             if name not in tensors:
                 raise InvalidRequest(f"{name}: expected a tensor, got none; a request holds x, weight and perhaps bias")
         task = self._pipeline.conv2d_task(tensors["x"], tensors["weight"], tensors.get("bias"), options, device)
+        of_model(task)
 
         def as_json(outcome: Outcome) -> list[bytes]:
             y = wire.as_json(outcome.maps[0]["y"], "y")

@@ -7,6 +7,7 @@ import threading
 
 from flask import Blueprint, Response, current_app
 
+from ..door import Door
 from ..errors import DeadlineExceeded, NotRecorded, Overloaded, Unavailable
 from ..metrics import CONTENT_TYPE
 from ..pipeline import Pipeline
@@ -16,8 +17,8 @@ from .exchange import document
 class Health:
     """Liveness asks nobody; readiness waits for the models and runs a self-test on the compute thread once."""
 
-    def __init__(self, pipeline: Pipeline):
-        self._pipeline = pipeline
+    def __init__(self, pipeline: Pipeline, door: Door):
+        self._pipeline, self._door = pipeline, door
         self._testing = threading.Lock()
         self._passed = False
 
@@ -33,6 +34,8 @@ class Health:
         return Response(self._pipeline.metrics.text(), content_type=CONTENT_TYPE)
 
     def _not_ready(self) -> str:
+        if self._door.closed:
+            return "the server is shutting down"
         if not self._pipeline.alive():
             return "the compute thread has ended"
         if waiting := self._pipeline.loading():
@@ -64,8 +67,8 @@ class Health:
         return ""
 
 
-def blueprint(pipeline: Pipeline) -> Blueprint:
-    health = Health(pipeline)
+def blueprint(pipeline: Pipeline, door: Door) -> Blueprint:
+    health = Health(pipeline, door)
     rules = Blueprint("health", __name__)
     for rule, view in (
         ("/livez", health.live),

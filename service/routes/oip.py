@@ -28,6 +28,7 @@ from .exchange import (
     cost_document,
     document,
     json_body,
+    of_model,
 )
 
 PLATFORM = "cconv_graph"
@@ -175,6 +176,7 @@ class Oip:
 
     def infer(self, permit: Permit, name: str, version: str | None = None) -> Response:
         served = self._engine.model(name, version)
+        of_model(served)
         asked = self._asked(permit, served, body(self._pipeline))
         if not permit.request_id and REQUEST_ID.fullmatch(asked.id or ""):
             permit.request_id = asked.id
@@ -196,7 +198,10 @@ class Oip:
             maps = {layer: forms[layer].apply(array, layer) for layer, array in outcome.results[0].maps.items()}
             return wire.write_infer(content, maps, asked.binary)
 
-        outcome, (header, tensors) = self._pipeline.run(permit, [task], encode, json_numbers=as_json)
+        room = sum(form.room(task.quote.outputs[layer], task.images.itemsize) for layer, form in forms.items())
+        outcome, (header, tensors) = self._pipeline.run(
+            permit, [task], encode, json_numbers=as_json, encoding_bytes=room
+        )
         response = answer(self._pipeline, outcome, [header, *tensors], "application/octet-stream" if tensors else JSON)
         if tensors:
             response.headers[HEADER_LENGTH] = str(len(header))

@@ -33,6 +33,7 @@ class Usage:
             form,
             _groups(option("by")),
             permit.deadline,
+            permit.account.id,
             account=permit.sees,
             model=_model(option("model")),
             since_us=0 if since is None else _us(since),

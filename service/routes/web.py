@@ -11,7 +11,7 @@ from flask import Blueprint, Response, make_response, render_template
 from ..errors import InvalidRequest, ServiceError
 from ..pipeline import Outcome, Pipeline, bill
 from ..wire import WireError
-from .exchange import PNG, enter, files, option
+from .exchange import PNG, enter, files, of_model, option
 
 #: Pixels of the picture on the page; a larger one is thinned out.
 PICTURE_PIXELS = 6_000_000
@@ -53,6 +53,7 @@ class Web:
         if len(photographs) != 1:
             raise InvalidRequest(f"photograph: expected one image, got {len(photographs)}")
         served = self._pipeline.engine.image_model(name)
+        of_model(served)
         image = self._pipeline.images(permit, photographs, served)[0]
         if len(image) != 1:
             raise InvalidRequest(f"{photographs[0][0]}: expected one image, got {len(image)}")

@@ -27,9 +27,8 @@ def dockerfile():
     return (ROOT / "Dockerfile").read_text()
 
 
-USERS = {
-    "service": "10001:10001", "gpu": "10001:10001", "migrate": "10001:10001", "demo": "10001:10001", "db": "999:999",
-}  # fmt: skip
+OURS = dict.fromkeys(("service", "gpu", "migrate", "keys", "demo"), "10001:10001")
+USERS = {**OURS, "db": "999:999", "prometheus": "65534:65534", "grafana": "472:0"}
 
 
 @pytest.mark.parametrize("name", USERS)
@@ -44,7 +43,10 @@ def test_every_container_is_hardened(compose, name):
     assert container["mem_limit"]
     for tmp in container["tmpfs"]:
         assert {"noexec", "nosuid", "nodev"} <= set(tmp.partition(":")[2].split(","))
-    assert not {"privileged", "cap_add", "network_mode", "pid", "devices"} & set(container)
+    assert not {"privileged", "cap_add", "pid", "devices", "env_file"} & set(container)
+    assert container.get("network_mode", "none") == "none"
+    for volume in container.get("volumes", ()):  # of this machine's files nothing is written
+        assert not volume.startswith((".", "/")) or volume.endswith(":ro"), volume
 
 
 def test_the_service_stops_later_than_it_drains(compose):
@@ -54,14 +56,17 @@ def test_the_service_stops_later_than_it_drains(compose):
 
 
 def test_the_port_is_published_on_this_machine_alone(compose):
-    assert compose["services"]["service"]["ports"] == ["127.0.0.1:${PORT:-8080}:8080"]
-    assert compose["services"]["gpu"]["ports"] == ["127.0.0.1:${GPU_PORT:-8081}:8080"]
-    assert [name for name, one in compose["services"].items() if "ports" in one] == ["service", "gpu"]
+    ports = {name: one["ports"] for name, one in compose["services"].items() if "ports" in one}
+    assert ports == {
+        "service": ["127.0.0.1:${PORT:-8080}:8080"],
+        "gpu": ["127.0.0.1:${GPU_PORT:-8081}:8080"],
+        "grafana": ["127.0.0.1:${GRAFANA_PORT:-3000}:3000"],
+    }
 
 
 def test_models_of_the_users_own_are_mounted_read_only(compose, dockerfile):
     service = compose["services"]["service"]
-    assert service["volumes"] == ["./models:/models:ro"]
+    assert "./models:/models:ro" in service["volumes"]
     assert service["environment"]["CCONV_MODEL_REPOSITORY"] == "/models"
     assert {path.name for path in (ROOT / "models").iterdir() if path.name.startswith(".")} == {".gitignore"}
     assert "[service,model]" in dockerfile  # what reads them
@@ -75,9 +80,11 @@ def test_the_demo_runs_in_its_profile_once_the_service_is_healthy(compose):
 
 
 @pytest.mark.parametrize("name", ["service", "gpu"])
-def test_the_service_keeps_a_ledger_whose_tables_were_made_before_it_starts(compose, name):
+def test_the_service_keeps_a_ledger_whose_tables_and_keys_were_made_before_it_starts(compose, name):
     service, migrate, db = (compose["services"][name] for name in (name, "migrate", "db"))
-    assert service["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
+    done = {"condition": "service_completed_successfully"}
+    assert service["depends_on"] == {"migrate": done, "keys": done}
+    assert "keys:/keys:ro" in service["volumes"]
     assert migrate["depends_on"] == {"db": {"condition": "service_healthy"}}
     assert migrate["command"] == ["python", "-m", "cconv.ledger", "migrate", service["environment"]["CCONV_LEDGER"]]
     assert "profiles" not in migrate
@@ -96,17 +103,17 @@ def test_the_tables_are_made_by_the_image_that_serves(compose):
 
 def test_the_database_is_reached_by_the_services_and_their_migration_alone(compose):
     assert compose["networks"]["back"] == {"internal": True}
-    on_it = {name for name, one in compose["services"].items() if "back" in one["networks"]}
+    on_it = {name for name, one in compose["services"].items() if "back" in one.get("networks", ())}
     assert on_it == {"service", "gpu", "migrate", "db"}
     assert compose["services"]["db"]["networks"] == ["back"]
 
 
 def test_no_secret_is_in_the_file(compose):
-    """Whatever is called a password comes from outside, and its absence is an error."""
+    """Whatever is called a password or a key comes from outside, and its absence is an error."""
     text = (ROOT / "docker-compose.yml").read_text()
-    given = re.findall(r"^\s*\w*PASSWORD\w*: (.*)$", text, re.M)
-    assert len(given) == 2
-    assert all(value.startswith("${CCONV_DB_PASSWORD:?") for value in given)
+    given = re.findall(r"^\s*\w*(?:PASSWORD|_KEY): (.*)$", text, re.M)
+    assert len(given) == 7
+    assert all(re.match(r'(&scrape )?"?\$\{\w+:\?|\*scrape$', value) for value in given), given
     assert not re.search(r"://[^/\s]*:[^/\s]*@", text)
     ignored = (ROOT / ".gitignore").read_text().split()
     assert ".env" in ignored
@@ -144,6 +151,7 @@ def test_the_images_run_as_nobody_and_tell_their_health(dockerfile, compose):
         assert re.findall(r"^USER (.*)$", stages[name][1], re.M) == ["10001:10001"]
     serving = stages["serving"][1]
     assert [stages[name][0] for name in ("service", "gpu")] == ["serving"] * 2
+    assert "--owner=10001 --group=10001 --mode=700 /keys" in serving
     assert re.search(r'CMD \["gunicorn", "-c", "service/gunicorn.conf.py", "service:create_app\(\)"\]', serving)
     assert "/readyz" in serving[serving.index("HEALTHCHECK") :]
 
@@ -169,12 +177,15 @@ def compose_client() -> list[str] | None:
     return None
 
 
-@pytest.mark.parametrize("profile", [[], ["--profile", "demo"], ["--profile", "gpu"]])
+@pytest.mark.parametrize(
+    "profile", [[], *(["--profile", name] for name in ("demo", "gpu", "observability"))], ids=" ".join
+)
 def test_compose_accepts_the_file(profile):
     client = compose_client()
     if client is None:
         pytest.skip("no `docker compose` and no `docker-compose` on this machine")
     command = [*client, "-f", str(ROOT / "docker-compose.yml"), *profile, "config", "-q"]
-    password = {"CCONV_DB_PASSWORD": "of a test"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **password})
+    names = ("CCONV_DB_PASSWORD", "CCONV_API_KEY", "CCONV_METRICS_KEY", "GRAFANA_PASSWORD")
+    environment = {**os.environ, **dict.fromkeys(names, "of a test")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

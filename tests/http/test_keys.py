@@ -250,6 +250,28 @@ class TestCommand:
         self.run("list")
         assert "revoked 20" in capsys.readouterr().out
 
+    def test_knows_a_key_that_was_made_elsewhere_once(self, capsys, path, monkeypatch, make_app):
+        given = f"cck_{'a1' * 6}_{'Z9' * 21}-"
+        for line, code, said in (
+            (given + "\n", 0, "a1a1a1a1a1a1 is known"),
+            (given, 0, "a1a1a1a1a1a1 is known"),
+            (given[:-1] + "_", 2, "a1a1a1a1a1a1: expected the key that has this id already"),
+            (given[:-1], 2, "key: expected cck_"),
+            ("", 2, "key: expected cck_"),
+        ):
+            monkeypatch.setattr("sys.stdin", io.StringIO(line))
+            assert self.run("add", "first", "--scopes", "infer") == code
+            captured = capsys.readouterr()
+            assert said in captured.out + captured.err
+            assert given[20:50] not in captured.out + captured.err
+        assert list(auth.read(path)) == ["a1a1a1a1a1a1"]
+        client = make_app(api_keys=str(path)).test_client()
+        assert conv2d(client, bearer(given)).status_code == 200
+        self.run("revoke", "a1a1a1a1a1a1")
+        monkeypatch.setattr("sys.stdin", io.StringIO(given))
+        assert self.run("add", "first") == 0
+        assert auth.read(path)["a1a1a1a1a1a1"].revoked
+
     @pytest.mark.parametrize(
         ("arguments", "text"),
         [

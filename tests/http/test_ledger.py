@@ -15,8 +15,10 @@ pytest.importorskip("sqlalchemy", reason="the ledger's packages are not installe
 
 from cconv import ledger
 from cconv.ledger import Ledger
+from service import auth
 from service.__main__ import audit
 from service.config import Settings
+from service.errors import DeadlineExceeded
 
 
 @pytest.fixture
@@ -324,6 +326,36 @@ def test_usage_has_few_readers_at_a_time_and_computing_goes_on(client):
     assert [client.get("/v1/usage").status_code for _ in range(5)] == [200] * 5
     assert [client.head("/v1/usage").status_code for _ in range(5)] == [200] * 5
     assert [client.get("/v1/usage?model=").status_code for _ in range(5)] == [400] * 5
+
+
+def test_a_reader_who_stalls_keeps_others_out_until_its_deadline_alone(make_app, url):
+    client = make_app(ledger=url, deadline_s=1.0).test_client()
+    assert conv2d(client).status_code == 200
+    began = time.monotonic()
+    slow = [client.get("/v1/usage?by=event", buffered=False) for _ in range(2)]
+    assert client.get("/v1/usage").status_code == 503
+    time.sleep(max(0.0, began + 1.1 - time.monotonic()))
+    assert [client.get("/v1/usage").status_code for _ in range(3)] == [200] * 3
+    for one in slow:
+        with pytest.raises(DeadlineExceeded):
+            one.get_data()
+        one.close()
+
+
+def test_an_account_whose_readers_are_slow_keeps_out_no_other(make_app, url, tmp_path):
+    path = tmp_path / "keys.json"
+    anna, ben, boss = ({"X-API-Key": auth.make(path, "a", scopes)} for scopes in (("usage",), ("usage",), ("admin",)))
+    client = make_app(ledger=url, api_keys=str(path)).test_client()
+    slow = [client.get("/v1/usage?by=event", headers=anna, buffered=False) for _ in range(2)]
+    answers = [client.get("/v1/usage", headers=one) for one in (anna, ben, boss)]
+    assert [one.status_code for one in answers] == [503, 200, 200]
+    assert "for this account" in answers[0].json["error"]
+    slow += [client.get("/v1/usage?by=event", headers=ben, buffered=False) for _ in range(2)]
+    full = client.get("/v1/usage", headers=boss)
+    assert (full.status_code, full.headers["Retry-After"], "4 answers" in full.json["error"]) == (503, "1", True)
+    for one in slow:
+        one.close()
+    assert [client.get("/v1/usage", headers=one).status_code for one in (anna, ben, boss)] == [200] * 3
 
 
 def test_usage_has_a_deadline(make_app, url, monkeypatch):

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -361,23 +362,18 @@ def _workers(server) -> list[int]:
 
 @pytest.mark.alone
 def test_twenty_in_flight_at_sigterm_are_all_answered_and_recorded(start_server, url, rows, npy):
-    server = start_server(CCONV_LEDGER=url, CCONV_THREADS="32", CCONV_QUEUE_REQUESTS="24")
-    shape, kernel = (1, 128, 56, 56), (64, 128, 5, 5)
-    body = b"".join(
-        f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="{name}"\r\n\r\n'.encode()
-        + npy(np.ones(size, np.float32)) + b"\r\n" for name, size in (("x", shape), ("weight", kernel))
-    ) + b"--b--\r\n"  # fmt: skip
-    headers, codes = {"Content-Type": "multipart/form-data; boundary=b"}, []
-    threads = [
-        threading.Thread(target=lambda: codes.append(server.ask("/v1/conv2d", body, headers)[0])) for _ in range(20)
-    ]
-    pending = "cconv_pending_requests"
-    for thread in threads:
-        thread.start()
-    until(lambda: server.metrics()[pending] + len(codes) == 20)
-    assert server.metrics()[pending] >= 1
-    assert server.stop() == 0
-    for thread in threads:
-        thread.join()
-    assert codes == [200] * 20
+    server = start_server(
+        CCONV_LEDGER=url, CCONV_THREADS="24", CCONV_QUEUE_REQUESTS="20", CCONV_MODELS="vgg16"
+    )  # fmt: skip
+    path, pending = "/v1/features?model=vgg16&layers=features.9", "cconv_pending_requests"
+    # The first is computed while the others come; no two of these may run together.
+    bodies = [npy(np.ones((1 if i else 24, 3, 160, 128 + 8 * i), np.float32)) for i in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        answers = [pool.submit(server.ask, path, bodies[0])]
+        until(lambda: server.metrics()["cconv_pending_flops"] > 0)
+        answers += [pool.submit(server.ask, path, body) for body in bodies[1:]]
+        until(lambda: server.metrics()[pending] == 20)
+        assert not any(answer.done() for answer in answers)
+        assert server.stop() == 0
+        assert [answer.result()[0] for answer in answers] == [200] * 20
     assert len(rows()) == 20

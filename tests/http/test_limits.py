@@ -292,6 +292,144 @@ class TestMonth:
         assert months[0] < months[1]
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def shared(request, tmp_path):
+    """A ledger's URL that several servers have."""
+    ledger = pytest.importorskip("cconv.ledger", reason="the ledger's packages are not installed")
+    url = f"sqlite:///{tmp_path}/shared.db"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres").create()
+    ledger.migrate(url)
+    return url
+
+
+class TestSeveralServers:
+    """One ledger, one key, one month."""
+
+    def test_share_a_month_as_soon_as_it_is_counted_again(self, make_client, key, send, shared, monkeypatch):
+        monkeypatch.setattr(admission, "COUNT_S", 1.5)
+        mine = key(mflop_per_month=7)
+        one, other = make_client(ledger=shared), make_client(ledger=shared)
+        for client in (one, other):  # both have counted, and each knows its own since
+            assert send(client, mine).status_code == 200
+        counted = time.monotonic()
+        assert send(one, mine).status_code == 200
+        time.sleep(max(0.0, counted + 1.6 - time.monotonic()))
+        answer = send(other, mine)
+        assert answer.status_code == 429
+        assert "got 2000000 flops more after 6000000" in answer.json["error"]
+        assert send(one, mine).status_code == 429
+
+    def test_go_beyond_it_by_no_more_than_the_others_have_meanwhile(self, make_client, key, send, shared):
+        mine = key(mflop_per_month=3)
+        one, other = make_client(ledger=shared), make_client(ledger=shared)
+        assert [send(client, mine).status_code for client in (one, other)] == [200, 429]
+
+    def test_may_restart_and_go_on_where_the_others_are(self, make_client, key, send, shared):
+        mine = key(mflop_per_month=5)
+        assert send(make_client(ledger=shared), mine).status_code == 200
+        assert send(make_client(ledger=shared), mine).status_code == 200
+        assert send(make_client(ledger=shared), mine).status_code == 429
+
+
+class TestCounting:
+    """A month is counted again; what this process bills meanwhile is never lost."""
+
+    @pytest.fixture
+    def account(self):
+        return Account("a", SCOPES, mflop_per_month=10)
+
+    @staticmethod
+    def permit(account, seconds=60.0):
+        return Permit(None, time.monotonic() + seconds, account)
+
+    def bill(self, spending, account, mflop):
+        permit = self.permit(account)
+        spending.hold_month(permit, mflop * admission.MFLOP)
+        spending.spend_month(permit)
+
+    def test_bills_that_come_while_it_counts_are_added(self, account, monkeypatch):
+        monkeypatch.setattr(admission, "COUNT_S", 0.0)
+        monkeypatch.setattr(admission, "COUNT_TIMES", 0)
+        under_way, recorded = [], [0]
+
+        def used(*_):
+            found = recorded[0]  # the count's own moment: what is billed after it is not of the answer
+            for permit in under_way:
+                spending.spend_month(permit)
+                recorded[0] += 3 * admission.MFLOP
+            under_way.clear()
+            return found
+
+        spending = Spending(used)
+        late = self.permit(account)
+        spending.hold_month(late, 3 * admission.MFLOP)
+        under_way.append(late)
+        self.bill(spending, account, 5)
+        recorded[0] += 5 * admission.MFLOP
+        with pytest.raises(QuotaExceeded, match="after 8000000"):
+            spending.hold_month(self.permit(account), 3 * admission.MFLOP)
+
+    def test_before_a_refusal_it_is_counted_again(self, account, monkeypatch):
+        """What was counted too high, for a bill that was just being recorded, keeps nobody out for a month."""
+        monkeypatch.setattr(admission, "REFUSE_S", 0.0)
+        monkeypatch.setattr(admission, "COUNT_TIMES", 0)
+        found = [9 * admission.MFLOP]
+        spending = Spending(lambda *_: found[0])
+        self.bill(spending, account, 1)
+        found[0] = 6 * admission.MFLOP
+        self.bill(spending, account, 4)
+        found[0] = 10 * admission.MFLOP
+        with pytest.raises(QuotaExceeded):
+            self.bill(spending, account, 1)
+
+    def test_it_is_asked_no_more_often_than_it_must_be(self, account, monkeypatch):
+        asked = []
+        spending = Spending(lambda *_: asked.append(1) or time.sleep(0.05) or 0)
+        for _ in range(5):
+            self.bill(spending, account, 1)
+        assert len(asked) == 1
+        monkeypatch.setattr(admission, "COUNT_S", 0.0)
+        for _ in range(4):
+            self.bill(spending, account, 1)
+        assert len(asked) == 1, "what took 50 ms is asked once a second"
+        with pytest.raises(QuotaExceeded):
+            self.bill(spending, account, 2)
+
+    def test_a_spool_whose_bills_are_not_there_yet_lowers_nothing(self, account, monkeypatch):
+        monkeypatch.setattr(admission, "COUNT_S", 0.0)
+        monkeypatch.setattr(admission, "COUNT_TIMES", 0)
+        spending = Spending(lambda *_: 0, delayed=True)
+        for _ in range(2):
+            self.bill(spending, account, 4)
+        with pytest.raises(QuotaExceeded, match="after 8000000"):
+            self.bill(spending, account, 4)
+
+    def test_others_do_not_wait_for_one_that_counts_again(self, account, monkeypatch):
+        monkeypatch.setattr(admission, "COUNT_S", 0.0)
+        counting, go = threading.Event(), threading.Event()
+        spending = Spending(lambda *_: 0)
+        self.bill(spending, account, 1)
+
+        def used(*_):
+            counting.set()
+            assert go.wait(30)
+            return 1 * admission.MFLOP
+
+        spending._used = used
+        monkeypatch.setattr(admission, "COUNT_TIMES", 0)
+        thread = threading.Thread(target=self.bill, args=(spending, account, 1))
+        thread.start()
+        assert counting.wait(30)
+        self.bill(spending, account, 2)
+        go.set()
+        thread.join()
+        monkeypatch.setattr(admission, "COUNT_S", 60.0)
+        monkeypatch.setattr(admission, "REFUSE_S", 60.0)
+        with pytest.raises(QuotaExceeded, match="after 4000000"):
+            self.bill(spending, account, 7)
+
+
 def test_who_has_no_limits_is_not_counted():
     house = Admission(Settings(), Metrics(), used=None)
     permit = house.enter(0)

@@ -6,11 +6,14 @@ the library's own maps, at the same bill.
 
 import json
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
 
 import cconv
+from service.admission import Permit
+from service.outputs import Form
 
 MODEL, LAYER = "texture", "level1.relu"
 INFER = f"/v2/models/{MODEL}/infer"
@@ -55,6 +58,70 @@ def ask(client, x, infer_json):
     return lambda **parameters: client.post(
         INFER, data=infer_json(x, outputs=[{"name": LAYER, "parameters": parameters}])
     )
+
+
+FORMS = [
+    {"channels": "0:5"}, {"channels": "7,1,1"}, {"pool": "gap"}, {"pool": "max2"}, {"pool": "max7"}, {"dtype": "FP16"},
+    {"dtype": "UINT8"}, {"channels": "3:8", "pool": "max3", "dtype": "UINT8"},
+    {"channels": "1", "pool": "gap", "dtype": "FP16"}, {"pool": "max2", "dtype": "FP16"},
+]  # fmt: skip
+
+
+class TestRoom:
+    """What a form takes beside the maps is held like everything else."""
+
+    @pytest.mark.parametrize("parameters", FORMS, ids=str)
+    def test_is_no_less_than_what_is_allocated(self, parameters, rng):
+        maps = rng.random((3, 8, 211, 199), np.float32)
+        form = Form.read("y", parameters, maps.shape, binary=True)
+        form.apply(maps, "y")
+        tracemalloc.start()
+        try:
+            form.apply(maps, "y")
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        room = form.room(maps.shape, maps.itemsize)
+        assert peak <= room + 100_000, "NumPy casts some thousand numbers at a time"
+        assert room <= 3 * peak + 100_000, "and not many times as much"
+
+    def test_of_an_output_as_it_is_nothing(self):
+        assert Form().room((1, 8, 9, 9), 4) == 0
+
+    @pytest.mark.parametrize("parameters", FORMS, ids=str)
+    def test_is_admitted(self, app, client, x, maps, infer_json, parameters, monkeypatch):
+        held = []
+        take = Permit.take
+
+        def taken(permit, **more):
+            take(permit, **more)
+            held.append(permit.bytes)
+
+        monkeypatch.setattr(Permit, "take", taken)
+        most = []
+        for one in ({}, parameters):
+            held.clear()
+            wanted = [{"name": LAYER, "parameters": {"binary_data": True, **one}}]
+            body = infer_json(x, outputs=wanted).ljust(400_000)  # JSON takes room by its length
+            assert client.post(INFER, data=body).status_code == 200
+            most.append(max(held))
+        assert most[1] - most[0] == Form.read(LAYER, parameters, maps.shape, True).room(maps.shape, 4)
+        assert app.extensions["cconv"]._admission._bytes == 0
+
+    def test_too_much_of_it_is_refused_beforehand(self, make_app, x, infer_json):
+        wanted = [{"name": LAYER, "parameters": {"binary_data": True}}]
+        body = infer_json(x, outputs=wanted)
+        probe = make_app(models=(MODEL,)).test_client()
+        held = []
+        admission = probe.application.extensions["cconv"]._admission
+        grow = admission.grow
+        admission.grow = lambda permit, *more: (grow(permit, *more), held.append(permit.bytes))
+        assert probe.post(INFER, data=body).status_code == 200
+        client = make_app(models=(MODEL,), queue_bytes=max(held) + 5_000, max_body_bytes=len(body) * 2).test_client()
+        assert client.post(INFER, data=body).status_code == 200
+        wanted[0]["parameters"]["pool"] = "max2"
+        refused = client.post(INFER, data=infer_json(x, outputs=wanted))
+        assert (refused.status_code, "bytes of body, images and maps" in refused.json["error"]) == (413, True)
 
 
 class TestForms:
@@ -219,7 +286,7 @@ class TestInputs:
     def test_broken_elements_are_refused(self, client, bill, png, shape, data):
         body, headers = tensor("BYTES", shape, data(png(8, 8)))
         answer = client.post(INFER, data=body, headers=headers)
-        assert answer.status_code in (400, 413)
+        assert answer.status_code == 400
         assert "expected" in answer.json["error"].lower()
         assert not any(bill(client).values())
 

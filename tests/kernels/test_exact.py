@@ -67,6 +67,24 @@ def test_an_image_that_is_a_tile_is_read_where_it_lies(grid, layout, share, grou
             _check(grid, layer, isa, dtype, found[0], given, want)
 
 
+@pytest.mark.parametrize("layout", ["plain", "wider maps", "one image", "channels last"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_pieces_of_an_image_are_read_where_they_lie_by_few_panels(grid, layout, groups, dtype):
+    rng = np.random.default_rng(groups)
+    for (height, width), threads in (((31, 29), 1), ((1, 700), 2), ((23, 41), 3)):
+        layer = grid.Layer(
+            (2, 100 * groups, height, width), (11 * groups, 100, 1, 1), groups=groups, bias=True, residual=True,
+            activation="relu6", layout=layout, threads=threads,
+        )  # fmt: skip
+        given = grid.operands(layer, dtype, _whole(rng))
+        want = grid.exact(layer, given)
+        for isa in grid.ISAS:
+            found = [tiling for tiling in grid.direct_tilings(layer, isa, dtype) if tiling.lanes == "channels"]
+            few = found[0].panels <= 2
+            assert [(t.in_place, t.tile_q < height * width) for t in found] == [(few, True)]
+            _check(grid, layer, isa, dtype, found[0], given, want)
+
+
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 def test_a_depthwise_map_of_several_strips_is_exact(grid, kernel, stride, residual, dtype):

@@ -43,6 +43,21 @@ def test_migrating_again_changes_nothing(empty_url, event):
         assert len(list(book.events())) == 1
 
 
+def test_a_ledger_of_the_first_version_keeps_its_bills(empty_url, event):
+    ledger.migrate(empty_url, "0001")
+    with Ledger(empty_url) as book, pytest.raises(ledger.SchemaOutdated, match="got 0001"):
+        book.append(event())
+    names = ("id", "account", "model", "version", "device", "algorithm", "request_id")
+    numbers = ("at", "images", "bytes_in", "bytes_out", "queue_us", "compute_us", "macs", "flops", "flops_other")
+    old = {**dict.fromkeys(names, "x"), **dict.fromkeys(numbers, 7), "shapes": "[]"}
+    with Database(empty_url).writing() as connection:
+        connection.execute(sa.insert(schema.usage_event), [old])
+    ledger.migrate(empty_url)
+    with Ledger(empty_url) as book:
+        book.append(event(account="x", flops=20))
+        assert [(t.events, t.flops) for t in book.totals((), account="x")] == [(2, 27)]
+
+
 def test_many_migrations_at_once_are_one(empty_url, event):
     command = [sys.executable, "-m", "cconv.ledger", "migrate", empty_url]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
@@ -56,7 +71,7 @@ def test_tables_of_another_version_are_refused(url, event):
     with database.writing() as connection:
         connection.execute(sa.update(schema.alembic_version).values(version_num="9999"))
     with Ledger(url) as book:
-        with pytest.raises(ledger.SchemaOutdated, match="expected tables of revision 0001, got 9999"):
+        with pytest.raises(ledger.SchemaOutdated, match=f"expected tables of revision {schema.REVISION}, got 9999"):
             book.append(event())
         with pytest.raises(ledger.SchemaOutdated):
             list(book.events())

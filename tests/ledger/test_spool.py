@@ -18,11 +18,6 @@ def _wait(condition, seconds: float = 15):
         time.sleep(0.02)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "spool"
-
-
 def test_events_reach_the_database(url, folder, event):
     events = [event() for _ in range(700)]
     with Ledger(url, spool=folder) as book:
@@ -31,6 +26,24 @@ def test_events_reach_the_database(url, folder, event):
         _wait(lambda: not book.waiting_bytes())
         assert sorted(e.id for e in book.events()) == sorted(e.id for e in events)
     assert list(folder.iterdir()) == []
+
+
+def test_the_lag_is_the_age_of_the_oldest_event_that_waits(sqlite_url, folder, event):
+    path = sqlite_url.removeprefix("sqlite:///")
+    lock = sqlite3.connect(path, isolation_level=None)
+    with Ledger(sqlite_url, spool=folder, timeout_s=0.5) as book:
+        assert book.lag_s() == 0
+        lock.execute("BEGIN EXCLUSIVE")
+        now = time.time_ns() // 1000
+        for age_s in (40, 10):
+            book.append(event(at=now - age_s * 1_000_000))
+        assert 40 <= book.lag_s() < 45
+        lock.execute("COMMIT")
+        _wait(lambda: book.lag_s() == 0)
+        assert len(list(book.events())) == 2
+    lock.close()
+    with Ledger(sqlite_url) as book:
+        assert book.lag_s() == 0
 
 
 def test_closing_drains(url, folder, event):
@@ -278,54 +291,6 @@ def test_no_error_ends_the_thread_that_empties_the_spool(sqlite_url, folder, eve
         _wait(lambda: len(list(book.events())) == 2)
 
 
-@pytest.mark.parametrize("moment", ["before it is locked", "and holds it"])
-def test_a_segment_that_another_process_takes_before_it_is_locked_is_given_up(folder, event, monkeypatch, moment):
-    """Whoever sees a new file without a lock may think that its maker is dead."""
-    from cconv.ledger import spool
-
-    folder.mkdir()
-    mine, other = spool.Spool(folder, 1 << 20), spool.Spool(folder, 1 << 20)
-    open_, others = spool.os.open, []
-
-    def open_and_lose(path, flags, mode=0o777):
-        fd = open_(path, flags, mode)
-        if flags & spool.os.O_EXCL and not others:
-            others.append(path)
-            other.adopt()
-            if moment == "before it is locked":
-                assert list(other.groups(1)) == []
-                assert not path.exists(), "it was empty, and is deleted"
-        return fd
-
-    monkeypatch.setattr(spool.os, "open", open_and_lose)
-    sent = [event() for _ in range(3)]
-    for one in sent:
-        mine.append(one)
-    assert others
-    mine.close()  # as a kill would
-    other.close()
-    monkeypatch.undo()
-    heir = spool.Spool(folder, 1 << 20)
-    heir.adopt()
-    assert [e for group in heir.groups(10) for e in group] == sent
-    heir.close()
-
-
-def test_a_folder_that_cannot_be_locked_is_a_refusal_and_leaks_nothing(folder, event, monkeypatch):
-    from cconv.ledger import spool
-
-    def flock(*_):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(spool.fcntl, "flock", flock)
-    closed = []
-    close = spool.os.close
-    monkeypatch.setattr(spool.os, "close", lambda fd: (closed.append(fd), close(fd)))
-    with pytest.raises(ledger.LedgerUnavailable, match="No locks available"):
-        spool.Spool(folder, 1 << 20).append(event())
-    assert len(closed) == 1
-
-
 WRITER = """
 import sys
 from pathlib import Path
@@ -358,19 +323,6 @@ def test_processes_that_share_a_folder_lose_nothing(sqlite_url, folder, python):
     with Ledger(sqlite_url, spool=folder) as book:
         _wait(lambda: not book.waiting_bytes() and not list(folder.glob("*.events")))
         assert sorted(e.id for e in book.events()) == sorted(f"{name}/{n}" for name in "abc" for n in range(600))
-
-
-def test_adopted_segments_come_from_the_oldest_on(folder, event):
-    from cconv.ledger.spool import Spool
-
-    folder.mkdir()
-    for n in range(4):
-        (folder / f"{n}.events").write_bytes(event(id=f"e{n}").line())
-    spool = Spool(folder, 1 << 20)
-    spool.append(event(id="mine"))
-    spool.adopt()
-    assert [e.id for group in spool.groups(10) for e in group] == ["e0", "e1", "e2", "e3", "mine"]
-    spool.close()
 
 
 def test_what_waits_is_synced(sqlite_url, folder, event, monkeypatch):

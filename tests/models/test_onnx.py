@@ -221,6 +221,18 @@ def net(request, tmp_path):
     return cconv.load(path), names, expected
 
 
+def test_outputs_may_be_added_by_name_alone(tmp_path):
+    """The usual way to look into a network: other runtimes take a file of it, whose outputs then have no type."""
+    made = _Net()
+    path, names = made.save(tmp_path, made.add("Relu", made.conv("image", 3, 4)))
+    file = onnx.load(path)
+    file.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names[:1])
+    file.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(file, path)
+    model = cconv.load(path)
+    assert set(model.run(_images(2, (8, 9)))) == set(names)
+
+
 @pytest.mark.parametrize("size", [(24, 32), (16, 40)])
 def test_every_tensor_is_what_onnxs_evaluator_says(net, size):
     model, names, expected = net

@@ -29,6 +29,7 @@ static const cconv_kernels NAME(kernels) = {
 #undef between
 #undef only
 #undef load_lanes
+#undef load_anywhere
 #undef store_lanes
 #undef AHEAD
 #undef EXPECT

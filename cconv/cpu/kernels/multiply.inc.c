@@ -93,12 +93,12 @@ static void NAME(multiply_channels)(int pixels, int vectors, long depth, long ch
     }
 }
 
-/* Where finished sums go: y = sums + bias, or with relu its positive part, of some outputs' maps. */
+/* Where finished sums go: y = activation(sums + bias) of some outputs' maps. */
 typedef struct {
     const T *bias; /* or NULL */
     T *target;
     long map; /* elements from a map to the next */
-    int relu;
+    int activation; /* up to CCONV_RELU6 */
 } NAME(maps);
 
 #define EACH_SUM(O, W)                                                                                                 \
@@ -130,7 +130,8 @@ typedef struct {
                 if (to && k == depth) {                                                                                \
                     T *y = to->target + tile * W * LANES;                                                              \
                     EACH_SUM(O, W) SUM += to->bias ? splat(to->bias[o]) : (V){0};                                      \
-                    if (to->relu) EACH_SUM(O, W) SUM = select(SUM < (V){0}, (V){0}, SUM);                              \
+                    if (to->activation) EACH_SUM(O, W) SUM = select(SUM < (V){0}, (V){0}, SUM);                        \
+                    if (to->activation == CCONV_RELU6) EACH_SUM(O, W) SUM = select(SUM > splat(6), splat(6), SUM);     \
                     EACH_SUM(O, W) store(y + o * to->map + v * LANES, SUM);                                            \
                 } else                                                                                                 \
                     EACH_SUM(O, W) store(sums + o * pitch + v * LANES, SUM);                                           \
@@ -177,13 +178,13 @@ static void NAME(multiply_pixels)(int outputs, int vectors, long depth, long cha
  * before it lie as the tiles do, not as the row.
  * Assumptions: the pixels are whole vectors or need more than one tile: the last one then overlaps the one before. */
 static void NAME(multiply_row)(int outputs, int pixels, long depth, const int32_t *offset, const void *input,
-                               const void *panel, void *sums, long pitch, int add, const void *bias, int relu,
-                               void *target, long map) {
+                               const void *panel, void *sums, long pitch, int add, const void *bias,
+                               int activation, void *target, long map) {
     const NAME(pixels_kernel) *tile = NAME(pixels_table)[outputs - 1];
     const int widest = NAME(widest)[outputs - 1];
     const T *a = input;
     T *s = sums;
-    NAME(maps) maps = {bias, target, map, relu};
+    NAME(maps) maps = {bias, target, map, activation};
     int vectors = (pixels + LANES - 1) / LANES, cuts = (vectors + widest - 1) / widest, over = vectors * LANES - pixels;
     for (int n, tiles; cuts > 0; cuts -= tiles, vectors -= n * tiles, a += n * tiles * LANES, s += n * tiles * LANES) {
         n = vectors / cuts;

@@ -144,7 +144,7 @@ static void NAME(pack_panel)(long outputs, long width, long depth, const void *w
                 const NAME(lanes) down = between(0, depth - k);
                 V v[LANES];
                 _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++)
-                    v[i] = o + i < outputs ? load_lanes(in + (o + i) * depth + k, down) : (V){0};
+                    v[i] = o + i < outputs ? load_anywhere(in + (o + i) * depth + k, down) : (V){0};
                 flip(v);
                 _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++)
                     if (k + i < depth) store_lanes(out + (k + i) * width + o, v[i], across);

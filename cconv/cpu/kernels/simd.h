@@ -1,8 +1,8 @@
 /* SIMD: vectors of T by GCC's vector extensions, which serve every ISA from the same source.
  *
  * In: T (float or double), LANES (elements per vector, a literal), NAME; the ISA's names MASKED(op) and WIDE.
- * Out: V, load, store, splat, between, only, load_lanes, store_lanes, select, LOW, HIGH, EVEN, ODD, NEXT, EVEN_MIXED,
- * ODD_MIXED (AVX2 alone), flip, load_columns, store_columns; BY_HALVES, whether these two are the best way.
+ * Out: V, load, store, splat, between, only, load_lanes, load_anywhere, store_lanes, select, LOW, HIGH, EVEN, ODD, NEXT,
+ * EVEN_MIXED, ODD_MIXED (AVX2 alone), flip, load_columns, store_columns; BY_HALVES, whether these two are the best way.
  * Whole-vector operations only: GCC turns lane subscripts into memory traffic.
  * No include guard: it is included once per element type, and instance.inc.c undefines what it defines.
  */
@@ -133,6 +133,17 @@ static inline __attribute__((always_inline)) void NAME(store_lanes)(T *p, V v, N
     store(lane, v);
     for (int i = lanes.first; i < lanes.last; i++) p[i] = lane[i];
 }
+#endif
+/* load_anywhere: load_lanes from any byte on, for weights lie where their file has them. */
+#if defined(__AVX2__)
+#define load_anywhere NAME(load_lanes)
+#else
+static inline __attribute__((always_inline)) V NAME(load_anywhere)(const T *p, NAME(lanes) lanes) {
+    T lane[LANES] = {0};
+    memcpy(lane + lanes.first, (const char *)p + lanes.first * sizeof(T), (lanes.last - lanes.first) * sizeof(T));
+    return load(lane);
+}
+#define load_anywhere NAME(load_anywhere)
 #endif
 #define between NAME(between)
 #define only NAME(only)

@@ -327,7 +327,7 @@ static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int m
                 _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++) {
                     const T *row = weight + ((f + l) * channels + c) * r * r + k;
                     __builtin_prefetch(row + CHANNELS_AT_ONCE * r * r); /* rows are too short for the processor's own */
-                    v[l] = l < filters ? load_lanes(row, across) : (V){0};
+                    v[l] = l < filters ? load_anywhere(row, across) : (V){0};
                 }
                 flip(v);
                 _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++) store(taps[k + l], v[l]);
