@@ -13,8 +13,8 @@ run: $(VENV)/.demo
 
 ## test: the suite (pip packages only): a process per core, then what needs the machine to itself
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n auto -m "not slow and not alone and not postgresql" --durations=10
-	$(BIN)/python -m pytest -q -m "not slow and alone and not postgresql" --durations=10
+	$(BIN)/python -m pytest -q -n auto -m "not slow and not alone and not postgresql and not gpu" --durations=10
+	$(BIN)/python -m pytest -q -m "not slow and alone and not postgresql and not gpu" --durations=10
 
 ## test-all: what is slow or needs more than pip packages (POSTGRESQL=--need-postgresql fails without it)
 test-all: test-spills test-postgresql test-wheel test-sanitizers test-slow test-cuda
@@ -32,11 +32,13 @@ test-spills: $(VENV)/.dev
 	$(BIN)/python tests/spills.py
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto -m slow $(POSTGRESQL)
+	$(BIN)/python -m pytest -n auto -m "slow and not gpu" $(POSTGRESQL)
 
-# The GPU kernels for every architecture, by a compiler from PyPI; and CuPy's import, without a GPU.
-test-cuda: .venv-cuda/.ready
-	.venv-cuda/bin/python -m pytest tests/gpu/test_compile.py tests/gpu/test_door.py tests/backends/test_twins.py
+# The GPU kernels for sm_90, the large ones for other generations too, by a compiler from PyPI; and CuPy's import, without
+# a GPU. OPTIONS=--every-target: every kernel for every architecture, ten minutes.
+test-cuda: $(VENV)/.dev .venv-cuda/.ready
+	PYTHONPATH=. .venv-cuda/bin/python -m pytest -q -n auto $(OPTIONS) \
+		tests/gpu/test_compile.py tests/gpu/test_door.py tests/backends/test_twins.py
 
 ## lint: style of Python
 lint: $(VENV)/.dev
@@ -77,9 +79,12 @@ down:
 clean:
 	rm -rf build dist out *.egg-info $(VENV) .venv-bench .venv-cuda cconv/cpu/_*.c cconv/cpu/*.so
 
+# What the extra `gpu` names, and not cconv itself: that is compiled already, and found by PYTHONPATH.
 .venv-cuda/.ready: pyproject.toml
-	$(PYTHON) -m venv .venv-cuda
-	.venv-cuda/bin/python -m pip install --disable-pip-version-check -e '.[gpu]' 'pytest>=8.4,<10' 'hypothesis>=6.130,<7'
+	$(BIN)/python -m venv .venv-cuda
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["gpu"], \
+		*["numpy", "pytest>=8.4,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6.130,<7"], sep="\n")' > .venv-cuda/requirements.txt
+	.venv-cuda/bin/python -m pip install --disable-pip-version-check -r .venv-cuda/requirements.txt
 	@touch $@
 
 $(VENV)/bin/python:

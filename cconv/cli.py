@@ -377,8 +377,8 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
-    text = "where to compute; default: auto, a GPU that works or else the CPU"
-    parser.add_argument("--device", choices=DEVICES, default="auto", help=text)
+    text = "where to compute; auto is a GPU that works or else the CPU; default: cpu"
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help=text)
 
 
 def parser() -> argparse.ArgumentParser:

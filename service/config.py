@@ -38,7 +38,7 @@ class Settings:
     )
     threads: int = _setting("CCONV_THREADS", 16, "request threads: they parse, wait and write; one other computes")
     device: str = _setting(
-        "CCONV_DEVICE", "auto", "where to compute: cpu, cuda, or auto, a GPU that works or else the CPU"
+        "CCONV_DEVICE", "cpu", "where to compute: cpu, cuda, or auto, a GPU that works or else the CPU"
     )
     models: tuple[str, ...] = _setting("CCONV_MODELS", (), "names of the models to serve, comma-separated; empty: all")
     model_repository: str = _setting(

@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 
 import cconv
-from cconv import Cost, devices, images
+from cconv import Cost, backend, devices, images
 
 from . import slices
 from .errors import DeadlineExceeded, DeviceLost, InvalidRequest, NotFound, Overloaded, Unavailable
@@ -116,7 +116,7 @@ class Task:
 
 def pool_idle_bytes() -> int:
     """Memory that the library keeps for its next runs."""
-    return cconv.show_config()["pool_idle_bytes"]
+    return backend.get("cpu").idle_bytes()
 
 
 def _common(one: Shape, other: Shape) -> Shape:

@@ -307,7 +307,8 @@ class TestDevice:
         return went
 
     def test_auto_is_the_cpu_where_there_is_no_gpu(self, run, no_gpu, photographs):
-        assert json.loads(run("extract", photographs[0], "--json"))["device"] == "cpu"
+        for words in ([], ["--device", "auto"]):
+            assert json.loads(run("extract", photographs[0], "--json", *words))["device"] == "cpu"
         words = ["estimate", *LAYER, "--measure", "--json"]
         assert json.loads(run(*words, "--device", "cpu"))["measured"]["device"] == "cpu"
 

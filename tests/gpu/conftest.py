@@ -17,6 +17,14 @@ from cconv import backend as backends
 TESTS = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items):
+    """Doubles are the same sources with another T: `make test` has floats of them, `make test-all` both."""
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if Path(__file__).parent in item.path.parents and params.get("dtype") == "float64":
+            item.add_marker("slow")
+
+
 def _load(name: str, path: Path):
     """By its path: under --import-mode=importlib test files cannot import each other by name."""
     spec = importlib.util.spec_from_file_location(name, path)

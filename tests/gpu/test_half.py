@@ -15,7 +15,7 @@ HALVES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat
 ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
-@pytest.fixture(params=HALVES)
+@pytest.fixture(params=["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def half(request) -> str:
     return request.param
 
@@ -73,6 +73,7 @@ def test_what_comes_before_a_convolution_rides_along(machine_twin, half, whole):
         np.testing.assert_array_equal(got, want.astype(HALVES[half]))
 
 
+@pytest.mark.parametrize("half", HALVES)
 def test_all_numbers_come_through_and_sums_round_to_even(twin_of_arrays, half):
     """Every bit pattern, with another one at random: infinities, NaN and subnormal numbers too."""
     numbers = np.arange(1 << 16, dtype=np.uint16).view(HALVES[half])

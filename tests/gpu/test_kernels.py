@@ -30,9 +30,8 @@ def test_every_tile_of_a_layer_is_exact(exact, grid, sampled, family, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["dense", "pointwise", "depthwise", "grouped", "deep", "one pixel"])
-@pytest.mark.parametrize("chunk", range(1, 3))
-def test_every_tile_of_many_layers_is_exact(exact, grid, sampled, family, chunk, dtype):
-    _family(exact, grid, sampled, family, chunk, dtype)
+def test_every_tile_of_many_layers_is_exact(exact, grid, sampled, family, dtype):
+    _family(exact, grid, sampled, family, 1, dtype)
 
 
 def test_a_residual_that_is_also_the_output_is_read_before_it_is_written(exact, grid, isa, dtype):
@@ -73,9 +72,11 @@ def test_no_bit_depends_on_the_tile_the_batch_or_the_place(grid, isa, dtype):
 
 def test_a_depthwise_kernel_known_ahead_agrees_with_the_general_one(grid, isa, dtype):
     rng = np.random.default_rng(6)
-    for kernel, stride, padding, width in product((3, 5, 7), (1, 2), (None, (1, 2, 3, 0)), (16, 37, 40)):
-        layer = grid.Layer((2, 3, 19, width), (6, 1, kernel, kernel), (stride,) * 2, padding or (kernel // 2,) * 4,
-                           groups=3, bias=True, residual=True, activation="relu6")  # fmt: skip
+    heights = {16: 19, 37: 17, 40: 21}  # a strip's last rows are there, or not, with vectors and without
+    for kernel, stride, padding, width in product((3, 5, 7), (1, 2), (None, (1, 2, 3, 0)), heights):
+        layer = grid.Layer((2, 3, heights[width], width), (6, 1, kernel, kernel), (stride,) * 2,
+                           padding or (kernel // 2,) * 4, groups=3, bias=True, residual=True,
+                           activation="relu6")  # fmt: skip
         given = grid.operands(layer, dtype, lambda shape: rng.integers(-4, 5, shape))
         tilings = grid.direct_tilings(layer, isa, dtype)
         assert [tiling.known for tiling in tilings] == [True, False]

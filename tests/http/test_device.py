@@ -24,9 +24,10 @@ class Gpu:
     name = "gpu"
 
     def __init__(self):
-        self.error, self.most, self.calls = None, 1000, []
+        self.error, self.most, self.calls, self.touched = None, 1000, [], False
 
     def machine(self):
+        self.touched = True
         if isinstance(self.error, cconv.BackendUnavailable):
             raise self.error
         return backends.get("cpu").machine()
@@ -55,6 +56,12 @@ def gpu(monkeypatch):
     found, original = Gpu(), backends.get
     monkeypatch.setattr(backends, "get", lambda name: found if name == "gpu" else original(name))
     return found
+
+
+@pytest.fixture
+def make_app(make_app):
+    """Of servers that take either device, unless a test says which."""
+    return lambda **settings: make_app(**{"device": "auto", **settings})
 
 
 @pytest.fixture
@@ -250,6 +257,17 @@ class TestBills:
         assert auto == cuda != cpu
 
 
+def test_by_default_nothing_touches_a_gpu(make_app, gpu, body):
+    """Neither probes nor metrics nor requests may make a context of CUDA's."""
+    client = make_app(device=Settings().device).test_client()
+    for path in ("/livez", "/readyz", "/metrics", "/v2", "/v2/models/edges/config", "/"):
+        assert client.get(path).status_code == 200, path
+    answer = client.post("/v1/features?model=edges", data=body)
+    assert (answer.status_code, answer.json["device"]) == (200, "cpu")
+    assert client.post(NPY + "&device=cuda", data=body).status_code == 503
+    assert not gpu.touched
+
+
 def test_models_and_the_device_are_limited_apart(make_app, gpu, body):
     """Two settings of one engine."""
     client = make_app(models=("edges",), device="cpu").test_client()
@@ -290,7 +308,8 @@ def test_gunicorn_replaces_a_worker_whose_device_failed(tmp_path, start_server, 
             status, headers, again = server.ask(NPY, good)
         except OSError:  # between the two
             continue
-        workers.add(headers["X-Worker"])
+        if status == 200:  # else the old one, which is on its way out
+            workers.add(headers["X-Worker"])
         time.sleep(0.05)
     assert len(workers) == 2
     assert (status, again) == (200, maps)
