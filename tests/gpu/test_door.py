@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -151,6 +152,26 @@ def test_errors_of_cuda_are_cconvs():
     ):  # fmt: skip
         with pytest.raises(expected), device.errors():
             raise raised
+
+
+#: What device.py calls of CuPy's, and the parameters that it gives by name.
+CALLED = {
+    "ndarray.set": "stream", "ndarray.get": "stream out blocking", "ndarray": "memptr", "from_dlpack": "",
+    "ascontiguousarray": "", "asnumpy": "", "get_default_memory_pool": "", "cuda.is_available": "", "cuda.Memory": "",
+    "cuda.MemoryPointer": "", "cuda.MemoryPointer.copy_from_device_async": "", "cuda.Stream": "non_blocking",
+    "cuda.get_current_stream": "", "cuda.Device.compute_capability": "", "cuda.Device.attributes": "",
+    "cuda.runtime.getDevice": "", "cuda.runtime.CUDARuntimeError": "", "cuda.driver.CUDADriverError": "",
+    "cuda.memory.OutOfMemoryError": "", "cuda.function.Module.load": "cubin", "cuda.function.Module.get_function": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_the_cupy_that_is_installed_has_what_the_device_calls(name):
+    found = pytest.importorskip("cupy")
+    for part in name.split("."):
+        found = getattr(found, part)
+    for parameter in CALLED[name].split():
+        assert re.search(rf"\b{parameter}\b", found.__doc__), found.__doc__
 
 
 def test_the_host_device_of_the_tests_has_the_methods_of_the_real_one(host):
