@@ -1,4 +1,5 @@
-# The service as an image. In: this checkout.  Out: target `service`, and `demo`, the client that posts a folder.
+# The service as an image. In: this checkout.  Out: target `service`, the last and so the default one; `gpu`, the same with
+# what a GPU needs; and `demo`, the client that posts a folder.
 # No compiler, no pip cache and no root in what runs.
 
 FROM python:3.12-slim AS build
@@ -12,6 +13,9 @@ COPY cconv cconv
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
     && python -m venv /opt/cconv \
     && /opt/cconv/bin/pip install --no-cache-dir "$(echo /wheels/cconv-*.whl)[service,model]"
+
+FROM build AS build-gpu
+RUN /opt/cconv/bin/pip install --no-cache-dir "$(echo /wheels/cconv-*.whl)[gpu]"
 
 FROM python:3.12-slim AS photographs
 # Photographs that may be passed on: those that scikit-image ships.
@@ -42,7 +46,7 @@ USER 10001:10001
 ENTRYPOINT ["python", "post_folder.py"]
 CMD ["--url", "http://service:8080", "--images", "/photographs", "--out", "/out"]
 
-FROM base AS service
+FROM base AS serving
 COPY service service
 # A named volume takes over this folder's owner: the API keys' digests.
 RUN install --directory --owner=10001 --group=10001 --mode=700 /keys
@@ -53,8 +57,16 @@ ENV HOST=0.0.0.0 \
     MALLOC_ARENA_MAX=2 \
     MALLOC_MMAP_THRESHOLD_=1048576 \
     MALLOC_TRIM_THRESHOLD_=4194304
-USER 10001:10001
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --start-interval=1s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"PORT\"]}/readyz', timeout=4)"]
 CMD ["gunicorn", "-c", "service/gunicorn.conf.py", "service:create_app()"]
+
+FROM serving AS gpu
+COPY --from=build-gpu /opt/cconv /opt/cconv
+# A named volume takes over this folder's owner.
+RUN install --directory --owner=10001 --group=10001 /cubins
+USER 10001:10001
+
+FROM serving AS service
+USER 10001:10001

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MARKDOWN ?= out/benchmarks.md
 SOURCES := setup.py pyproject.toml $(wildcard cconv/cpu/*.pyx cconv/cpu/*.pxd cconv/cpu/kernels/*)
 
-.PHONY: run env test test-all test-postgresql test-wheel test-sanitizers test-slow test-spills lint bench bench-networks soak pictures up down clean
+.PHONY: run env test test-all test-postgresql test-wheel test-sanitizers test-slow test-spills test-cuda lint bench bench-networks soak pictures up down clean
 
 ## run: start the service, send it a photograph, show maps and bill, serve until Ctrl-C (PORT=8080, ONCE=1 to stop)
 run: $(VENV)/.demo
@@ -13,11 +13,11 @@ run: $(VENV)/.demo
 
 ## test: the suite (pip packages only): a process per core, then what needs the machine to itself
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n auto -m "not slow and not alone and not postgresql" --durations=10
-	$(BIN)/python -m pytest -q -m "not slow and alone and not postgresql" --durations=10
+	$(BIN)/python -m pytest -q -n auto -m "not slow and not alone and not postgresql and not gpu" --durations=10
+	$(BIN)/python -m pytest -q -m "not slow and alone and not postgresql and not gpu" --durations=10
 
 ## test-all: what is slow or needs more than pip packages (POSTGRESQL=--need-postgresql fails without it)
-test-all: test-spills test-postgresql test-wheel test-sanitizers test-slow
+test-all: test-spills test-postgresql test-wheel test-sanitizers test-slow test-cuda
 
 test-postgresql: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "postgresql and not slow" $(POSTGRESQL) tests/ledger tests/http
@@ -32,7 +32,13 @@ test-spills: $(VENV)/.dev
 	$(BIN)/python tests/spills.py
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto -m slow $(POSTGRESQL)
+	$(BIN)/python -m pytest -n auto -m "slow and not gpu" $(POSTGRESQL)
+
+# The GPU kernels for sm_90, the large ones for other generations too, by a compiler from PyPI; and CuPy's import, without
+# a GPU. OPTIONS=--every-target: every kernel for every architecture, ten minutes.
+test-cuda: $(VENV)/.dev .venv-cuda/.ready
+	PYTHONPATH=. .venv-cuda/bin/python -m pytest -q -n auto $(OPTIONS) \
+		tests/gpu/test_compile.py tests/gpu/test_door.py tests/backends/test_twins.py
 
 ## lint: style of Python
 lint: $(VENV)/.dev
@@ -71,7 +77,15 @@ down:
 	docker compose down
 
 clean:
-	rm -rf build dist out *.egg-info $(VENV) .venv-bench cconv/cpu/_*.c cconv/cpu/*.so
+	rm -rf build dist out *.egg-info $(VENV) .venv-bench .venv-cuda cconv/cpu/_*.c cconv/cpu/*.so
+
+# What the extra `gpu` names, and not cconv itself: that is compiled already, and found by PYTHONPATH.
+.venv-cuda/.ready: pyproject.toml
+	$(BIN)/python -m venv .venv-cuda
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["gpu"], \
+		*["numpy", "pytest>=8.4,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6.130,<7"], sep="\n")' > .venv-cuda/requirements.txt
+	.venv-cuda/bin/python -m pip install --disable-pip-version-check -r .venv-cuda/requirements.txt
+	@touch $@
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

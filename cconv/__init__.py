@@ -2,14 +2,17 @@
 
 from . import filters, images, init
 from .backend import get_num_threads, set_num_threads, set_pool_limit, show_config
+from .devices import device
 from .errors import (
     ArgumentError,
     BackendUnavailable,
     Cancelled,
     CconvError,
+    DeviceError,
     DTypeError,
     ImageError,
     ModelError,
+    OutOfMemory,
     ShapeError,
 )
 from .model import Model, load, model_names
@@ -33,14 +36,17 @@ __all__ = [
     "Conv2d",
     "Cost",
     "DTypeError",
+    "DeviceError",
     "ImageError",
     "Model",
     "ModelError",
+    "OutOfMemory",
     "ShapeError",
     "activate",
     "avg_pool2d",
     "conv2d",
     "conv2d_cost",
+    "device",
     "estimate",
     "filters",
     "get_num_threads",

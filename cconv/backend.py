@@ -10,12 +10,14 @@ from types import ModuleType
 
 import numpy as np
 
-from .errors import ArgumentError, BackendUnavailable, DTypeError
+from .errors import ArgumentError, BackendUnavailable, CconvError, DTypeError
 from .planning import specs
 
 NAMES = ("cpu", "gpu", "reference")
+#: DLPack's kinds of devices -> the twin that takes them: kDLCPU, kDLCUDAHost (pinned), kDLCUDA, kDLCUDAManaged.
+DLPACK = {1: "cpu", 3: "cpu", 2: "gpu", 13: "gpu"}
 #: Looked up on every call; dtype.name alone takes microseconds.
-DTYPE_NAMES = {np.dtype(name): name for name in specs.ITEMSIZE}
+DTYPE_NAMES = {np.dtype(name): name for name in specs.ITEMSIZE if hasattr(np, name)}
 
 
 @functools.cache
@@ -48,18 +50,18 @@ def of(array, name: str = "x") -> tuple[ModuleType, object]:
         return get("cpu"), array
     if type(array).__module__.partition(".")[0] == "cupy":
         return get("gpu"), array
-    if hasattr(array, "__dlpack_device__"):
-        kind = int(array.__dlpack_device__()[0])
-        if kind == 1:  # kDLCPU
-            try:
-                return get("cpu"), np.from_dlpack(array)
-            except (BufferError, TypeError, RuntimeError) as error:
-                kind = type(array).__name__
-                raise DTypeError(f"{name}: expected an array that DLPack can share, got a {kind}: {error}") from None
-        if kind in (2, 3, 13):  # kDLCUDA, kDLCUDAHost, kDLCUDAManaged
-            twin = get("gpu")
-            return twin, twin.asarray(array)
-    raise DTypeError(f"{name}: expected a NumPy, CuPy or DLPack array, got {type(array).__name__}")
+    device = getattr(array, "__dlpack_device__", None)
+    owner = DLPACK.get(int(device()[0])) if device else None
+    if owner is None:
+        raise DTypeError(f"{name}: expected a NumPy, CuPy or DLPack array, got {type(array).__name__}")
+    twin = get(owner)
+    try:
+        return twin, np.from_dlpack(array) if owner == "cpu" else twin.asarray(array)
+    except CconvError:
+        raise
+    except (BufferError, TypeError, ValueError, RuntimeError) as error:
+        kind = type(array).__name__
+        raise DTypeError(f"{name}: expected an array that DLPack can share, got a {kind}: {error}") from None
 
 
 def checked(array, name: str, twin=None, dtype: str | None = None):
@@ -68,15 +70,37 @@ def checked(array, name: str, twin=None, dtype: str | None = None):
     if twin is not None and owner is not twin:
         raise DTypeError(f"{name}: expected an array on {twin.name} like x, got one on {owner.name}")
     found = DTYPE_NAMES.get(array.dtype)
-    if found is None:
+    if found not in owner.dtypes:
         try:
             native = array.dtype.isnative
-            found = specs.checked_dtype(array.dtype.name if native else f"{array.dtype.str} (not in native byte order)")
+            named = array.dtype.name if native else f"{array.dtype.str} (not in native byte order)"
+            found = specs.checked_dtype(named, owner.dtypes)
         except DTypeError as error:
             raise DTypeError(f"{name}: {error}") from None
     if dtype is not None and found != dtype:
         raise DTypeError(f"{name}: expected {dtype}, the type of x, got {found}")
     return owner, array, found
+
+
+def _extent(array) -> tuple[int, int]:
+    """The first byte of a device's array, and the one behind its last."""
+    interface = array.__cuda_array_interface__
+    begin = interface["data"][0]
+    reach = [(n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)]
+    return begin + sum(r for r in reach if r < 0), begin + sum(r for r in reach if r > 0) + array.dtype.itemsize
+
+
+def overlap(a, b) -> bool:
+    """Whether two arrays of one twin may share memory; exactly for NumPy's, where that can be found out quickly."""
+    if type(a) is not type(b) and not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
+        return False
+    if not isinstance(a, np.ndarray):
+        (first, behind), (begin, end) = _extent(a), _extent(b)
+        return first < end and begin < behind
+    try:
+        return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True
 
 
 def get_num_threads() -> int:

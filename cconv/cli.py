@@ -23,7 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from . import Conv2d, Cost, estimate, images, load, model_names, show_config
+from . import Conv2d, Cost, device, estimate, images, load, model_names, show_config
+from .devices import NAMES as DEVICES
+from .devices import Device
 from .errors import ArgumentError, BackendUnavailable, CconvError, ShapeError
 from .planning import cost, specs
 from .tables import SUFFIXES, dimensions, duration, scaled, table
@@ -115,8 +117,8 @@ class Workload:
     title: str
     rows: list[Row]
     total: Cost
-    #: Makes a function that computes it once here.
-    prepare: Callable[[], Callable[[], object]]
+    #: Makes a function that computes it once on a device.
+    prepare: Callable[[Device], Callable[[], object]]
 
 
 def workload(arguments) -> Workload:
@@ -142,15 +144,15 @@ def _layer_workload(arguments) -> Workload:
     parameters = prod(arguments.w) + (spec.K if arguments.bias else 0)
     output = (*n, *spec.output)
 
-    def prepare():
+    def prepare(place):
         rng = np.random.default_rng(0)
 
         def draw(shape):
             return rng.standard_normal(shape, np.float32)
 
-        layer = Conv2d(draw(arguments.w), draw(spec.K) if arguments.bias else None, **options)
-        x, residual = draw(arguments.x), draw(output) if arguments.residual else None
-        return lambda: [layer(x, residual) for _ in range(arguments.count)]
+        layer = Conv2d(place.put(draw(arguments.w)), place.put(draw(spec.K)) if arguments.bias else None, **options)
+        x, residual = place.put(draw(arguments.x)), place.put(draw(output)) if arguments.residual else None
+        return _timed(place, lambda: [layer(x, residual) for _ in range(arguments.count)])
 
     title = f"x {dimensions(arguments.x)}, weight {dimensions(arguments.w)}"
     row = Row("conv2d", "Conv", output, parameters, each)
@@ -173,11 +175,21 @@ def _model_workload(arguments) -> Workload:
         for name, output in model.shapes(shape, bill.layers).items()
     ]
 
-    def prepare():
-        x = np.random.default_rng(0).random(shape, np.float32)
-        return lambda: model.run(x, arguments.layers)
+    def prepare(place):
+        x = place.put(np.random.default_rng(0).random(shape, np.float32))
+        return _timed(place, lambda: model.run(x, arguments.layers))
 
     return Workload(f"{model.name} on {dimensions(shape)}", rows, bill.total, prepare)
+
+
+def _timed(place, run: Callable[[], object]) -> Callable[[], None]:
+    """A run and the wait for its end: a GPU only queues it."""
+
+    def call():
+        run()
+        place.synchronize()
+
+    return call
 
 
 def measured_seconds(run: Callable[[], object], budget: float = 1.0) -> float:
@@ -250,11 +262,15 @@ def estimates(arguments) -> None:
     if arguments.measure:
         if work.total.bytes > sys.maxsize:
             raise ShapeError(f"--measure: expected arrays that fit in memory, got {work.total.bytes:,} bytes of them")
-        each = measured_seconds(work.prepare())
+        place = device(arguments.device)
+        each = measured_seconds(work.prepare(place))
         here = {"macs_per_s": work.total.macs / each, "flops_per_s": work.total.flops / each}
-        result["measured"] = {**here, "seconds_each": each, "seconds": each * arguments.samples}
+        result["measured"] = {
+            **here, "device": place.name, "seconds_each": each, "seconds": each * arguments.samples,
+        }  # fmt: skip
         rates_here = f"{scaled(here['macs_per_s'])} macs/s = {scaled(here['flops_per_s'])} flops/s"
-        rows.append((f"this machine: {rates_here}", "measured", duration(each * arguments.samples)))
+        name = "machine" if place.name == "cpu" else "machine's GPU, arrays already there"
+        rows.append((f"this {name}: {rates_here}", "measured", duration(each * arguments.samples)))
     head = f"{work.title}; samples: {arguments.samples:,}; {whole.macs:,} macs = {whole.flops:,} flops"
     show(arguments, result, f"{head}\n{table(('rate', 'how', 'time'), rows)}")
 
@@ -302,7 +318,7 @@ def extract(arguments) -> None:
         raise BackendUnavailable("extract: needs tqdm; install cconv[batch]") from None
     words = ("architecture", "preprocessing", "precision")
     model = load(arguments.model, **{word: getattr(arguments, word) for word in words})
-    wanted = arguments.layers or model.outputs
+    wanted, place = arguments.layers or model.outputs, device(arguments.device)
     columns = ("macs", "flops", "flops_other")
     bills, rows, total, executed = [], [], Cost(), 0
     labelled = list(zip(_labels(arguments.images), arguments.images, strict=True))
@@ -310,23 +326,30 @@ def extract(arguments) -> None:
         for label, path in tqdm(labelled, unit="image", disable=None if len(labelled) > 1 else True, leave=False):
             picture = model.prepare(images.read(path))
             bill = model.cost(picture.shape, wanted).total
-            maps = model.run(picture, wanted)
+            maps = place.run(lambda x: model.run(x, wanted), picture, whole=True)
             for layer, values in maps.items():
                 append(f"{label}/{layer}", values)
                 if arguments.png:
                     suffix = "" if len(labelled) * len(maps) == 1 else f".{label}.{layer}"
                     _draw(arguments.png.with_stem(arguments.png.stem + suffix), values)
             total += bill
-            executed += model.executed_flops(picture.shape, wanted)
+            executed += model.executed_flops(picture.shape, wanted, place.name)
             shapes = {layer: list(values.shape) for layer, values in maps.items()}
             bills.append({"image": label, "path": str(path), "input_shape": list(picture.shape), "maps": shapes})
             bills[-1] |= bill.as_dict()
             told = " ".join(f"{layer} {dimensions(shape)}" for layer, shape in shapes.items())
             rows.append((label, dimensions(picture.shape), told, *(bill.as_dict()[column] for column in columns)))
-    result = {"model": model.name, "images": bills, "total": total.as_dict(), "executed_flops": executed}
+    result = {
+        "model": model.name,
+        "device": place.name,
+        "images": bills,
+        "total": total.as_dict(),
+        "executed_flops": executed,
+    }
     last = ("total", "", "", *(total.as_dict()[column] for column in columns))
     text = table(("image", "input", "maps", *columns), rows, last)
-    show(arguments, result, f"{text}\nthe convolution kernels here issued {executed:,} flops for it")
+    where = "here" if place.name == "cpu" else "of the GPU"
+    show(arguments, result, f"{text}\nthe convolution kernels {where} issued {executed:,} flops for it")
 
 
 class Parser(argparse.ArgumentParser):
@@ -353,6 +376,11 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=layer_count, default=1, help="how many such layers, one after another")
 
 
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    text = "where to compute; auto is a GPU that works or else the CPU; default: cpu"
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help=text)
+
+
 def parser() -> argparse.ArgumentParser:
     top = Parser(prog="cconv", description="Convolution, counted.")
     commands = top.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
@@ -371,6 +399,7 @@ def parser() -> argparse.ArgumentParser:
     estimating.add_argument("--samples", type=int, default=1)
     for unit in ("macs", "flops"):
         estimating.add_argument(f"--{unit}-per-s", type=rate, action="append", default=[], metavar="0.15T")
+    _add_device(estimating)
     estimating.add_argument("--measure", action=argparse.BooleanOptionalAction, help="run it here and show that too")
 
     extracting = command("extract", extract)
@@ -378,6 +407,7 @@ def parser() -> argparse.ArgumentParser:
     extracting.add_argument("--model", default="edges", help="a built-in model's name, or a file; default: edges")
     extracting.add_argument("--architecture", help="of a safetensors file: resnet50, for example")
     extracting.add_argument("--preprocessing", help=f"{', '.join(images.PREPROCESSING)}; default: the model's own")
+    _add_device(extracting)
     extracting.add_argument("--precision", choices=specs.PRECISIONS, default="highest", help="default: highest")
     extracting.add_argument("--layers", type=names, help="separated by commas; default: the model's outputs")
     extracting.add_argument("--out", type=target, metavar="maps.npz", help="an array per image and layer: image/layer")

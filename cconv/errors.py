@@ -32,5 +32,13 @@ class BackendUnavailable(CconvError, RuntimeError):
     """The device, instruction set or library that was asked for is not here."""
 
 
+class OutOfMemory(CconvError, MemoryError):
+    """A GPU's memory does not hold what a call needs; fewer images at a time may fit."""
+
+
+class DeviceError(CconvError, RuntimeError):
+    """A GPU failed while it was used. Nothing computed since is certain; only a new process can use it again."""
+
+
 class Cancelled(CconvError):
     """The caller's cancel flag was set; what had been computed is discarded."""

@@ -82,27 +82,19 @@ def _bias(bias, weight_shape: tuple[int, ...]):
     raise ShapeError(f"bias: expected shape ({outputs},) or ({outputs}, {depth}), got {bias.shape}")
 
 
-def _overlap(a, b) -> bool:
-    if not isinstance(a, np.ndarray):
-        return False  # refused by _check_out
-    try:
-        return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=10_000)
-    except np.exceptions.TooHardError:
-        return True
-
-
-def _check_out(out, shape: tuple[int, ...], dtype: str, apart: dict[str, object]) -> None:
-    """Check `out` against the shape and type that it must have, and against the inputs it may not overlap."""
-    if not isinstance(out, np.ndarray):
-        raise DTypeError(f"out: expected a NumPy array, got {type(out).__name__}")
+def _check_out(out, kind: type, shape: tuple[int, ...], dtype: str, apart: dict[str, object]) -> None:
+    """Check `out` against the kind of array, shape and type that it must have, and the inputs it may not overlap."""
+    if not isinstance(out, kind):
+        library = kind.__module__.partition(".")[0].replace("numpy", "NumPy").replace("cupy", "CuPy")
+        raise DTypeError(f"out: expected a {library} array, got {type(out).__name__}")
     if out.shape != shape:
         raise ShapeError(f"out: expected shape {shape}, got {out.shape}")
     if out.dtype != np.dtype(dtype):
         raise DTypeError(f"out: expected {dtype}, got {out.dtype}")
-    if not out.flags.writeable:
+    if kind is np.ndarray and not out.flags.writeable:
         raise ArgumentError("out: expected a writeable array, got a read-only one")
     for name, source in apart.items():
-        if _overlap(out, source):
+        if backend.overlap(out, source):
             raise ArgumentError(f"out: expected memory apart from {name}'s, got an overlapping array")
 
 
@@ -121,7 +113,8 @@ _made: dict[tuple, object] = {}
 
 def _maker(twin, spec: Spec, images: int = 1, packs: bool = False):
     """f(weights): a program of one operator, for about so many images. What no weight changes is made once."""
-    machine, images = twin.machine(), batch_class(images)
+    machine = twin.machine()
+    images = batch_class(images, machine.device)
     key = twin, spec, machine, images, packs
     maker = _made.get(key)
     if maker is None:
@@ -154,8 +147,8 @@ def _run(spec: Spec, program, x, one_image: bool, residual=None, out=None, apart
     if out is None:
         y = program().run(inputs)[0]
         return y[0] if one_image else y
-    _check_out(out, visible, spec.dtype, apart)
-    if residual is not None and residual is not out and _overlap(out, residual):
+    _check_out(out, np.ndarray if isinstance(x, np.ndarray) else type(x), visible, spec.dtype, apart)
+    if residual is not None and residual is not out and backend.overlap(out, residual):
         inputs[1] = inputs[1].copy()
     program().run(inputs, [out.reshape(shape) if out.flags.c_contiguous else out[None] if one_image else out])
     return out
@@ -197,8 +190,10 @@ class Conv2d:
             bias = _bias(checked(bias, "bias", self._twin, dtype)[1], weight.shape).copy()
         # Copies of its own, so that nobody can change a layer from outside.
         self.weight, self.bias = weight.copy(order="C"), bias
-        for array in (self.weight, *(() if bias is None else (bias,))):
-            array.flags.writeable = False
+        for array in (self.weight, bias):
+            if isinstance(array, np.ndarray):
+                array.flags.writeable = False
+        self._twin.synchronize()  # programs read the copies from other streams and threads too
         self._weights = Weights(lambda _: (self.weight, self.bias))
         geometry = _geometry(stride, padding, dilation, groups)
         self._options = (*geometry, bias is not None)
@@ -233,7 +228,7 @@ class Conv2d:
         `residual` and `out` have the result's shape and type; `out` may be the residual, but may not overlap x.
         """
         # The short way: an image whose like has been checked and compiled for already.
-        if residual is None and out is None and type(x) is np.ndarray and x.dtype is self.weight.dtype:
+        if residual is None and out is None and type(x) is type(self.weight) and x.dtype is self.weight.dtype:
             program = self._programs.get((x.shape, False, backend.get_num_threads()))
             if program is not None:
                 return program.run([x])[0]
@@ -284,7 +279,8 @@ def conv2d(
     Parameters
     ----------
     x : array (N, C, H, W) or (C, H, W), float32 or float64
-        Any strides; never written. NumPy, or any CPU array with DLPack.
+        Any strides; never written. NumPy, or any CPU array with DLPack; CuPy's, and CUDA arrays with DLPack, are
+        computed on the GPU, and so must all others of the call be.
     weight : array (K, C/groups, R, S)
     bias : array (K,) or (K, C/groups), optional
         The second form is summed over axis 1.
@@ -298,17 +294,17 @@ def conv2d(
     residual : array of the output's shape, optional
     precision : "highest", "high" or "medium"
         The error bound that the algorithm must meet; see docs/api.md.
-    algorithm : "auto", "direct" or "winograd"
+    algorithm : "auto", "direct" or "winograd" (which a GPU does not have)
     out : array, optional
         Exact shape and type; may be the residual; may not overlap x or weight.
 
     Returns
     -------
-    array (N, K, P, Q), or (K, P, Q) for one image, of x's type.
+    array (N, K, P, Q), or (K, P, Q) for one image, of x's type and on its device, where it may still be computed.
 
     Raises
     ------
-    ShapeError, DTypeError, ArgumentError
+    ShapeError, DTypeError, ArgumentError, BackendUnavailable
         Before anything is computed.
 
     Notes
@@ -345,7 +341,7 @@ def conv2d(
         residual is not None, _hashable(activation, "activation"), dtype, _hashable(precision, "precision"),
         _hashable(algorithm, "algorithm"),
     )  # fmt: skip
-    if out is not None and bias is not None and _overlap(out, bias):
+    if out is not None and bias is not None and backend.overlap(out, bias):
         bias = bias.copy()
 
     def program():

@@ -26,6 +26,7 @@ from .planning import (
 from .weights import Weights
 
 name = "reference"
+dtypes = ("float32", "float64")
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 

@@ -29,6 +29,9 @@ class ProcessLock:
 class Once:
     """One (weight, bias) pair for one program; nothing made of it is kept here."""
 
+    #: Whether what is derived serves other programs too, in other threads.
+    shared = False
+
     def __init__(self, arrays: tuple):
         self._arrays = arrays
 
@@ -39,6 +42,8 @@ class Once:
 
 class Weights:
     """Named (weight, bias) pairs, fetched when a program is built, with the forms that programs made of them."""
+
+    shared = True
 
     def __init__(self, source: Callable[[str], tuple]):
         self._source = source

@@ -37,6 +37,9 @@ class Settings:
         "CCONV_AUTH", "auto", "`on`, `off`, or `auto`: on where there is CCONV_API_KEYS or HOST is no loopback address"
     )
     threads: int = _setting("CCONV_THREADS", 16, "request threads: they parse, wait and write; one other computes")
+    device: str = _setting(
+        "CCONV_DEVICE", "cpu", "where to compute: cpu, cuda, or auto, a GPU that works or else the CPU"
+    )
     models: tuple[str, ...] = _setting("CCONV_MODELS", (), "names of the models to serve, comma-separated; empty: all")
     model_repository: str = _setting(
         "CCONV_MODEL_REPOSITORY", "", "folder of `NAME/VERSION/model.onnx` or `model.safetensors`; empty: none"

@@ -10,18 +10,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
-from math import ceil, prod
+from math import prod
 
 import numpy as np
 
 import cconv
-from cconv import Cost, images
+from cconv import Cost, backend, devices, images
 
-from .errors import DeadlineExceeded, InvalidRequest, NotFound, Unavailable
+from . import slices
+from .errors import DeadlineExceeded, DeviceLost, InvalidRequest, NotFound, Overloaded, Unavailable
 from .repository import Entry, Repository, State, unknown
 from .wire import read_name
 
-DEVICE = "cpu"
+#: The device that a request asks for unless it names one.
+AUTO = "auto"
 #: Of the built-in models, and what their input is called.
 VERSION, INPUT = "1", "image"
 #: What bills of single convolutions are counted under.
@@ -29,10 +31,6 @@ CONV2D = "conv2d"
 FLOAT32_BYTES = 4
 #: Options of conv2d that change how it is computed and not what it costs.
 UNCOUNTED_OPTIONS = ("precision", "algorithm")
-#: About what is computed between two looks at the clock: seconds at most, on any machine.
-SLICE_FLOPS = 2 * 10**10
-#: Filters of a slice, if there are so many: a multiple of every kernel's lanes.
-SLICE_FILTERS = 16
 #: Of each model: shapes and layers of which it is remembered what they cost.
 MOST_LOOKS = 256
 
@@ -82,6 +80,8 @@ class Task:
     ----------
     count : int
         Images.
+    device : str
+        "cpu" or "cuda".
     working_bytes : function without arguments
         What the maps in between take while it runs. Asked once the work is admitted: it needs a plan.
     per_image : bool
@@ -92,7 +92,7 @@ class Task:
     more : tuple of arrays
         What came along beside the images.
     options : str
-        What else makes the task what it is.
+        What else makes the task what it is; of devices the one that was asked for, and not the one that was there.
     one : function without arguments
         Of a model: the quote of one image of these.
     """
@@ -104,6 +104,7 @@ class Task:
     algorithm: str
     run: Callable[[np.ndarray, threading.Event], dict[str, np.ndarray]]
     count: int
+    device: str
     working_bytes: Callable[[], int] = lambda: 0
     per_image: bool = True
     version: str = VERSION
@@ -115,7 +116,7 @@ class Task:
 
 def pool_idle_bytes() -> int:
     """Memory that the library keeps for its next runs."""
-    return cconv.show_config()["pool_idle_bytes"]
+    return backend.get("cpu").idle_bytes()
 
 
 def _common(one: Shape, other: Shape) -> Shape:
@@ -215,6 +216,10 @@ def _translated() -> Iterator[None]:
         raise DeadlineExceeded(str(error)) from error
     except cconv.BackendUnavailable as error:
         raise Unavailable(str(error)) from error
+    except cconv.OutOfMemory as error:
+        raise Overloaded("the GPU has too little memory for this request; try again, or with fewer images") from error
+    except cconv.DeviceError as error:
+        raise DeviceLost("the GPU failed and nothing was billed; the server starts anew, try again") from error
     except cconv.CconvError as error:
         raise InvalidRequest(str(error)) from error
 
@@ -229,9 +234,17 @@ class Engine:
         ValueError.
     repository : str
         A folder of models, or empty. Its names hide built-in ones.
+    device : str
+        "cpu" or "cuda" to compute there alone, "auto" to take either. Nothing is touched before the first task.
     """
 
-    def __init__(self, models: tuple[str, ...] = (), repository: str = ""):
+    def __init__(self, models: tuple[str, ...] = (), repository: str = "", device: str = AUTO):
+        if device not in devices.NAMES:
+            raise ValueError(f"device: expected one of {', '.join(devices.NAMES)}, got {device!r}")
+        self._device = device
+        self._devices: dict[str, devices.Device] = {}
+        #: Called if a GPU fails before any task runs on it.
+        self.on_lost: Callable[[DeviceLost], None] = lambda error: None
         self.repository = Repository(repository, reserved=(CONV2D,))
         known = tuple(dict.fromkeys((*cconv.model_names(), *self.repository.names)))
         if others := sorted(set(models) - set(known)):
@@ -255,6 +268,23 @@ class Engine:
     @property
     def version(self) -> str:
         return metadata.version("cconv")
+
+    def device(self, asked: str = AUTO) -> devices.Device:
+        """Where a task that asks for this device runs; Unavailable where this server has no such one."""
+        if asked not in devices.NAMES:
+            raise InvalidRequest(f"device: expected one of {', '.join(devices.NAMES)}, got {asked!r:.40}")
+        if AUTO not in (asked, self._device) and asked != self._device:
+            raise Unavailable(f"device: expected {self._device}, on which alone this server computes, got {asked}")
+        name = self._device if asked == AUTO else asked
+        with self._lock:
+            if name not in self._devices:
+                try:
+                    with _translated():
+                        self._devices[name] = devices.device(name)
+                except DeviceLost as error:
+                    self.on_lost(error)
+                    raise
+            return self._devices[name]
 
     def model(self, name: str, version: str | None = None) -> Served:
         """A model that is served, its highest version unless given; Unavailable unless that is ready.
@@ -311,23 +341,26 @@ class Engine:
             model = cconv.load(entry.path)
             return Served.of(entry.name, entry.version, model, model.input)
 
-    def task(self, served: Served, x: np.ndarray, layers: tuple[str, ...] | None = None) -> Task:
+    def task(self, served: Served, x: np.ndarray, layers: tuple[str, ...] | None = None, device: str = AUTO) -> Task:
         """A model on images (N, C, H, W) float32, or on what else it takes."""
-        model, look = served.model, served.look(x.shape, layers)
+        place, model, look = self.device(device), served.model, served.look(x.shape, layers)
         quote, asked = look.quote, tuple(look.quote.outputs)
 
         def run(x: np.ndarray, cancel: threading.Event) -> dict[str, np.ndarray]:
             with _translated():
-                return model.run(x, asked, cancel)
+                return place.run(lambda part: model.run(part, asked, cancel), x, cancel, whole=not look.per_image)
+
+        def working_bytes() -> int:
+            return _staging_bytes(x, quote) if place.name == "cuda" else look.working_bytes
 
         def one() -> Quote:
             return self.quote(served, (1, *x.shape[1:]), asked)
 
         # The model itself: another one may be served under its name and version by now.
-        key = (served, asked, x.shape[1:]) if look.per_image else None
+        key = (served, asked, x.shape[1:], place.name) if look.per_image else None
         return Task(
-            served.name, quote, x, key, "auto", run, len(x), lambda: look.working_bytes, look.per_image, served.version,
-            {"shape": x.shape, "layers": asked}, one=one,
+            served.name, quote, x, key, "auto", run, len(x), place.name, working_bytes, look.per_image, served.version,
+            {"shape": x.shape, "layers": asked}, options=device, one=one,
         )  # fmt: skip
 
     def quote(self, served: Served, x_shape: Shape, layers: tuple[str, ...] | None = None) -> Quote:
@@ -341,21 +374,32 @@ class Engine:
         # macs are one per output and weight of a filter: the only formula for the size stays in the library.
         return Quote(cost, (), {}, cost.macs // prod(w_shape[1:]))
 
-    def conv2d_task(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: dict) -> Task:
+    def conv2d_task(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: dict, device: str = AUTO
+    ) -> Task:
         """One convolution of tensors that came with the request."""
+        place = self.device(device)
         counted = {name: value for name, value in options.items() if name not in UNCOUNTED_OPTIONS}
         quote = self.quote_conv2d(x.shape, weight.shape, bias=bias is not None, **counted)
 
         def run(x: np.ndarray, cancel: threading.Event) -> dict[str, np.ndarray]:
             with _translated():
-                return {"y": _sliced_conv2d(x, weight, bias, options, quote.flops, cancel)}
+                if place.name == "cpu":
+                    return {"y": slices.conv2d(cconv.conv2d, x, weight, bias, options, quote.flops, cancel)}
+                filters, shifts = place.put(weight), place.put(bias)
+                images = x if x.ndim == 4 else x[None]
+                maps = place.run(lambda part: {"y": cconv.conv2d(part, filters, shifts, **options)}, images, cancel)
+                return {"y": maps["y"] if x.ndim == 4 else maps["y"][0]}
 
         count = len(x) if x.ndim == 4 else 1
         shapes = {"x_shape": x.shape, "w_shape": weight.shape, "bias": bias is not None, **counted}
         more = (weight,) if bias is None else (weight, bias)
         algorithm = options.get("algorithm", "auto")
-        asked = repr(sorted(options.items()))
-        return Task(CONV2D, quote, x, None, algorithm, run, count, shapes=shapes, more=more, options=asked)
+        asked = repr((sorted(options.items()), device))
+        return Task(
+            CONV2D, quote, x, None, algorithm, run, count, place.name,
+            lambda: _staging_bytes(x, quote) if place.name == "cuda" else 0, shapes=shapes, more=more, options=asked,
+        )  # fmt: skip
 
     def price(self, name: str, version: str, shapes: dict) -> Cost:
         """What a task cost of which the ledger has these shapes; NotFound for a model that is not served any more."""
@@ -399,34 +443,6 @@ class Engine:
             return images.png(picture)
 
 
-def _sliced_conv2d(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: dict, flops: int, cancel: threading.Event
-) -> np.ndarray:
-    """conv2d in slices of about SLICE_FLOPS, bit for bit as in one call; DeadlineExceeded once `cancel` is set.
-
-    A slice is some images, or some filters on one image. Filters of several groups stay together.
-    """
-    images = x if x.ndim == 4 else x[None]
-    per_image = ceil(flops / len(images))
-    count, filters = max(1, SLICE_FLOPS // max(1, per_image)), len(weight)
-    # A bias that does not fit goes to the library whole, which says so: a part of it might fit a part of the filters.
-    fits = bias is None or bias.shape[:1] == (filters,)
-    if per_image > SLICE_FLOPS and options.get("groups", 1) == 1 and fits:
-        filters = max(1, filters * SLICE_FLOPS // per_image)
-        filters -= filters % SLICE_FILTERS if filters > SLICE_FILTERS else 0
-    y = None
-    for n in range(0, len(images), count):
-        for k in range(0, len(weight), filters):
-            if cancel.is_set():
-                raise DeadlineExceeded("the deadline passed before the convolution was done")
-            part = slice(k, k + filters) if filters < len(weight) else slice(None)
-            out = None if y is None else y[n : n + count, part]
-            piece = cconv.conv2d(
-                images[n : n + count], weight[part], None if bias is None else bias[part], **options, out=out
-            )
-            if y is None and piece.shape[:2] == (len(images), len(weight)):
-                y = piece
-            elif y is None:  # what follows is written in place: only the library says how large a map is
-                y = np.empty((len(images), len(weight), *piece.shape[2:]), piece.dtype)
-                y[:count, part] = piece
-    return y if x.ndim == 4 else y[0]
+def _staging_bytes(x: np.ndarray, quote: Quote) -> int:
+    """Page-locked memory for what goes to a GPU and comes back; the maps in between take none of the host's."""
+    return x.nbytes + quote.output_numbers * x.itemsize

@@ -121,6 +121,12 @@ class NotRecorded(ServiceError):
     retry_after_s = 2
 
 
+class DeviceLost(Overloaded):
+    """The GPU failed. This process can compute nothing any more and is replaced; the next one may be asked."""
+
+    reason = "device"
+
+
 class DeadlineExceeded(ServiceError):
     """The time for the request ran out; what had been computed is discarded and nothing is billed."""
 

@@ -69,7 +69,7 @@ def build(settings: Settings | None = None) -> flask.Flask:
     settings = settings or Settings.from_env()
     metrics = Metrics()
     log.start(settings.log_format)
-    engine = Engine(settings.models, settings.model_repository)
+    engine = Engine(settings.models, settings.model_repository, settings.device)
     scheduler = Scheduler(metrics, settings.max_batch, settings.watchdog_s)
     book = Book(settings, metrics)
     admission = Admission(settings, metrics, book.used if book.kept else None)

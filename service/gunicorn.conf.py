@@ -4,6 +4,7 @@ In: service.config.  Out: the names that gunicorn reads. No preload: threads do 
 """
 
 import os
+import signal
 
 from service.config import Settings
 
@@ -31,6 +32,13 @@ sendfile = False
 # The heartbeat is a file; on a slow or read-only disk it would block the worker.
 if os.path.isdir("/dev/shm"):
     worker_tmp_dir = "/dev/shm"
+
+
+def post_worker_init(worker):
+    """A GPU that failed works in a new process only: this one finishes what it has, gunicorn starts another."""
+    worker.wsgi.extensions["cconv"].when_lost(lambda: os.kill(worker.pid, signal.SIGTERM))
+
+
 accesslog = _settings.access_log or None
 errorlog = _settings.error_log
 proc_name = "cconv"

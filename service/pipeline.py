@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from . import engine
+from . import engine, npy
 from .account import ANONYMOUS, Account
 from .admission import Admission, Permit
 from .config import Settings
@@ -25,7 +25,7 @@ from .ledger import Bill, Book
 from .metrics import Metrics
 from .repository import Entry, State, unknown
 from .scheduler import Result, Scheduler
-from .wire import JSON_BYTES_PER_NUMBER, NPY_MAGIC, read_npy
+from .wire import JSON_BYTES_PER_NUMBER, bytes_of
 
 Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Outcome:
         """The bill and how it came about, as flat scalars: what every answer carries."""
         return {
             **bill(self.cost),
-            "device": engine.DEVICE,
+            "device": self.tasks[0].device,
             "algorithm": self.tasks[0].algorithm,
             "batch_size": sum(task.count for task in self.tasks),
             **self.times(),
@@ -99,13 +99,6 @@ def _fingerprint(permit: Permit, tasks: Sequence[Task]) -> str:
     return digest.hexdigest()
 
 
-def _bytes_of(answer) -> int:
-    """Of what a route makes of an outcome: text, bytes, arrays, and lists of these."""
-    if isinstance(answer, (list, tuple)):
-        return sum(map(_bytes_of, answer))
-    return answer.nbytes if isinstance(answer, np.ndarray) else len(answer)
-
-
 def _time_left(permit: Permit) -> float:
     """Seconds until a request's deadline; DeadlineExceeded if there are none."""
     left = permit.deadline - time.monotonic()
@@ -132,6 +125,7 @@ class Pipeline:
         self.book = book
         self._admission = admission
         self._scheduler = scheduler
+        engine.on_lost = scheduler.lose
         self._loader: threading.Thread | None = None
         self._changing = threading.Lock()
         # One at a time: a decoder holds several times what it returns, and nobody has counted that.
@@ -148,6 +142,10 @@ class Pipeline:
         if self._loader is not None:
             self._loader.join(CLOSE_S)
         self.book.close()
+
+    def when_lost(self, act: Callable[[], None]) -> None:
+        """`act` once this process can compute nothing any more, because its GPU failed."""
+        self._scheduler.on_lost = act
 
     def alive(self) -> bool:
         """Whether the compute thread can take work."""
@@ -264,14 +262,18 @@ class Pipeline:
         self._check_conv2d(x_shape, w_shape, options)
         return self.engine.quote_conv2d(x_shape, w_shape, **options)
 
-    def task(self, served: Served, images: np.ndarray, layers: tuple[str, ...] | None) -> Task:
+    def task(
+        self, served: Served, images: np.ndarray, layers: tuple[str, ...] | None, device: str = engine.AUTO
+    ) -> Task:
         """A model on images (N, C, H, W) float32, or on what else it takes, counted and not yet run."""
         self._admission.sizes("shape", images.shape)
-        return self.engine.task(served, images, layers)
+        return self.engine.task(served, images, layers, device)
 
-    def image_tasks(self, served: Served, images: Sequence[np.ndarray], layers: tuple[str, ...] | None) -> list[Task]:
+    def image_tasks(
+        self, served: Served, images: Sequence[np.ndarray], layers: tuple[str, ...] | None, device: str = engine.AUTO
+    ) -> list[Task]:
         """A model on each array of photographs, for answers that show every image's maps."""
-        tasks = [self.task(served, array, layers) for array in images]
+        tasks = [self.task(served, array, layers, device) for array in images]
         if odd := next((task for task in tasks if not task.per_image), None):
             shapes = ", ".join(f"{layer} {list(shape)}" for layer, shape in odd.quote.outputs.items())
             raise InvalidRequest(
@@ -280,10 +282,12 @@ class Pipeline:
             )
         return tasks
 
-    def conv2d_task(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: dict) -> Task:
+    def conv2d_task(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: dict, device: str = engine.AUTO
+    ) -> Task:
         """One conv2d, counted and not yet run."""
         self._check_conv2d(x.shape, weight.shape, options)
-        return self.engine.conv2d_task(x, weight, bias, options)
+        return self.engine.conv2d_task(x, weight, bias, options, device)
 
     def _check_conv2d(self, x_shape, w_shape, options: dict) -> None:
         self._admission.sizes("x", x_shape)
@@ -314,7 +318,7 @@ class Pipeline:
         arrays = []
         for name, data in files:
             _time_left(permit)
-            if data[: len(NPY_MAGIC)] == NPY_MAGIC:
+            if data[: len(npy.MAGIC)] == npy.MAGIC:
                 array = self._npy_images(permit, data, name)
             else:
                 if not pixels:
@@ -343,7 +347,7 @@ class Pipeline:
             self._decoding.release()
 
     def _npy_images(self, permit: Permit, data: bytes, name: str) -> np.ndarray:
-        array = read_npy(data, name)
+        array = npy.read(data, name)
         if array.ndim not in (3, 4):
             raise InvalidRequest(f"{name}: expected (N, C, H, W) or (C, H, W), got shape {list(array.shape)}")
         array = self.as_float32(permit, array)
@@ -391,10 +395,10 @@ class Pipeline:
                 computed = time.monotonic()
                 answer = encode(outcome)
                 output_s = time.monotonic() - computed
-                billed = entry.settle(permit.deadline, bytes_out=_bytes_of(answer), **outcome.times())
+                billed = entry.settle(permit.deadline, bytes_out=bytes_of(answer), **outcome.times())
             except Exception:
                 for task in tasks:
-                    self.metrics.discarded(task.label, engine.DEVICE, task.quote.flops)
+                    self.metrics.discarded(task.label, task.device, task.quote.flops)
                 raise
         except BaseException as error:
             if isinstance(error, DeadlineExceeded) and error.computed:
@@ -404,7 +408,7 @@ class Pipeline:
             raise
         self._admission.spending.spend_month(permit)
         if billed:
-            self.metrics.billed(first.label, engine.DEVICE, cost, images)
+            self.metrics.billed(first.label, first.device, cost, images)
         self.metrics.statistics.answered(
             first.label,
             first.version,
@@ -430,7 +434,7 @@ class Pipeline:
             account=permit.account.id,
             model=first.label,
             version=first.version,
-            device=engine.DEVICE,
+            device=first.device,
             algorithm=first.algorithm,
             images=sum(task.count for task in tasks),
             shapes=[task.shapes for task in tasks],

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .engine import DEVICE, Task
-from .errors import DeadlineExceeded, InvalidRequest, Overloaded
+from .engine import Task
+from .errors import DeadlineExceeded, DeviceLost, InvalidRequest, Overloaded
 from .metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,8 @@ class Scheduler:
         self._running: list[_Entry] = []
         self._cancel = threading.Event()
         self._closed = False
+        #: Called when this process can compute nothing any more.
+        self.on_lost: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
         self._watchdog: threading.Thread | None = None
 
@@ -133,6 +135,19 @@ class Scheduler:
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Cancel what runs, refuse what comes, and wait for the threads."""
+        self._refuse()
+        for thread in (self._thread, self._watchdog):
+            if thread is not None:
+                thread.join(timeout_s)
+
+    def lose(self, error: DeviceLost) -> None:
+        """The GPU has failed: this process can compute nothing any more."""
+        log.critical("the GPU failed; this process ends", exc_info=error)
+        self._refuse()
+        self.on_lost()
+
+    def _refuse(self) -> None:
+        """Nothing is computed any more: neither what waits nor what comes."""
         with self._changed:
             self._closed = True
             self._ended.set()
@@ -141,9 +156,6 @@ class Scheduler:
                 entry.request.fail(Overloaded("the server is shutting down; try again"))
             self._queue.clear()
             self._changed.notify()
-        for thread in (self._thread, self._watchdog):
-            if thread is not None:
-                thread.join(timeout_s)
 
     def _abandon(self, request: _Request) -> None:
         """Take a request whose time ran out from the queue; stop the run if nobody waits for it any more."""
@@ -223,6 +235,10 @@ class Scheduler:
         except MemoryError:
             self._fail(batch, Overloaded("the server has no memory left for this request; try again"))
             return
+        except DeviceLost as error:
+            self.lose(error)
+            self._fail(batch, error)
+            return
         except Exception as error:
             self._fail(batch, error)
             return
@@ -249,4 +265,4 @@ class Scheduler:
             entry.request.fail(error)
 
     def _discard(self, task: Task) -> None:
-        self._metrics.discarded(task.label, DEVICE, task.quote.flops)
+        self._metrics.discarded(task.label, task.device, task.quote.flops)

@@ -1,4 +1,4 @@
-"""Wire: bytes to checked arrays and back: .npy, JSON and the Open Inference Protocol's binary tensors. No HTTP in here.
+"""Wire: bytes to checked arrays and back: JSON and the Open Inference Protocol's binary tensors. No HTTP in here.
 
 In: untrusted bytes.  Out: NumPy arrays and plain values, or a WireError; and the way back, as pieces of an answer.
 
@@ -6,7 +6,6 @@ Every size is a Python int that has been compared with the bytes at hand before 
 takes more memory than a small multiple of the body that it came from.
 """
 
-import io
 import json
 import re
 import reprlib
@@ -28,14 +27,6 @@ HEADER_ALIGNMENT = 8
 JSON_MEMORY = 32
 #: About how many bytes of JSON one float32 takes, with its comma.
 JSON_BYTES_PER_NUMBER = 16
-
-NPY_MAGIC = b"\x93NUMPY"
-NPY_TYPES = {"<f4": "float32", "<f8": "float64", "|u1": "uint8"}
-_NPY_HEADER_LIMIT = 1024
-_NPY_ITEM = re.compile(
-    r"""\s*['"](descr|fortran_order|shape)['"]\s*:\s*(True|False|\([0-9, ]*\)|['"][^'"\\]{1,16}['"])\s*(?:,|(?=}))"""
-)
-_NPY_SHAPE = re.compile(r"\((?:[0-9]{1,19},[ ]*)*(?:[0-9]{1,19})?[ ]*\)")
 
 #: The protocol's names of the types that maps, and a file's shapes and constants, have.
 DATATYPES = {
@@ -63,74 +54,8 @@ def brief(value) -> str:
     return _SHORT.repr(value)
 
 
-# ---------------------------------------------------------------------------------------------------------------- .npy
-
-
-def read_npy(data, name: str) -> np.ndarray:
-    """The array of a .npy file: little-endian float32, float64 or uint8 in C order, read by no pickle and no eval.
-
-    The result is read-only and shares the bytes where they are aligned.
-    """
-    data = memoryview(data)
-    if bytes(data[:6]) != NPY_MAGIC:
-        raise WireError(f"{name}: expected a .npy file, got bytes that begin with {brief(bytes(data[:8]))}")
-    version = bytes(data[6:8])
-    if version not in (b"\x01\x00", b"\x02\x00", b"\x03\x00"):
-        raise WireError(f"{name}: expected .npy version 1.0, 2.0 or 3.0, got {brief(version)}")
-    start = 10 if version == b"\x01\x00" else 12
-    length = int.from_bytes(data[8:start], "little")
-    if len(data) < start or length > min(_NPY_HEADER_LIMIT, len(data) - start):
-        raise WireError(
-            f"{name}: expected a .npy header of at most {_NPY_HEADER_LIMIT} bytes and inside the file, got a length of "
-            f"{length} in a file of {len(data)} bytes"
-        )
-    dtype, shape = _npy_header(bytes(data[start : start + length]), name)
-    payload = data[start + length :]
-    expected = prod(shape) * np.dtype(dtype).itemsize
-    if len(payload) != expected:
-        raise WireError(f"{name}: expected {expected} bytes for {dtype} {list(shape)}, got {len(payload)}")
-    return _array(payload, dtype, shape)
-
-
-def _npy_header(text: bytes, name: str) -> tuple[str, tuple[int, ...]]:
-    items = _npy_items(text.decode("latin-1"))
-    descr, order, sizes = (items.get(key, "") for key in ("descr", "fortran_order", "shape"))
-    if descr[:1] not in ("'", '"') or order not in ("True", "False") or not _NPY_SHAPE.fullmatch(sizes):
-        raise WireError(
-            f"{name}: expected a .npy header {{'descr': ..., 'fortran_order': ..., 'shape': (...)}}, got {brief(text)}"
-        )
-    if descr[1:-1] not in NPY_TYPES:
-        raise WireError(f"{name}: expected an element type of {', '.join(NPY_TYPES)} in the .npy header, got {descr}")
-    if order == "True":
-        raise WireError(f"{name}: expected C order, got a .npy file in Fortran order; save numpy.ascontiguousarray(x)")
-    shape = tuple(int(size) for size in sizes[1:-1].replace(",", " ").split())
-    if not 1 <= len(shape) <= MOST_AXES or not all(shape):
-        raise WireError(f"{name}: expected up to {MOST_AXES} sizes of at least 1, got shape {brief(shape)}")
-    return NPY_TYPES[descr[1:-1]], shape
-
-
-def _npy_items(text: str) -> dict[str, str]:
-    """The three entries of the header's dict as they are written; {} for anything else."""
-    text = text.rstrip(" \n")
-    items, position = {}, 1
-    while found := _NPY_ITEM.match(text, position):
-        if found[1] in items:
-            return {}
-        items[found[1]], position = found[2], found.end()
-    return items if text[:1] == "{" and text[position:].strip() == "}" else {}
-
-
-def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
-    """What precedes the elements of a C-ordered array in a .npy file."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    )
-    return header.getvalue()
-
-
-def _array(payload: memoryview, dtype, shape: tuple[int, ...]) -> np.ndarray:
-    # Kernels want aligned elements; a tensor that follows a header of any length seldom is.
+def aligned(payload: memoryview, dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """Bytes as an array of these elements. Kernels want them aligned; what follows a header of any length seldom is."""
     array = np.require(np.frombuffer(payload, np.dtype(dtype)), requirements="A").reshape(shape)
     array.flags.writeable = False
     return array
@@ -281,6 +206,7 @@ class InferRequest:
     outputs: dict[str, dict]
     binary: frozenset[str]
     timeout_us: int | None = None
+    device: str = "auto"
 
 
 def json_bytes(header: str | None, body_bytes: int) -> int:
@@ -306,7 +232,8 @@ def read_infer(body, size: int, expected: Expected) -> InferRequest:
         timeout = parameters.get("timeout")
         if timeout is not None and (type(timeout) is not int or timeout < 0):
             raise WireError(f"timeout: expected microseconds as an integer >= 0, got {brief(timeout)}")
-        return InferRequest(identity, images, outputs, binary, timeout or None)
+        device = read_name(parameters.get("device", "auto"), "device")
+        return InferRequest(identity, images, outputs, binary, timeout or None, device)
     except WireError as error:
         raise (WireError(f"[request id: {identity}] {error}") if identity else error) from None
 
@@ -378,7 +305,7 @@ def _input(inputs, binary: memoryview, expected: Expected) -> np.ndarray | list[
     if encoded:
         return _elements(binary, sizes[0], f"input '{name}'")
     if given:
-        return _array(binary, np.dtype(READABLE[datatype]).newbyteorder("<"), sizes)
+        return aligned(binary, np.dtype(READABLE[datatype]).newbyteorder("<"), sizes)
     return read_numbers(tensor["data"], f"input '{name}'", READABLE[datatype], sizes)
 
 
@@ -436,6 +363,13 @@ def write_infer(
     if tensors:
         header += b" " * (-len(header) % HEADER_ALIGNMENT)
     return header, tensors
+
+
+def bytes_of(answer) -> int:
+    """Of an answer: text, bytes, arrays, and lists of these."""
+    if isinstance(answer, (list, tuple)):
+        return sum(map(bytes_of, answer))
+    return answer.nbytes if isinstance(answer, np.ndarray) else len(answer)
 
 
 def pieces(parts: Iterable[bytes | np.ndarray]) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ function is made once per session, so that Hypothesis may use it too.
 """
 
 import importlib.util
+import os
 import zlib
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def pytest_addoption(parser):
     parser.addoption("--cconv-from", help="the folder from which cconv must have been imported")
     parser.addoption("--need-postgresql", action="store_true", help="fail, not skip, where PostgreSQL is missing")
     parser.addoption("--one-in", type=int, default=1, help="of the generated layers, run only every so many-th")
+    parser.addoption("--every-target", action="store_true", help="compile every GPU kernel for every architecture")
+    parser.addoption("--sanitize", action="store_true", help="compile GPU kernels for the host with AddressSanitizer")
 
 
 def pytest_collection_modifyitems(items):
@@ -69,7 +72,19 @@ def postgres(request):
 def pytest_generate_tests(metafunc):
     for name, (values, label) in AXES.items():
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, values, ids=label)
+            chosen = [
+                pytest.param(value, marks=pytest.mark.gpu) if getattr(value, "name", None) == "gpu" else value
+                for value in values
+            ]
+            metafunc.parametrize(name, chosen, ids=label)
+
+
+def pytest_configure():
+    """Memory of CuPy's pool is all one to compute-sanitizer, which would see no index that leaves an array."""
+    if os.environ.get("CCONV_TEST_NO_POOL") == "1":
+        import cupy
+
+        cupy.cuda.set_allocator(None)
 
 
 def pytest_report_header():

@@ -20,12 +20,17 @@ done
 echo "== tests"
 mkdir "$work/empty"
 cd "$work/empty"
-for part in conftest.py cases.py kernels backends; do cp -r "$root/tests/$part" .; done
+for part in conftest.py cases.py kernels backends gpu; do cp -r "$root/tests/$part" .; done
 cp "$root/pyproject.toml" .
 # Python itself leaks on purpose at exit; libgomp's threads are never joined.
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
 export PYTHONPATH="$work/site" PYTHONMALLOC=malloc
+# The GPU kernels, compiled for the host with the same sanitizers: every kernel and tile, a few layers each.
+"$python" -m pytest -q -n auto -m "not slow" --cconv-from "$work/site" --one-in 5 --sanitize -o cache_dir="$work/cache" \
+    gpu/test_shim.py gpu/test_kernels.py gpu/test_tensors.py gpu/test_operators.py gpu/test_half.py \
+    -k "wrong_index or every_tile or rides or ride_along or known_ahead or finite or pools or windows or several_steps \
+        or wide_softmax or (test_tensors and not spreads) or (spreads and add)"
 # Of the generated layers one in five: all of them would take half an hour, and each reaches every kernel anyway.
 tests() { "$python" -m pytest -q --cconv-from "$work/site" --one-in 5 -p no:cacheprovider kernels backends "$@"; }
 tests -n auto -m "not slow and not alone"

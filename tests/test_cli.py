@@ -286,6 +286,52 @@ def test_too_little_memory_or_too_large_a_number_is_no_traceback(refused, monkey
     assert refused("info").startswith(f"cconv: error: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
+class TestDevice:
+    """Where it computes: a GPU is planted whose kernels are the CPU's, or there is none."""
+
+    @pytest.fixture
+    def no_gpu(self, monkeypatch):
+        def unavailable():
+            raise cconv.BackendUnavailable("gpu: planted, there is none")
+
+        monkeypatch.setattr(cconv.backend.get("gpu"), "machine", unavailable)
+
+    @pytest.fixture
+    def gpu(self, monkeypatch):
+        """The arrays that went there."""
+        gpu, cpu, went = cconv.backend.get("gpu"), cconv.backend.get("cpu"), []
+        monkeypatch.setattr(gpu, "machine", cpu.machine)
+        monkeypatch.setattr(gpu, "synchronize", cpu.synchronize)
+        monkeypatch.setattr(gpu, "asarray", lambda array: went.append(array.shape) or array)
+        monkeypatch.setattr(gpu, "feed", lambda function, x, step, cancel: went.append(x.shape) or iter([function(x)]))
+        return went
+
+    def test_auto_is_the_cpu_where_there_is_no_gpu(self, run, no_gpu, photographs):
+        for words in ([], ["--device", "auto"]):
+            assert json.loads(run("extract", photographs[0], "--json", *words))["device"] == "cpu"
+        words = ["estimate", *LAYER, "--measure", "--json"]
+        assert json.loads(run(*words, "--device", "cpu"))["measured"]["device"] == "cpu"
+
+    def test_cuda_without_a_gpu_is_one_line(self, refused, no_gpu, photographs):
+        for words in (["extract", photographs[0]], ["estimate", *LAYER, "--measure"]):
+            assert refused(*words, "--device", "cuda") == "cconv: error: gpu: planted, there is none\n"
+
+    def test_a_gpu_gives_the_same_maps_and_is_named(self, run, gpu, photographs, tmp_path):
+        maps = []
+        for name in ("cpu", "cuda"):
+            out = tmp_path / f"{name}.npz"
+            told = json.loads(run("extract", photographs[0], "--device", name, "--out", str(out), "--json"))
+            assert told["device"] == name
+            assert bool(gpu) == (name == "cuda")
+            maps.append(dict(np.load(out)))
+        assert maps[0].keys() == maps[1].keys()
+        assert all(np.array_equal(maps[0][key], maps[1][key]) for key in maps[0])
+
+    def test_a_gpu_is_measured_on_its_own_arrays(self, run, gpu):
+        assert "this machine's GPU" in run("estimate", *LAYER, "--bias", "--measure", "--device", "cuda")
+        assert {(100, 100, 5, 5), (100,), (1, 100, 64, 64)} <= set(gpu)
+
+
 def test_help_is_not_an_error(run):
     assert "extract" in run("--help")
     assert "--macs-per-s" in run("estimate", "--help")

@@ -21,6 +21,7 @@ assert {d.metadata["Name"] for d in metadata.distributions()} <= {"cconv", "nump
 import numpy as np, cconv
 assert cconv.conv2d(np.ones((1, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32))[0, 0, 0, 0] == 27
 '
+"$work/env/bin/python" -c 'from cconv.gpu import compile; assert "conv(const Conv p)" in compile.source("conv.cu")'
 "$work/env/bin/cconv" info
 "$work/env/bin/cconv" cost vgg16 | tail -n 2
 

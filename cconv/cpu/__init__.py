@@ -19,10 +19,12 @@ from .program import Program, prepare
 from .threads import get_num_threads, set_num_threads
 
 name = "cpu"
+#: Element types.
+dtypes = ("float32", "float64")
 
 __all__ = [
-    "Program", "asarray", "build", "get_num_threads", "get_pool_limit", "idle_bytes", "instruction_sets", "machine",
-    "machine_of", "name", "prepare", "set_num_threads", "set_pool_limit", "synchronize", "to_numpy",
+    "Program", "asarray", "build", "dtypes", "get_num_threads", "get_pool_limit", "idle_bytes", "instruction_sets",
+    "machine", "machine_of", "name", "prepare", "set_num_threads", "set_pool_limit", "synchronize", "to_numpy",
 ]  # fmt: skip
 
 

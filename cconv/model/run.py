@@ -14,7 +14,7 @@ from math import prod
 from .. import backend
 from ..errors import ArgumentError, DTypeError, ModelError, ShapeError
 from ..images import Preprocessing
-from ..planning import ConvSpec, Machine, MoveSpec, Plan, PoolSpec, ResizeSpec, plan, shapes, specs
+from ..planning import ConvSpec, Machine, MoveSpec, Plan, PoolSpec, ResizeSpec, batch_class, plan, shapes, specs
 from ..weights import ProcessLock, Weights
 from . import builtin, onnx_format, passes, safetensors_format
 from .graph import SHOWN, Graph, Layer, ModelCost, Shape
@@ -233,10 +233,12 @@ class Model:
         inferred = self._infer(image, self._asked(layers))
         return ModelCost({name: item.cost(runs) for name, item in inferred.items()})
 
-    def executed_flops(self, x_shape, layers: Iterable[str] | None = None) -> int:
-        """Floating-point operations that this machine's convolution kernels issue for it; never what is billed."""
+    def executed_flops(self, x_shape, layers: Iterable[str] | None = None, device: str = "cpu") -> int:
+        """Floating-point operations that the convolution kernels of this machine's CPU, or of its GPU if `device` is
+        "cuda", issue for it; never what is billed."""
         _, runs, image = self._images(x_shape)
-        planned = self._plan(backend.get("cpu").machine(), image, self._asked(layers))[0]
+        machine = backend.get("gpu" if device == "cuda" else "cpu").machine()
+        planned = self._plan(machine, image, self._asked(layers), _together(machine, runs))[0]
         return runs * planned.executed_flops if planned else 0
 
     def working_bytes(self, x_shape, layers: Iterable[str] | None = None) -> int:
@@ -290,11 +292,12 @@ class Model:
         single, runs, image = self._images(x.shape)
         asked = self._asked(layers)
         machine = twin.machine()
-        planned, values = self._plan(machine, image, asked)
+        together = _together(machine, runs)
+        planned, values = self._plan(machine, image, asked, together)
         maps = {}
         if planned:
             program = self._programs.get(
-                (machine, image, asked), partial(self._build, twin, planned), program_bytes(planned)
+                (machine, image, asked, together), partial(self._build, twin, planned), program_bytes(planned)
             )
             results = program.run([x.reshape(runs * self._graph.batch, *image)], cancel=cancel)
             maps = dict(zip(planned.outputs, results, strict=True))
@@ -328,7 +331,9 @@ class Model:
     def _infer(self, image: Shape, asked: tuple[str, ...]) -> dict[str, Inferred]:
         return infer(self._graph, passes.prune(self._graph.nodes, asked), image)
 
-    def _plan(self, machine: Machine, image: Shape, asked: tuple[str, ...]) -> tuple[Plan | None, dict[str, int]]:
+    def _plan(
+        self, machine: Machine, image: Shape, asked: tuple[str, ...], runs: int = 1
+    ) -> tuple[Plan | None, dict[str, int]]:
         """How the asked layers run on one machine, if anything must, and the value that holds each one's maps."""
         inferred = self._infer(image, asked)
         moving = tuple(name for name in asked if inferred[name].value.constant is None)
@@ -337,7 +342,12 @@ class Model:
         lowered = passes.lower(inferred, self._graph.input, (self._graph.batch, *image), moving, self.precision)
         self._recipes.update(lowered.recipes)
         outputs = tuple(dict.fromkeys(lowered.values.values()))
-        return plan.make(lowered.operations, lowered.inputs, outputs, machine), lowered.values
+        return plan.make(lowered.operations, lowered.inputs, outputs, machine, images=runs), lowered.values
+
+
+def _together(machine: Machine, runs: int) -> int:
+    """For how many runs a plan is made: a GPU's tiles follow them, since no bit depends on that; a CPU's may not."""
+    return batch_class(runs, machine.device) if machine.device == "cuda" else 1
 
 
 def _visible(item: Inferred, runs: int, single: bool) -> Shape:

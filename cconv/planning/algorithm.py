@@ -9,7 +9,7 @@ fitted to measured times (docs/kernels.md); `make bench` prints what a wrong cho
 from dataclasses import dataclass, replace
 
 from ..errors import ArgumentError
-from . import direct, winograd
+from . import cuda, direct, winograd
 from .direct import Depthwise, Direct
 from .machine import Machine, ceil_div
 from .specs import ITEMSIZE, ConvSpec
@@ -90,7 +90,7 @@ class Winograd:
         return _tiles(spec, self.rows, self.columns)
 
 
-Tiling = Direct | Depthwise | Winograd
+Tiling = Direct | Depthwise | Winograd | cuda.Ffma | cuda.Strips
 
 
 def _tiles(spec: ConvSpec, rows: AnyTransform, columns: AnyTransform) -> int:
@@ -153,12 +153,20 @@ def _transforms(spec: ConvSpec, machine: Machine) -> list[tuple[AnyTransform, An
     return [t for t in fit if t[0].alpha * t[1].alpha <= most and winograd.within(*t, spec.precision, spec.C)]
 
 
+def _check_algorithm(spec: ConvSpec, machine: Machine) -> None:
+    if spec.algorithm not in ALGORITHMS:
+        raise ArgumentError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {spec.algorithm!r}")
+    if machine.device == "cuda" and spec.algorithm == "winograd":
+        raise ArgumentError("algorithm: expected auto or direct on a GPU, got 'winograd'")
+
+
 def candidates(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = False) -> tuple[Tiling, ...]:
     """Every way to compute the spec on so many images at once; an algorithm that cannot is an ArgumentError.
 
     `packs`: the weights are packed for this run alone."""
-    if spec.algorithm not in ALGORITHMS:
-        raise ArgumentError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {spec.algorithm!r}")
+    _check_algorithm(spec, machine)
+    if machine.device == "cuda":
+        return cuda.candidates(spec)
     found: list[Tiling] = []
     if spec.algorithm != "winograd":
         found.append(direct.tiling(spec, machine, "channels"))
@@ -244,14 +252,18 @@ def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) ->
     return time + waiting * tiling.executed_flops * images / 2 / lanes
 
 
-def batch_class(images: int) -> int:
-    """The number of images that a plan for so many is made for: 1, 2, 4 ... 32, so that plans are few."""
-    return 1 << min(5, max(1, images).bit_length() - 1)
+def batch_class(images: int, device: str = "cpu") -> int:
+    """The number of images that a plan for so many is made for: 1, 2, 4 ... 32, so that plans are few; ... 1024 on a
+    GPU, whose tiles grow until its multiprocessors have several each."""
+    return 1 << min(5 if device == "cpu" else 10, max(1, images).bit_length() - 1)
 
 
 def choose(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = False) -> Tiling:
     """The candidate with the least estimated time; which one it is does not depend on the number of threads, so that no
-    bit of a result does."""
+    bit of a result does. On a GPU it may, since no tile there changes a bit."""
+    if machine.device == "cuda":
+        _check_algorithm(spec, machine)
+        return cuda.choose(spec, machine, images)
     alone = replace(machine, threads=1)
     times = [estimate(spec, alone, tiling, images, packs) for tiling in candidates(spec, alone, images, packs)]
     return candidates(spec, machine, images, packs)[times.index(min(times))]

@@ -22,6 +22,8 @@ class Machine:
     l2_bytes: int
     #: Lanes "channels": vectors per row of the register tiles with fewer rows, which direct convolutions take.
     wide_vectors: int = 2
+    #: "cpu" or "cuda": whose algorithms a plan chooses among.
+    device: str = "cpu"
 
     def panels(self, outputs: int, vectors: int) -> int:
         """The panels into which so many outputs are best cut when there are so many vectors of pixels to fill."""

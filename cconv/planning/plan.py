@@ -90,14 +90,15 @@ def make(
         values[operation.output] = operation.shape
         first.setdefault(operation.output, index)
         last[operation.output] = index
-        together = algorithm.batch_class(images * operation.times)
+        together = algorithm.batch_class(images * operation.times, machine.device)
         steps.append(Step(operation, tiling or _tiling(operation.spec, machine, together, packs)))
     kept = set(outputs) | set(inputs)
     lifetimes = {
         value: Lifetime(prod(values[value]), first[value], last[value]) for value in first if value not in kept
     }
-    alone, moot = _alone(operations, lifetimes)
     arena = buffers.place(lifetimes)
+    # A GPU moves parts where the whole lies: its runs are of many images.
+    alone, moot = (arena, frozenset()) if machine.device == "cuda" else _alone(operations, lifetimes)
     return Plan(machine, operations[0].spec.dtype, values, tuple(inputs), outputs, tuple(steps), arena, alone, moot)
 
 

@@ -15,7 +15,8 @@ from .shapes import Padding, Pair, Window
 CHW = tuple[int, int, int]
 
 PRECISIONS = ("highest", "high", "medium")
-ITEMSIZE = {"float32": 4, "float64": 8}
+#: The last two on a GPU alone: kept in 16 bits, computed in float32.
+ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 
 #: name -> default of its one parameter (None: it has none). The formulas are in reference.py and kernels/finish.inc.c.
 ACTIVATIONS = {
@@ -56,11 +57,11 @@ def as_activation(value) -> Activation | None:
     return Activation(name, float(alpha))
 
 
-def checked_dtype(name: str) -> str:
+def checked_dtype(name: str, known: tuple[str, ...] = tuple(ITEMSIZE)) -> str:
     """A supported element type's name, else a DTypeError with a hint."""
-    if name not in ITEMSIZE:
+    if name not in known:
         hint = "; integers are not converted silently: use x.astype(numpy.float32)" if "int" in name else ""
-        raise DTypeError(f"dtype: expected one of {', '.join(ITEMSIZE)}, got {name}{hint}")
+        raise DTypeError(f"dtype: expected one of {', '.join(known)}, got {name}{hint}")
     return name
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from flask import Blueprint, Response
 
-from .. import wire
+from .. import npy, wire
 from ..admission import Permit
-from ..engine import Task
+from ..engine import AUTO, Task
 from ..errors import InvalidRequest
 from ..pipeline import Outcome, Pipeline, bill
 from .exchange import (
@@ -47,7 +47,7 @@ class Features:
         return document(cost_document(self._pipeline, json_body(self._pipeline, permit)))
 
     def features(self, permit: Permit) -> Response:
-        check_options("model", "layers", "format")
+        check_options("model", "layers", "format", "device")
         wanted = answer_format("json", "npy", "npys", "png")
         named = files(self._pipeline)
         name = option("model")
@@ -56,7 +56,8 @@ class Features:
         layers = wire.read_names(option("layers"), "layers")
         served = self._pipeline.engine.image_model(name)
         of_model(served)
-        tasks = self._pipeline.image_tasks(served, self._pipeline.images(permit, named, served), layers)
+        images = self._pipeline.images(permit, named, served)
+        tasks = self._pipeline.image_tasks(served, images, layers, option("device") or AUTO)
         if wanted == "json":
             names = [file for file, _ in named]
             outcome, content = self._pipeline.run(permit, tasks, lambda done: self._summary(names, done))
@@ -68,13 +69,14 @@ class Features:
         return answer(self._pipeline, outcome, content, FORMATS[wanted])
 
     def conv2d(self, permit: Permit) -> Response:
-        check_options("format", *(OPTIONS if is_form() else ()))
+        check_options("format", *((*OPTIONS, "device") if is_form() else ()))
         wanted = answer_format("npy", "json")
         tensors, options = self._tensors_of_form() if is_form() else self._tensors_of_json(permit)
+        device = options.pop("device", AUTO)
         for name in TENSORS[:2]:
             if name not in tensors:
                 raise InvalidRequest(f"{name}: expected a tensor, got none; a request holds x, weight and perhaps bias")
-        task = self._pipeline.conv2d_task(tensors["x"], tensors["weight"], tensors.get("bias"), options)
+        task = self._pipeline.conv2d_task(tensors["x"], tensors["weight"], tensors.get("bias"), options, device)
         of_model(task)
 
         def as_json(outcome: Outcome) -> list[bytes]:
@@ -92,21 +94,24 @@ class Features:
         for name, _, data in parts():
             if name not in TENSORS or name in tensors:
                 raise InvalidRequest(f"body: expected one part each of {', '.join(TENSORS)}, got {wire.brief(name)}")
-            tensors[name] = wire.read_npy(data, name)
+            tensors[name] = npy.read(data, name)
         given = {name: option(name) for name in OPTIONS}
-        return tensors, {name: wire.read_option(value, name) for name, value in given.items() if value is not None}
+        options = {name: wire.read_option(value, name) for name, value in given.items() if value is not None}
+        return tensors, options | {"device": option("device") or AUTO}
 
     def _tensors_of_json(self, permit: Permit) -> tuple[dict[str, np.ndarray], dict]:
         content = json_body(self._pipeline, permit)
         dtype = content.pop("dtype", "float32")
         if dtype not in ("float32", "float64"):
             raise InvalidRequest(f"dtype: expected float32 or float64, got {wire.brief(dtype)}")
+        device = wire.read_name(content.pop("device", AUTO), "device")
         if unknown := sorted(set(content) - {*TENSORS, *OPTIONS}):
-            known = ", ".join((*TENSORS, "dtype", *OPTIONS))
+            known = ", ".join((*TENSORS, "dtype", "device", *OPTIONS))
             raise InvalidRequest(f"body: expected {known}; got {wire.brief(unknown)}")
         given = {name: content[name] for name in TENSORS if content.get(name) is not None}
         tensors = {name: wire.read_numbers(data, name, dtype) for name, data in given.items()}
-        return tensors, {name: wire.read_option(content[name], name) for name in OPTIONS if name in content}
+        options = {name: wire.read_option(content[name], name) for name in OPTIONS if name in content}
+        return tensors, options | {"device": device}
 
     def _summary(self, names: Sequence[str], outcome: Outcome) -> bytes:
         """Every image's shape, layers, bill and the statistics of its maps; and the bill in total."""
@@ -143,7 +148,7 @@ def _npy(outcome: Outcome) -> list[bytes | np.ndarray]:
     shape = arrays[0].shape
     if len(arrays) > 1:
         shape = (sum(map(len, arrays)), *shape[1:])
-    return [wire.npy_header(arrays[0].dtype, shape), *arrays]
+    return [npy.header(arrays[0].dtype, shape), *arrays]
 
 
 def _npys(outcome: Outcome) -> list[bytes | np.ndarray]:
@@ -152,7 +157,7 @@ def _npys(outcome: Outcome) -> list[bytes | np.ndarray]:
         array[n] for maps in outcome.maps for n in range(len(next(iter(maps.values())))) for array in maps.values()
     ]
     arrays = [np.ascontiguousarray(array) for array in arrays]
-    return [part for array in arrays for part in (wire.npy_header(array.dtype, array.shape), array)]
+    return [part for array in arrays for part in (npy.header(array.dtype, array.shape), array)]
 
 
 def _check_one_layer(tasks: Sequence[Task], wanted: str) -> None:

@@ -8,7 +8,7 @@ import threading
 from flask import Blueprint, Response, current_app
 
 from ..door import Door
-from ..errors import DeadlineExceeded, NotRecorded, Overloaded
+from ..errors import DeadlineExceeded, NotRecorded, Overloaded, Unavailable
 from ..metrics import CONTENT_TYPE
 from ..pipeline import Pipeline
 from .exchange import document
@@ -55,6 +55,8 @@ class Health:
             self._passed = True
         except NotRecorded:
             return "the ledger cannot be written"
+        except Unavailable as error:
+            return str(error)
         except (Overloaded, DeadlineExceeded):
             return "the self-test has not run yet: the server is full"
         except Exception:

@@ -32,6 +32,8 @@ from .exchange import (
 )
 
 PLATFORM = "cconv_graph"
+#: Where a model runs, in the protocol's words.
+KINDS = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
 EXTENSIONS = (
     "binary_tensor_data",
     "model_configuration",
@@ -111,7 +113,7 @@ class Oip:
                     for layer, shape in served.output_shapes().items()
                 ],
                 "dynamic_batching": {"max_queue_delay_microseconds": 0},
-                "instance_group": [{"name": name, "kind": "KIND_CPU", "count": 1}],
+                "instance_group": [{"name": name, "kind": KINDS[self._engine.device().name], "count": 1}],
             }
         )
 
@@ -180,7 +182,8 @@ class Oip:
             permit.request_id = asked.id
         if asked.timeout_us:
             permit.shorten(asked.timeout_us / 1e6)
-        task = self._pipeline.task(served, self._tensor(permit, served, asked.images), tuple(asked.outputs))
+        images = self._tensor(permit, served, asked.images)
+        task = self._pipeline.task(served, images, tuple(asked.outputs), asked.device)
         forms = {
             layer: Form.read(layer, parameters, task.quote.outputs[layer], layer in asked.binary)
             for layer, parameters in asked.outputs.items()

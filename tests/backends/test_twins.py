@@ -114,6 +114,33 @@ class TestGpuDoor:
             cconv.conv2d(OnCuda(), np.ones((1, 1, 1, 1), np.float32))
 
 
+@pytest.mark.parametrize(("kind", "owner"), [(1, "cpu"), (3, "cpu"), (2, "gpu"), (13, "gpu"), (10, None)])
+def test_dlpacks_kinds_of_memory_have_their_twins(kind, owner, monkeypatch):
+    """Pinned memory is the host's; managed memory the device's. What a library raises is a DTypeError."""
+    shared, fails = np.arange(6.0), []
+
+    class Foreign:
+        def __dlpack_device__(self):
+            return kind, 0
+
+        def __dlpack__(self, **options):
+            if fails:
+                raise RuntimeError("planted: requires grad")
+            return shared.__dlpack__(**options)
+
+    monkeypatch.setattr(backends.get("gpu"), "asarray", lambda array: np.from_dlpack(array))
+    if owner is None:
+        with pytest.raises(cconv.DTypeError, match="weight: expected a NumPy, CuPy or DLPack array, got Foreign"):
+            backends.of(Foreign(), "weight")
+        return
+    twin, array = backends.of(Foreign())
+    assert twin.name == owner
+    np.testing.assert_array_equal(array, shared)
+    fails.append(True)
+    with pytest.raises(cconv.DTypeError, match=r"weight: expected an array that DLPack can share, .*requires grad"):
+        backends.of(Foreign(), "weight")
+
+
 def _fresh(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 

@@ -185,7 +185,7 @@ def bill():
 class Server:
     """The service under gunicorn, as in production, on a free port."""
 
-    def __init__(self, folder: Path, **environment: str):
+    def __init__(self, folder: Path, app: str = "service:create_app()", **environment: str):
         self.log = folder / "server.log"
         self.access_log = folder / "access.log"
         variables = {
@@ -196,7 +196,7 @@ class Server:
             "CCONV_ACCESS_LOG": str(self.access_log),
             **environment,
         }
-        command = [sys.executable, "-m", "gunicorn", "-c", "service/gunicorn.conf.py", "service:create_app()"]
+        command = [sys.executable, "-m", "gunicorn", "-c", "service/gunicorn.conf.py", app]
         self.process = subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True)
         self.url = ""
 

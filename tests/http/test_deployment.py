@@ -27,7 +27,7 @@ def dockerfile():
     return (ROOT / "Dockerfile").read_text()
 
 
-OURS = dict.fromkeys(("service", "migrate", "keys", "demo"), "10001:10001")
+OURS = dict.fromkeys(("service", "gpu", "migrate", "keys", "demo"), "10001:10001")
 USERS = {**OURS, "db": "999:999", "prometheus": "65534:65534", "grafana": "472:0"}
 
 
@@ -50,14 +50,16 @@ def test_every_container_is_hardened(compose, name):
 
 
 def test_the_service_stops_later_than_it_drains(compose):
-    seconds = int(compose["services"]["service"]["stop_grace_period"].removesuffix("s"))
-    assert seconds > Settings().grace_s
+    for name in ("service", "gpu"):
+        seconds = int(compose["services"][name]["stop_grace_period"].removesuffix("s"))
+        assert seconds > Settings().grace_s
 
 
 def test_the_port_is_published_on_this_machine_alone(compose):
     ports = {name: one["ports"] for name, one in compose["services"].items() if "ports" in one}
     assert ports == {
         "service": ["127.0.0.1:${PORT:-8080}:8080"],
+        "gpu": ["127.0.0.1:${GPU_PORT:-8081}:8080"],
         "grafana": ["127.0.0.1:${GRAFANA_PORT:-3000}:3000"],
     }
 
@@ -77,12 +79,16 @@ def test_the_demo_runs_in_its_profile_once_the_service_is_healthy(compose):
     assert set(compose["services"]) == set(USERS)
 
 
-def test_the_service_keeps_a_ledger_whose_tables_were_made_before_it_starts(compose):
-    service, migrate, db = (compose["services"][name] for name in ("service", "migrate", "db"))
-    assert service["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+@pytest.mark.parametrize("name", ["service", "gpu"])
+def test_the_service_keeps_a_ledger_whose_tables_and_keys_were_made_before_it_starts(compose, name):
+    service, migrate, db = (compose["services"][name] for name in (name, "migrate", "db"))
+    done = {"condition": "service_completed_successfully"}
+    assert service["depends_on"] == {"migrate": done, "keys": done}
+    assert "keys:/keys:ro" in service["volumes"]
     assert migrate["depends_on"] == {"db": {"condition": "service_healthy"}}
     assert migrate["command"] == ["python", "-m", "cconv.ledger", "migrate", service["environment"]["CCONV_LEDGER"]]
-    assert (migrate["image"], migrate["build"], migrate["restart"]) == (service["image"], service["build"], "no")
+    assert "profiles" not in migrate
+    assert migrate["restart"] == "no"
     assert service["environment"]["CCONV_LEDGER"] == "postgresql://cconv@db/cconv"
     assert (db["environment"]["POSTGRES_USER"], db["environment"]["POSTGRES_DB"]) == ("cconv", "cconv")
     assert db["volumes"] == ["ledger:/var/lib/postgresql/data"]
@@ -90,10 +96,15 @@ def test_the_service_keeps_a_ledger_whose_tables_were_made_before_it_starts(comp
     assert db["healthcheck"]["test"][:2] == ["CMD", "pg_isready"]
 
 
-def test_the_database_is_reached_by_the_service_and_its_migration_alone(compose):
+def test_the_tables_are_made_by_the_image_that_serves(compose):
+    service, migrate = (compose["services"][name] for name in ("service", "migrate"))
+    assert (migrate["image"], migrate["build"]) == (service["image"], service["build"])
+
+
+def test_the_database_is_reached_by_the_services_and_their_migration_alone(compose):
     assert compose["networks"]["back"] == {"internal": True}
     on_it = {name for name, one in compose["services"].items() if "back" in one.get("networks", ())}
-    assert on_it == {"service", "migrate", "db"}
+    assert on_it == {"service", "gpu", "migrate", "db"}
     assert compose["services"]["db"]["networks"] == ["back"]
 
 
@@ -109,17 +120,40 @@ def test_no_secret_is_in_the_file(compose):
     assert "!.env" not in (ROOT / ".dockerignore").read_text()
 
 
-def test_the_image_runs_as_nobody_and_tells_its_health(dockerfile, compose):
-    stages = re.findall(r"^FROM \S+ AS (\w+)$", dockerfile, re.M)
+def _stages(dockerfile) -> dict[str, tuple[str, str]]:
+    """Every stage's base and text, in order."""
+    found = re.split(r"^FROM (\S+) AS ([\w-]+)$", dockerfile, flags=re.M)[1:]
+    return {name: (base, text) for base, name, text in zip(found[::3], found[1::3], found[2::3], strict=True)}
+
+
+def test_the_gpus_service_has_one_computes_nowhere_else_and_keeps_its_kernels(compose, dockerfile):
+    gpu, service = (compose["services"][name] for name in ("gpu", "service"))
+    assert gpu["profiles"] == ["gpu"]
+    (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    mine = {name: value for name, value in gpu["environment"].items() if name not in service["environment"]}
+    assert (
+        Settings.from_env({name: value for name, value in mine.items() if name != "CCONV_CACHE_DIR"}).device == "cuda"
+    )
+    assert set(service["environment"]) < set(gpu["environment"])  # the ledger, API keys, models
+    folder = gpu["environment"]["CCONV_CACHE_DIR"]
+    assert f"cubins:{folder}" in gpu["volumes"]
+    assert f"--owner=10001 --group=10001 {folder}" in _stages(dockerfile)["gpu"][1]
+    assert "[gpu]" in dockerfile
+
+
+def test_the_images_run_as_nobody_and_tell_their_health(dockerfile, compose):
+    stages = _stages(dockerfile)
     built = [container for container in compose["services"].values() if "build" in container]
-    assert {container["build"]["target"] for container in built} == {"service", "demo"} <= set(stages)
-    assert "--owner=10001 --group=10001 --mode=700 /keys" in dockerfile[dockerfile.index("AS service") :]
-    service = dockerfile[dockerfile.index("AS service") :]
-    assert "USER 10001:10001" in service
-    assert re.search(r'CMD \["gunicorn", "-c", "service/gunicorn.conf.py", "service:create_app\(\)"\]', service)
-    assert "/readyz" in service[service.index("HEALTHCHECK") :]
-    demo = dockerfile[dockerfile.index("AS demo") : dockerfile.index("AS service")]
-    assert "USER 10001:10001" in demo
+    assert {container["build"]["target"] for container in built} == {"service", "gpu", "demo"} <= set(stages)
+    assert list(stages)[-1] == "service"  # what `docker build .` makes
+    for name in ("service", "gpu", "demo"):
+        assert re.findall(r"^USER (.*)$", stages[name][1], re.M) == ["10001:10001"]
+    serving = stages["serving"][1]
+    assert [stages[name][0] for name in ("service", "gpu")] == ["serving"] * 2
+    assert "--owner=10001 --group=10001 --mode=700 /keys" in serving
+    assert re.search(r'CMD \["gunicorn", "-c", "service/gunicorn.conf.py", "service:create_app\(\)"\]', serving)
+    assert "/readyz" in serving[serving.index("HEALTHCHECK") :]
 
 
 def test_what_the_image_copies_is_there(dockerfile):
@@ -143,7 +177,9 @@ def compose_client() -> list[str] | None:
     return None
 
 
-@pytest.mark.parametrize("profile", [[], ["--profile", "demo"], ["--profile", "observability"]])
+@pytest.mark.parametrize(
+    "profile", [[], *(["--profile", name] for name in ("demo", "gpu", "observability"))], ids=" ".join
+)
 def test_compose_accepts_the_file(profile):
     client = compose_client()
     if client is None:

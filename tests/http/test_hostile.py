@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cconv
+from service import npy as npy_files
 from service import wire
 
 FEATURES = "/v1/features?model=edges&format=npy"
@@ -122,7 +123,7 @@ def test_the_corpus_is_broken_in_just_one_way_each(client):
 def test_any_bytes_behind_the_magic_give_an_array_or_a_wire_error(data):
     for prefix in (b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00\x76\x00{'descr': "):
         try:
-            array = wire.read_npy(prefix + data, "x")
+            array = npy_files.read(prefix + data, "x")
         except wire.WireError:
             continue
         assert array.nbytes <= len(prefix + data)
@@ -138,11 +139,11 @@ def test_what_numpy_saves_is_read_back(dtype, shape, seed):
     file = io.BytesIO()
     np.save(file, array)
     # Any offset: a part of a form begins anywhere.
-    got = wire.read_npy(memoryview(b"x" + file.getvalue())[1:], "x")
+    got = npy_files.read(memoryview(b"x" + file.getvalue())[1:], "x")
     assert np.array_equal(got, array)
     assert got.flags.aligned
     assert not got.flags.writeable
-    assert wire.npy_header(got.dtype, got.shape) + got.tobytes() == file.getvalue()
+    assert npy_files.header(got.dtype, got.shape) + got.tobytes() == file.getvalue()
 
 
 def tensor(**change) -> dict:

@@ -327,7 +327,7 @@ class TestDeadlinesWithinARequest:
         monkeypatch.setattr("cconv.conv2d", lambda *a, **k: calls.append(1) or conv2d(*a, **k))
         flops = cconv.conv2d_cost(x.shape, weight.shape, bias=True, **options).flops // (1 if one_image else 5)
         for limit in (flops * 10, flops * 5 // 2, flops // 3, flops // 20):
-            monkeypatch.setattr("service.engine.SLICE_FLOPS", limit)
+            monkeypatch.setattr("service.slices.FLOPS", limit)
             task = app.extensions["cconv"].engine.conv2d_task(x, weight, bias, options)
             calls.clear()
             got = task.run(x, threading.Event())["y"]
@@ -339,7 +339,7 @@ class TestDeadlinesWithinARequest:
 
     @pytest.mark.parametrize("length", [20, 41, 64])
     def test_a_bias_that_does_not_fit_is_refused_however_it_is_sliced(self, app, monkeypatch, length):
-        monkeypatch.setattr("service.engine.SLICE_FLOPS", 1000)
+        monkeypatch.setattr("service.slices.FLOPS", 1000)
         x, weight, bias = np.ones((1, 3, 9, 9)), np.ones((40, 3, 3, 3)), np.ones(length)
         with pytest.raises(InvalidRequest, match="bias: expected shape"):
             app.extensions["cconv"].engine.conv2d_task(x, weight, bias, {}).run(x, threading.Event())
@@ -354,7 +354,7 @@ class TestDeadlinesWithinARequest:
             return conv2d(*arguments, **options)
 
         monkeypatch.setattr("cconv.conv2d", once)
-        monkeypatch.setattr("service.engine.SLICE_FLOPS", 1000)
+        monkeypatch.setattr("service.slices.FLOPS", 1000)
         with pytest.raises(DeadlineExceeded):
             app.extensions["cconv"].engine.conv2d_task(x, weight, None, {}).run(x, cancel)
         assert len(calls) == 1

@@ -107,17 +107,13 @@ def test_arithmetic_spreads_as_numpy_spreads(isa, dtype, kind, shapes, rng):
         close(got, want, dtype)
 
 
+FUNCTIONS = (
+    ("ramp", (0.2, 0.5, 0.0, 1.0)), ("clip", (-0.5, 0.25)), ("clip", (1.0, -1.0)), ("gelu_tanh", ()), ("swish", (1.7,)),
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(
-    ("kind", "parameters"),
-    [
-        ("ramp", (0.2, 0.5, 0.0, 1.0)),
-        ("clip", (-0.5, 0.25)),
-        ("clip", (1.0, -1.0)),
-        ("gelu_tanh", ()),
-        ("swish", (1.7,)),
-    ],
-)
+@pytest.mark.parametrize(("kind", "parameters"), FUNCTIONS)
 def test_functions_are_their_formulas(isa, dtype, kind, parameters, size, rng):
     got, want = both(isa, FunctionSpec(kind, size, parameters, dtype), 4 * rows(rng, 2, size, dtype))
     if parameters == (1.0, -1.0):  # ONNX: where the bounds cross, the upper one wins
