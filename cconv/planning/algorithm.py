@@ -40,6 +40,8 @@ BLOCK_VECTORS = 4
 #: Time of a call of a register tile, of adding a chain's vector of sums to those before, and of a vector from the third
 #: level and from memory, in units of the estimate.
 CALL, LINK, FAR, MEMORY = 40, 3.5, 0.7, 9
+#: Time of a vector of transformed input that a thread leaves for others, and of one that is read from the third level.
+SHARED, READ = 4, 1.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,8 @@ def _winograd(
 
     near = machine.l2_bytes * PRODUCTS_SHARE
     own = max(1, min(vectors, int(machine.l2_bytes * BLOCK_SHARE) // vector_bytes, BLOCK_VECTORS))
-    found = [blocking(ceil_div(vectors, ceil_div(vectors, own)), 0, near / 2)]
+    sizes = sorted({ceil_div(vectors, ceil_div(vectors, own)), *range(2, own + 1)})
+    found = [blocking(block, 0, near * share) for block in sizes for share in (0.5, 1)]
     for blocks in BLOCKS:
         block = ceil_div(vectors, blocks)
         if block * vector_bytes <= max(HELD_BYTES, vector_bytes) and ceil_div(vectors, block) == blocks:
@@ -197,8 +200,7 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
         return fma + maps_in + 2 * maps_out
     if isinstance(tiling, Winograd):
         points, tiles = tiling.points, tiling.count(spec) / vector
-        # Tiles 2 or 4 apart are sorted into lanes by shuffling, others by a transposition.
-        transforms = (8 if tiling.columns.m in (2, 4) else 12) * points * tiles * (spec.C + spec.K)
+        transforms = _transforms_of(spec, tiling, tiles)
         filters = points * spec.C * spec.K
         ahead = 0 if tiling.fused else _ahead(filters / vector, machine)
         beyond = _passing(spec, machine, tiling, images) + packs * (2.5 * filters + ahead)
@@ -215,9 +217,16 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
     return fma * slower + packing + (2 * tiling.chains + 8) * maps_out
 
 
+def _transforms_of(spec: ConvSpec, tiling: Winograd, tiles: float) -> float:
+    """Time of transforming so many vectors of tiles, input and output."""
+    # Tiles 2 or 4 apart are sorted into lanes by shuffling, others by a transposition.
+    return (8 if tiling.columns.m in (2, 4) else 12) * tiling.points * tiles * (spec.C + spec.K)
+
+
 def _streamed(vectors: float, machine: Machine) -> float:
-    """Time of reading or writing so many vectors that lie in the third level, or in memory if they are too many."""
-    return vectors * (FAR if vectors * machine.vector_bytes <= L3_BYTES else MEMORY)
+    """Time of reading or writing so many vectors in the third level, or in memory as far as they are too many."""
+    near = min(vectors, L3_BYTES / machine.vector_bytes)
+    return near * FAR + (vectors - near) * MEMORY
 
 
 def _ahead(vectors: float, machine: Machine) -> float:
@@ -237,7 +246,7 @@ def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) ->
     time = 0 if tiling.fused else _streamed(filters, machine) * blocks
     if tiling.held:
         near = block * points * spec.C * machine.vector_bytes <= machine.l2_bytes / 2
-        time += data * FAR * (1 + (1 if near else groups))
+        time += data * (SHARED + READ * (1 if near else groups))
     if products / blocks / groups * machine.vector_bytes > machine.l2_bytes * PRODUCTS_SHARE:
         time += products * FAR * 2
     if tiling.lanes == "pixels":
@@ -246,10 +255,14 @@ def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) ->
     else:
         calls = ceil_div(tiling.tiles, machine.tile_rows)
     time += points * tiling.panels * blocks * calls * CALL + (tiling.chains - 1) * products * LINK
-    held = tiling.held * groups
-    rounds = [held] * (blocks // tiling.held) + [blocks % tiling.held * groups] if held else [blocks]
-    waiting = sum(ceil_div(tasks, machine.threads) * machine.threads - tasks for tasks in rounds) / sum(rounds)
-    return time + waiting * tiling.executed_flops * images / 2 / lanes
+    if tiling.held:
+        rounds = [tiling.held * groups] * (blocks // tiling.held) + [blocks % tiling.held * groups]
+        waiting = sum(ceil_div(tasks, machine.threads) * machine.threads - tasks for tasks in rounds) / sum(rounds)
+    else:  # of the blocks dealt out, the last one may be small
+        whole, rest = divmod(tiles, tiling.tiles)
+        longest = max(ceil_div(whole, machine.threads) * tiling.tiles, whole // machine.threads * tiling.tiles + rest)
+        waiting = longest * machine.threads / tiles - 1
+    return time + waiting * (tiling.executed_flops * images / 2 / lanes + _transforms_of(spec, tiling, tiles / lanes))
 
 
 def batch_class(images: int, device: str = "cpu") -> int:
