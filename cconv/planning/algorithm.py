@@ -6,7 +6,11 @@ The estimate counts what the kernels issue in units of one fused multiply-add of
 fitted to measured times (docs/kernels.md); `make bench` prints what a wrong choice costs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
+from typing import NamedTuple
 
 from ..errors import ArgumentError
 from . import cuda, direct, winograd
@@ -101,8 +105,19 @@ def _tiles(spec: ConvSpec, rows: AnyTransform, columns: AnyTransform) -> int:
     return down * across * ceil_div(ceil_div(spec.P, down), rows.m) * ceil_div(ceil_div(spec.Q, across), columns.m)
 
 
+def _executed(
+    spec: ConvSpec, machine: Machine, rows: AnyTransform, columns: AnyTransform, images: int
+) -> tuple[str, int]:
+    """The lanes that waste less, and the operations that the kernels issue for one image of so many."""
+    vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
+    tiles = images * _tiles(spec, rows, columns)
+    across, down = ceil_div(tiles, vector) * vector * spec.K, tiles * ceil_div(spec.K, vector) * vector
+    lanes = "channels" if down < across * FEW_TILES else "pixels"
+    return lanes, 2 * rows.alpha * columns.alpha * spec.C * (down if lanes == "channels" else across) // images
+
+
 def _winograd(
-    spec: ConvSpec, machine: Machine, rows: AnyTransform, columns: AnyTransform, images: int, packs: bool
+    spec: ConvSpec, rows: AnyTransform, columns: AnyTransform, images: int, packs: bool, machine: Machine
 ) -> Winograd:
     """The blocking of two transforms with the least estimated time."""
     itemsize = ITEMSIZE[spec.dtype]
@@ -110,10 +125,8 @@ def _winograd(
     points = rows.alpha * columns.alpha
     tiles = images * _tiles(spec, rows, columns)
     vectors = ceil_div(tiles, vector)
+    lanes, executed = _executed(spec, machine, rows, columns, images)
     chains = winograd.chains(spec.C, rows, columns) if spec.precision == "highest" else direct.chains(spec.C)
-    across, down = vectors * vector * spec.K, tiles * ceil_div(spec.K, vector) * vector
-    lanes = "channels" if down < across * FEW_TILES else "pixels"
-    executed = 2 * points * spec.C * (down if lanes == "channels" else across) // images
     vector_bytes = points * spec.C * machine.vector_bytes
 
     def blocking(block: int, held: int, group_bytes: float) -> Winograd:
@@ -163,22 +176,26 @@ def _check_algorithm(spec: ConvSpec, machine: Machine) -> None:
         raise ArgumentError("algorithm: expected auto or direct on a GPU, got 'winograd'")
 
 
-def candidates(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = False) -> tuple[Tiling, ...]:
-    """Every way to compute the spec on so many images at once; an algorithm that cannot is an ArgumentError.
+class _Way(NamedTuple):
+    """A tiling still to be made, and a time below which no estimate of it can be."""
 
-    `packs`: the weights are packed for this run alone."""
-    _check_algorithm(spec, machine)
-    if machine.device == "cuda":
-        return cuda.candidates(spec)
-    found: list[Tiling] = []
+    floor: float
+    tiling: Callable[[Machine], Tiling]
+
+
+def _ways(spec: ConvSpec, machine: Machine, images: int, packs: bool) -> list[_Way]:
+    """Every tiling; which ones there are does not depend on the machine's threads."""
+    found: list[_Way] = []
     if spec.algorithm != "winograd":
-        found.append(direct.tiling(spec, machine, "channels"))
+        found.append(_Way(0, lambda m: direct.tiling(spec, m, "channels")))
         if spec.P * spec.Q > 1:
-            found.append(direct.tiling(spec, machine, "pixels"))
-        if not spec.preactivated and (depthwise := direct.depthwise(spec, machine)):
-            found.append(depthwise)
+            found.append(_Way(0, lambda m: direct.tiling(spec, m, "pixels")))
+        if not spec.preactivated and direct.depthwise(spec, machine):
+            found.append(_Way(0, lambda m: direct.depthwise(spec, m)))
     if spec.algorithm == "winograd" or (spec.algorithm == "auto" and min(spec.C, spec.K) >= FEWEST_CHANNELS):
-        found += [_winograd(spec, machine, *pair, images, packs) for pair in _transforms(spec, machine)]
+        for pair in _transforms(spec, machine):
+            floor = _arithmetic(spec, machine, *pair, *_executed(spec, machine, *pair, images))
+            found.append(_Way(floor, partial(_winograd, spec, *pair, images, packs)))
     if not found:
         raise ArgumentError(
             f"algorithm: expected a kernel of 3x3, 5x5 or 7x7 with stride 1, or of 3x3 or 5x5 with stride 2 and "
@@ -186,7 +203,17 @@ def candidates(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = 
             f"{spec.R}x{spec.S} with stride {spec.stride}, dilation {spec.dilation}, groups {spec.groups}, {spec.C} "
             f"channels and precision {spec.precision}"
         )
-    return tuple(found)
+    return found
+
+
+def candidates(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = False) -> tuple[Tiling, ...]:
+    """Every way to compute the spec on so many images at once; an algorithm that cannot is an ArgumentError.
+
+    `packs`: the weights are packed for this run alone."""
+    _check_algorithm(spec, machine)
+    if machine.device == "cuda":
+        return cuda.candidates(spec)
+    return tuple(way.tiling(machine) for way in _ways(spec, machine, images, packs))
 
 
 def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, packs: bool = False) -> float:
@@ -199,12 +226,11 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
     if isinstance(tiling, Depthwise):
         return fma + maps_in + 2 * maps_out
     if isinstance(tiling, Winograd):
-        points, tiles = tiling.points, tiling.count(spec) / vector
-        transforms = _transforms_of(spec, tiling, tiles)
-        filters = points * spec.C * spec.K
+        filters = tiling.points * spec.C * spec.K
         ahead = 0 if tiling.fused else _ahead(filters / vector, machine)
         beyond = _passing(spec, machine, tiling, images) + packs * (2.5 * filters + ahead)
-        return fma * (1.1 if tiling.lanes == "pixels" else 1.25) + transforms + beyond / images
+        arithmetic = _arithmetic(spec, machine, tiling.rows, tiling.columns, tiling.lanes, tiling.executed_flops)
+        return arithmetic + beyond / images
     weights = 0.5 * spec.K * spec.depth + _ahead(spec.K * spec.depth / vector, machine)
     # Rows of the image that two tiles share are packed twice.
     packing = packs * weights / images
@@ -217,10 +243,19 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
     return fma * slower + packing + (2 * tiling.chains + 8) * maps_out
 
 
-def _transforms_of(spec: ConvSpec, tiling: Winograd, tiles: float) -> float:
-    """Time of transforming so many vectors of tiles, input and output."""
+def _transforming(spec: ConvSpec, machine: Machine, rows: AnyTransform, columns: AnyTransform) -> float:
+    """Time of transforming an image's tiles, input and output."""
+    tiles = _tiles(spec, rows, columns) * ITEMSIZE[spec.dtype] / machine.vector_bytes
     # Tiles 2 or 4 apart are sorted into lanes by shuffling, others by a transposition.
-    return (8 if tiling.columns.m in (2, 4) else 12) * tiling.points * tiles * (spec.C + spec.K)
+    return (8 if columns.m in (2, 4) else 12) * rows.alpha * columns.alpha * tiles * (spec.C + spec.K)
+
+
+def _arithmetic(
+    spec: ConvSpec, machine: Machine, rows: AnyTransform, columns: AnyTransform, lanes: str, executed: int
+) -> float:
+    """Time of an image's products and transforms, whatever the blocking."""
+    products = executed / 2 / (machine.vector_bytes // ITEMSIZE[spec.dtype])
+    return products * (1.1 if lanes == "pixels" else 1.25) + _transforming(spec, machine, rows, columns)
 
 
 def _streamed(vectors: float, machine: Machine) -> float:
@@ -262,7 +297,8 @@ def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) ->
         whole, rest = divmod(tiles, tiling.tiles)
         longest = max(ceil_div(whole, machine.threads) * tiling.tiles, whole // machine.threads * tiling.tiles + rest)
         waiting = longest * machine.threads / tiles - 1
-    return time + waiting * (tiling.executed_flops * images / 2 / lanes + _transforms_of(spec, tiling, tiles / lanes))
+    work = tiling.executed_flops / 2 / lanes + _transforming(spec, machine, tiling.rows, tiling.columns)
+    return time + waiting * work * images
 
 
 def batch_class(images: int, device: str = "cpu") -> int:
@@ -274,9 +310,12 @@ def batch_class(images: int, device: str = "cpu") -> int:
 def choose(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = False) -> Tiling:
     """The candidate with the least estimated time; which one it is does not depend on the number of threads, so that no
     bit of a result does. On a GPU it may, since no tile there changes a bit."""
+    _check_algorithm(spec, machine)
     if machine.device == "cuda":
-        _check_algorithm(spec, machine)
         return cuda.choose(spec, machine, images)
     alone = replace(machine, threads=1)
-    times = [estimate(spec, alone, tiling, images, packs) for tiling in candidates(spec, alone, images, packs)]
-    return candidates(spec, machine, images, packs)[times.index(min(times))]
+    best, least = None, inf
+    for way in sorted(_ways(spec, machine, images, packs), key=lambda way: way.floor):
+        if way.floor < least and (time := estimate(spec, alone, way.tiling(alone), images, packs)) < least:
+            best, least = way, time
+    return best.tiling(machine)
