@@ -37,7 +37,7 @@ test-slow: $(VENV)/.dev
 # The GPU kernels for sm_90, the large ones for other generations too, by a compiler from PyPI; and CuPy's import, without
 # a GPU. OPTIONS=--every-target: every kernel for every architecture, ten minutes.
 test-cuda: $(VENV)/.dev .venv-cuda/.ready
-	PYTHONPATH=. .venv-cuda/bin/python -m pytest -q -n auto $(OPTIONS) \
+	PYTHONPATH=. .venv-cuda/bin/python -m pytest -q -n auto --need-compilers $(OPTIONS) \
 		tests/gpu/test_compile.py tests/gpu/test_door.py tests/backends/test_twins.py
 
 ## lint: style of Python
