@@ -215,6 +215,21 @@ def _parts(tiles: int, units: int, threads: int, repacking: float) -> int:
     return min(range(1, min(units, MOST_PARTS * threads) + 1), key=time)
 
 
+def _vectors(height: int, width: int, tile_p: int, tile_q: int, pitch: int, vector: int) -> int:
+    """Vectors of pixels of a map's tiles, of which the last ones may be smaller; a tile is one run if its rows are
+    joined, `pitch` elements apart, else (0) row by row."""
+
+    def cut(length: int, tile: int) -> tuple:
+        return (tile, length // tile), (length % tile, 1)
+
+    return sum(
+        many * more * (ceil_div((p - 1) * pitch + q, vector) if pitch else p * ceil_div(q, vector))
+        for p, many in cut(height, tile_p)
+        for q, more in cut(width, tile_q)
+        if p and q
+    )
+
+
 def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
     """The tiling of a spec whose vectors hold `lanes`."""
     itemsize = ITEMSIZE[spec.dtype]
@@ -235,7 +250,7 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
     joined = lanes == "pixels" and run * (spec.depth + FINISH) < by_row * spec.depth
     if lanes == "pixels":
         panels = machine.panels(outputs, run if joined else by_row // tile_p)
-        products = spatial * spec.K * (run if joined else by_row) * vector
+        products = spec.K * _vectors(height, width, tile_p, tile_q, columns.extent if joined else 0, vector) * vector
     else:
         vectors = ceil_div(outputs, vector)
         panels = ceil_div(vectors, machine.wide_vectors)  # as equal as can be, in vectors

@@ -76,8 +76,7 @@ static inline __attribute__((always_inline)) V NAME(reduced)(V x, V rest, const 
 static inline __attribute__((always_inline)) V NAME(power)(V t) { return (V)((NAME(bits))t << MANTISSA); }
 
 static inline __attribute__((always_inline)) V NAME(between_values)(V x, T least, T most) {
-    x = select(x < splat(least), splat(least), x);
-    return select(x > splat(most), splat(most), x);
+    return SMALLER(splat(most), LARGER(splat(least), x));
 }
 
 /* e^(x - rest), with rest far below 1. Two powers: each of them exists, and subnormal results are rounded once. */

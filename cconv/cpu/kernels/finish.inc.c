@@ -40,11 +40,11 @@ static inline __attribute__((always_inline)) V NAME(activated_as)(int activation
     const V zero = {0};
     switch (activation) {
     case CCONV_NONE: return x;
-    case CCONV_RELU: return select(x < zero, zero, x);
-    case CCONV_RELU6: return select(x < zero, zero, select(x > splat(6), splat(6), x));
+    case CCONV_RELU: return LARGER(zero, x);
+    case CCONV_RELU6: return LARGER(zero, SMALLER(splat(6), x));
     case CCONV_LEAKY_RELU: return select(x < zero, alpha * x, x);
     default: /* hardswish */
-        return x * select(x < splat(-3), zero, select(x > splat(3), splat(6), x + splat(3))) / splat(6);
+        return x * LARGER(zero, SMALLER(splat(6), x + splat(3))) / splat(6);
     }
 }
 

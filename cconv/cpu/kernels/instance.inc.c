@@ -35,6 +35,8 @@ static const cconv_kernels NAME(kernels) = {
 #undef AHEAD
 #undef EXPECT
 #undef select
+#undef LARGER
+#undef SMALLER
 #undef flip
 #undef PLACE
 #undef load_columns
@@ -86,6 +88,8 @@ static const cconv_kernels NAME(kernels) = {
 #undef WIDEST
 #undef BLOCK
 #undef WIDEST_ROW
+#undef MOST_LEFT
+#undef MOST_READ
 #undef STRIP_ROWS
 #undef STRIP_OUTPUTS
 #undef STRIP_PITCH

@@ -130,8 +130,8 @@ typedef struct {
                 if (to && k == depth) {                                                                                \
                     T *y = to->target + tile * W * LANES;                                                              \
                     EACH_SUM(O, W) SUM += to->bias ? splat(to->bias[o]) : (V){0};                                      \
-                    if (to->activation) EACH_SUM(O, W) SUM = select(SUM < (V){0}, (V){0}, SUM);                        \
-                    if (to->activation == CCONV_RELU6) EACH_SUM(O, W) SUM = select(SUM > splat(6), splat(6), SUM);     \
+                    if (to->activation) EACH_SUM(O, W) SUM = LARGER((V){0}, SUM);                                      \
+                    if (to->activation == CCONV_RELU6) EACH_SUM(O, W) SUM = SMALLER(splat(6), SUM);                    \
                     EACH_SUM(O, W) store(y + o * to->map + v * LANES, SUM);                                            \
                 } else                                                                                                 \
                     EACH_SUM(O, W) store(sums + o * pitch + v * LANES, SUM);                                           \

@@ -121,7 +121,7 @@ static void NAME(preactivate)(long channels, long count, ptrdiff_t channel_strid
             const NAME(lanes) some = between(0, count - j);
             const int whole = j + LANES <= count;
             const V v = (whole ? load(x + j) : load_lanes(x + j, some)) * a + b;
-            const V positive = select(v < zero, zero, v);
+            const V positive = LARGER(zero, v);
             __builtin_prefetch((const char *)(x + j) + CHANNELS_AHEAD * channel_stride);
             if (whole)
                 store(y + j, positive);

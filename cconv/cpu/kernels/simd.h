@@ -155,6 +155,17 @@ static inline __attribute__((always_inline)) V NAME(select)(NAME(comparison) hol
     return (V)(((NAME(comparison))a & holds) | ((NAME(comparison))b & ~holds));
 }
 #define select NAME(select)
+/* Lane by lane the larger (smaller) one; b where either is NaN, and of two zeros. One instruction of x86. */
+#if defined(__AVX512F__)
+#define LARGER(a, b) ((V)MASKED(_mm512_max)(a, b))
+#define SMALLER(a, b) ((V)MASKED(_mm512_min)(a, b))
+#elif defined(__AVX2__)
+#define LARGER(a, b) ((V)MASKED(_mm256_max)(a, b))
+#define SMALLER(a, b) ((V)MASKED(_mm256_min)(a, b))
+#else
+#define LARGER(a, b) select((a) > (b), a, b)
+#define SMALLER(a, b) select((a) < (b), a, b)
+#endif
 
 /* LOW, HIGH: the lower (upper) halves of a and b, interleaved: a0 b0 a1 b1 ...
  * EVEN, ODD: every other lane of a, then of b: the inverse.  NEXT: a without its first lane, then b's first. */
