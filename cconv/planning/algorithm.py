@@ -194,7 +194,7 @@ def _ways(spec: ConvSpec, machine: Machine, images: int, packs: bool) -> list[_W
             found.append(_Way(0, lambda m: direct.depthwise(spec, m)))
     if spec.algorithm == "winograd" or (spec.algorithm == "auto" and min(spec.C, spec.K) >= FEWEST_CHANNELS):
         for pair in _transforms(spec, machine):
-            floor = _arithmetic(spec, machine, *pair, *_executed(spec, machine, *pair, images))
+            floor = _arithmetic(spec, machine, *pair, *_executed(spec, machine, *pair, images), images)
             found.append(_Way(floor, partial(_winograd, spec, *pair, images, packs)))
     if not found:
         raise ArgumentError(
@@ -229,7 +229,9 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
         filters = tiling.points * spec.C * spec.K
         ahead = 0 if tiling.fused else _ahead(filters / vector, machine)
         beyond = _passing(spec, machine, tiling, images) + packs * (2.5 * filters + ahead)
-        arithmetic = _arithmetic(spec, machine, tiling.rows, tiling.columns, tiling.lanes, tiling.executed_flops)
+        arithmetic = _arithmetic(
+            spec, machine, tiling.rows, tiling.columns, tiling.lanes, tiling.executed_flops, images
+        )
         return arithmetic + beyond / images
     weights = 0.5 * spec.K * spec.depth + _ahead(spec.K * spec.depth / vector, machine)
     # Rows of the image that two tiles share are packed twice.
@@ -243,19 +245,21 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
     return fma * slower + packing + (2 * tiling.chains + 8) * maps_out
 
 
-def _transforming(spec: ConvSpec, machine: Machine, rows: AnyTransform, columns: AnyTransform) -> float:
-    """Time of transforming an image's tiles, input and output."""
-    tiles = _tiles(spec, rows, columns) * ITEMSIZE[spec.dtype] / machine.vector_bytes
+def _transforming(spec: ConvSpec, machine: Machine, rows: AnyTransform, columns: AnyTransform, images: int) -> float:
+    """Time of transforming the tiles of so many images, input and output, by whole vectors."""
+    vectors = ceil_div(images * _tiles(spec, rows, columns), machine.vector_bytes // ITEMSIZE[spec.dtype])
     # Tiles 2 or 4 apart are sorted into lanes by shuffling, others by a transposition.
-    return (8 if columns.m in (2, 4) else 12) * rows.alpha * columns.alpha * tiles * (spec.C + spec.K)
+    return (8 if columns.m in (2, 4) else 12) * rows.alpha * columns.alpha * vectors * (spec.C + spec.K)
 
 
 def _arithmetic(
-    spec: ConvSpec, machine: Machine, rows: AnyTransform, columns: AnyTransform, lanes: str, executed: int
+    spec: ConvSpec, machine: Machine, rows: AnyTransform, columns: AnyTransform, lanes: str, executed: int, images: int
 ) -> float:
-    """Time of an image's products and transforms, whatever the blocking."""
+    """Time of an image's products and transforms, whatever the blocking, where so many are computed at once."""
     products = executed / 2 / (machine.vector_bytes // ITEMSIZE[spec.dtype])
-    return products * (1.1 if lanes == "pixels" else 1.25) + _transforming(spec, machine, rows, columns)
+    return (
+        products * (1.1 if lanes == "pixels" else 1.25) + _transforming(spec, machine, rows, columns, images) / images
+    )
 
 
 def _streamed(vectors: float, machine: Machine) -> float:
@@ -297,8 +301,9 @@ def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) ->
         whole, rest = divmod(tiles, tiling.tiles)
         longest = max(ceil_div(whole, machine.threads) * tiling.tiles, whole // machine.threads * tiling.tiles + rest)
         waiting = longest * machine.threads / tiles - 1
-    work = tiling.executed_flops / 2 / lanes + _transforming(spec, machine, tiling.rows, tiling.columns)
-    return time + waiting * work * images
+    work = images * tiling.executed_flops / 2 / lanes
+    work += _transforming(spec, machine, tiling.rows, tiling.columns, images)
+    return time + waiting * work
 
 
 def batch_class(images: int, device: str = "cpu") -> int:
