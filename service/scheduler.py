@@ -3,11 +3,11 @@
 In: a request's tasks and its deadline.  Out: each task's maps, how long it waited and how long its run took; or
 DeadlineExceeded, or what the run raised.
 
-A CPU has a lane for every core, a GPU one. A run has the cores that no other has: alone all of them share it, beside
-others it has one thread, which gives more in total. Tasks with equal keys that wait at the same moment run as one batch
-where that was seen to gain (pace.py); nothing waits for company. A short task that finds a lane free runs in the thread
-that asks for it, which spares two hand-overs. No byte of an answer depends on any of this. Only admitted requests come
-here, so the queue is bounded by admission.py: in requests, in FLOPs and in bytes.
+A CPU has a lane for every core, a GPU one. A run has its share of the cores: alone all of them, beside others one
+thread, which gives more in total. Tasks with equal keys that wait at the same moment run as one batch where that was
+seen to gain (pace.py); nothing waits for company. A short task that finds a lane free runs in the thread that asks for
+it, which spares two hand-overs. No byte of an answer depends on any of this. Only admitted requests come here, so the
+queue is bounded by admission.py: in requests, in FLOPs and in bytes.
 
 A run whose last waiter has gone is cancelled, and looks at that between its steps. One that does not stop holds up
 everybody: a watchdog ends the process then, and gunicorn starts another.
@@ -91,7 +91,7 @@ class _Entry:
 
 def _kind(task: Task) -> Hashable:
     """What tasks have in common that take their time alike. (A key would keep its model in memory.)"""
-    return task.label if task.key is None else hash(task.key)
+    return (task.label, task.device) if task.key is None else hash(task.key)
 
 
 @dataclass(eq=False)
@@ -228,14 +228,13 @@ class Scheduler:
         return sum(run.device == device for run in self._runs)
 
     def _begin(self, device: str, entries: list[_Entry]) -> _Run:
-        """A run with the cores that no other has, nor one that begins now; with one if there is none.
+        """A run with its share of the cores, rounded up, among those that run and those that begin now.
 
-        They are not shared evenly, as one caller at a time has the library's team.
+        Who began with more keeps it; but one caller at a time has the library's team, the others are one thread each.
         """
-        free_lanes = max(0, self._lanes[device].most - self._running(device) - 1)
-        others = sum(run.threads for run in self._runs if run.device == device)
-        others += min(len(self._queues[device]), free_lanes)
-        run = _Run(device, entries, max(1, cores() - others))
+        running, lanes = self._running(device), self._lanes[device].most
+        sharing = max(running + 1, min(running + 1 + len(self._queues[device]), lanes))
+        run = _Run(device, entries, ceil(cores() / sharing))
         self._runs.add(run)
         return run
 
