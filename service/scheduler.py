@@ -276,7 +276,8 @@ class Scheduler:
             with self._lock:
                 self._runs.discard(run)
                 self._drained.notify_all()
-            run.entries.clear()  # an error's traceback has the run, which would have the requests that have the error
+            # An idle lane keeps its last run, and so does the traceback of its error: no images here.
+            run.entries.clear()
 
     def _attempt(self, run: _Run) -> None:
         task, began, used = run.entries[0].task, time.monotonic(), time.thread_time()
