@@ -1,7 +1,7 @@
 """cconv: convolution, counted. The public names, nothing else; importing it probes no device."""
 
 from . import filters, images, init
-from .backend import get_num_threads, set_num_threads, set_pool_limit, show_config
+from .backend import cancel_flag, get_num_threads, limit_threads, set_num_threads, set_pool_limit, show_config
 from .devices import device
 from .errors import (
     ArgumentError,
@@ -44,6 +44,7 @@ __all__ = [
     "ShapeError",
     "activate",
     "avg_pool2d",
+    "cancel_flag",
     "conv2d",
     "conv2d_cost",
     "device",
@@ -54,6 +55,7 @@ __all__ = [
     "global_max_pool2d",
     "images",
     "init",
+    "limit_threads",
     "load",
     "max_pool2d",
     "model_names",

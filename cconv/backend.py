@@ -6,6 +6,7 @@ In: an array, or a twin's name.  Out: the module `cconv.cpu`, `cconv.gpu` or `cc
 import functools
 import importlib
 import importlib.metadata
+from contextlib import AbstractContextManager
 from types import ModuleType
 
 import numpy as np
@@ -111,6 +112,49 @@ def get_num_threads() -> int:
 def set_num_threads(count: int | None) -> None:
     """Let one call use so many CPU threads from now on; None goes back to the default. No result depends on it."""
     get("cpu").set_num_threads(count)
+
+
+def limit_threads(count: int) -> AbstractContextManager[None]:
+    """Let calls of this thread use at most so many CPU threads each, within the context; no result depends on it.
+
+    For callers that compute side by side: n callers of one thread each give more than n that share the team, of which
+    one at a time has helpers. Of nested limits the least holds. It does not change `get_num_threads`, and is the
+    calling thread's alone: enter and leave it in the same one.
+
+    Parameters
+    ----------
+    count : int, 1 to 1024
+
+    Raises
+    ------
+    ArgumentError
+        For anything else.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cconv import conv2d
+    >>> with limit_threads(1):
+    ...     conv2d(np.ones((1, 1, 3, 3)), np.ones((1, 1, 3, 3))).item()
+    9.0
+    """
+    return get("cpu").limit_threads(count)
+
+
+def cancel_flag():
+    """A flag that calls off the runs it is given to, as `cancel`: set(), clear(), is_set(), from any thread.
+
+    A run takes any object with is_set(), such as a threading.Event, which it asks between its steps; for that it needs
+    the GIL, and waits where other threads hold it. This one is asked without.
+
+    Examples
+    --------
+    >>> flag = cancel_flag()
+    >>> flag.set()
+    >>> flag.is_set()
+    True
+    """
+    return get("cpu").CancelFlag()
 
 
 def set_pool_limit(nbytes: int | None) -> None:

@@ -1,7 +1,7 @@
 """The service: cconv over HTTP. An application, run from a checkout or the image and never installed.
 
-    errors account config wire metrics -> repository -> engine ledger -> auth admission -> scheduler -> pipeline
-        -> routes -> factory; door connection -> worker, which is gunicorn's
+    errors account config wire metrics -> repository -> engine ledger -> auth admission -> lanes pace -> scheduler
+        -> pipeline -> routes -> factory; door connection -> worker, which is gunicorn's
 
 In: Settings.  Out: a WSGI application, `gunicorn -c service/gunicorn.conf.py 'service:create_app()'`.
 """

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 MIB = 1 << 20
 DAY_S = 86_400
 #: Settings that may be 0; the other numbers are at least 1.
-_FROM_ZERO = ("port", "warm_up_s", "ledger_timeout_s")
+_FROM_ZERO = ("port", "lanes", "warm_up_s", "ledger_timeout_s")
 
 
 def _setting(variable: str, default, meaning: str):
@@ -36,7 +36,10 @@ class Settings:
     auth: str = _setting(
         "CCONV_AUTH", "auto", "`on`, `off`, or `auto`: on where there is CCONV_API_KEYS or HOST is no loopback address"
     )
-    threads: int = _setting("CCONV_THREADS", 16, "request threads: they parse, wait and write; one other computes")
+    threads: int = _setting("CCONV_THREADS", 16, "request threads: they parse, wait, write, and compute what is short")
+    lanes: int = _setting(
+        "CCONV_LANES", 0, "runs on the CPU at a time, of as many as wait; 0: one for every core, 1: one of all cores"
+    )
     device: str = _setting(
         "CCONV_DEVICE", "cpu", "where to compute: cpu, cuda, or auto, a GPU that works or else the CPU"
     )

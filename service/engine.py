@@ -1,7 +1,7 @@
 """Engine: the service's only importer of cconv. Models by name and version, what a task costs, and what runs it.
 
 In: names, shapes, arrays and encoded images.  Out: Quote (what it will cost, from shapes alone), Task (a quote with its
-arrays, ready for the compute thread), images as arrays; cconv's errors as the service's own.
+arrays, ready to run), images as arrays; cconv's errors as the service's own.
 """
 
 import threading
@@ -22,6 +22,8 @@ from .errors import DeadlineExceeded, DeviceLost, InvalidRequest, NotFound, Over
 from .repository import Entry, Repository, State, unknown
 from .wire import read_name
 
+#: What a run is done with: the flag that calls it off, the threads it may have, and how many there are.
+cancel_flag, limit_threads, cores = cconv.cancel_flag, cconv.limit_threads, cconv.get_num_threads
 #: The device that a request asks for unless it names one.
 AUTO = "auto"
 #: Of the built-in models, and what their input is called.
@@ -102,7 +104,7 @@ class Task:
     images: np.ndarray
     key: Hashable | None
     algorithm: str
-    run: Callable[[np.ndarray, threading.Event], dict[str, np.ndarray]]
+    run: Callable[[np.ndarray, slices.Cancel], dict[str, np.ndarray]]
     count: int
     device: str
     working_bytes: Callable[[], int] = lambda: 0
@@ -346,7 +348,7 @@ class Engine:
         place, model, look = self.device(device), served.model, served.look(x.shape, layers)
         quote, asked = look.quote, tuple(look.quote.outputs)
 
-        def run(x: np.ndarray, cancel: threading.Event) -> dict[str, np.ndarray]:
+        def run(x: np.ndarray, cancel: slices.Cancel) -> dict[str, np.ndarray]:
             with _translated():
                 return place.run(lambda part: model.run(part, asked, cancel), x, cancel, whole=not look.per_image)
 
@@ -382,7 +384,7 @@ class Engine:
         counted = {name: value for name, value in options.items() if name not in UNCOUNTED_OPTIONS}
         quote = self.quote_conv2d(x.shape, weight.shape, bias=bias is not None, **counted)
 
-        def run(x: np.ndarray, cancel: threading.Event) -> dict[str, np.ndarray]:
+        def run(x: np.ndarray, cancel: slices.Cancel) -> dict[str, np.ndarray]:
             with _translated():
                 if place.name == "cpu":
                     return {"y": slices.conv2d(cconv.conv2d, x, weight, bias, options, quote.flops, cancel)}

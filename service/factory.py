@@ -70,7 +70,7 @@ def build(settings: Settings | None = None) -> flask.Flask:
     metrics = Metrics()
     log.start(settings.log_format)
     engine = Engine(settings.models, settings.model_repository, settings.device)
-    scheduler = Scheduler(metrics, settings.max_batch, settings.watchdog_s)
+    scheduler = Scheduler(metrics, settings.max_batch, settings.watchdog_s, lanes=settings.lanes)
     book = Book(settings, metrics)
     admission = Admission(settings, metrics, book.used if book.kept else None)
     pipeline = Pipeline(settings, engine, admission, scheduler, metrics, book)

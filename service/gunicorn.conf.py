@@ -1,4 +1,4 @@
-"""Gunicorn's settings: one worker process with threads, because one process owns the compute thread.
+"""Gunicorn's settings: one worker process with threads, because one process owns the cores.
 
 In: service.config.  Out: the names that gunicorn reads. No preload: threads do not survive a fork.
 """

@@ -137,7 +137,7 @@ class Pipeline:
         return self._admission.enter(body_bytes, account)
 
     def close(self) -> None:
-        """Stop the compute thread; what waits is refused."""
+        """Stop all that computes; what waits is refused."""
         self._scheduler.close()
         if self._loader is not None:
             self._loader.join(CLOSE_S)
@@ -148,11 +148,11 @@ class Pipeline:
         self._scheduler.on_lost = act
 
     def alive(self) -> bool:
-        """Whether the compute thread can take work."""
+        """Whether work can be taken."""
         return self._scheduler.alive()
 
     def self_test(self) -> None:
-        """Run a small convolution on the compute thread; an error if that fails or gives a wrong answer."""
+        """Run a small convolution; an error if that fails or gives a wrong answer."""
         x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
         task = self.engine.conv2d_task(x, np.ones((1, 1, 3, 3), np.float32), None, {})
         permit = self.enter(x.nbytes)

@@ -1,16 +1,19 @@
-"""Scheduler: a queue in front of the one thread that computes.
+"""Scheduler: a queue in front of the lanes that compute.
 
 In: a request's tasks and its deadline.  Out: each task's maps, how long it waited and how long its run took; or
 DeadlineExceeded, or what the run raised.
 
-One thread computes because cconv has one team of threads; whoever finds it busy works alone. Tasks with equal keys that
-wait at the same moment run as one batch; nothing waits for company. Only admitted requests come here, so the queue is
-bounded by admission.py: in requests, in FLOPs and in bytes.
+A CPU has a lane for every core, a GPU one. A run has its share of the cores: alone all of them, beside others one
+thread, which gives more in total. Tasks with equal keys that wait at the same moment run as one batch where that was
+seen to gain (pace.py); nothing waits for company. A short task that finds a lane free runs in the thread that asks for
+it, which spares two hand-overs. No byte of an answer depends on any of this. Only admitted requests come here, so the
+queue is bounded by admission.py: in requests, in FLOPs and in bytes.
 
 A run whose last waiter has gone is cancelled, and looks at that between its steps. One that does not stop holds up
 everybody: a watchdog ends the process then, and gunicorn starts another.
 
-    request threads --run()--> [ queue ] --> compute thread --> one run(images, cancel) --> split --> request threads
+    request threads --run()--> [ queue ] --> a lane --> one run(images, cancel) --> split --> request threads
+                       \\__ short, and nobody waits: the same run, here __/
 """
 
 import faulthandler
@@ -19,18 +22,26 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from math import ceil
 
 import numpy as np
 
-from .engine import Task
+from .engine import Task, cancel_flag, cores, limit_threads
 from .errors import DeadlineExceeded, DeviceLost, InvalidRequest, Overloaded
+from .lanes import Lanes
 from .metrics import Metrics
+from .pace import Pace
 
 log = logging.getLogger(__name__)
-#: Exit code of a process whose compute thread hangs: EX_SOFTWARE.
+#: Exit code of a process one of whose runs hangs: EX_SOFTWARE.
 STUCK = 70
+#: Estimated seconds of a core of a task that the thread runs itself which asks for it.
+SHORT_S = 0.002
+#: Of a deadline, how many times the estimate must be left for that: nobody else looks at the clock meanwhile.
+SPARE = 10
+CLOSING = "the server is shutting down; try again"
 
 
 def end_process(reason: str) -> None:
@@ -52,32 +63,55 @@ class Result:
 class _Request:
     """The tasks of one request; all of them are answered, or none."""
 
-    def __init__(self, count: int, deadline: float):
+    def __init__(self, tasks: Sequence[Task], deadline: float):
         self.deadline = deadline
         self.submitted = time.monotonic()
-        self.results: list[Result | None] = [None] * count
+        self.tasks = tasks
+        self.results: list[Result | None] = [None] * len(tasks)
         self.error: BaseException | None = None
         self.finished = threading.Event()
+        self._left = len(tasks)
 
     def put(self, index: int, result: Result) -> None:
         self.results[index] = result
-        if all(self.results):
+        self._left -= 1
+        if not self._left:
             self.finished.set()
-
-    def fail(self, error: BaseException) -> None:
-        self.error = self.error or error
-        self.finished.set()
 
 
 @dataclass(eq=False)
 class _Entry:
     request: _Request
     index: int
-    task: Task
+
+    @property
+    def task(self) -> Task:
+        return self.request.tasks[self.index]
+
+
+def _kind(task: Task) -> Hashable:
+    """What tasks have in common that take their time alike. (A key would keep its model in memory.)"""
+    return (task.label, task.device) if task.key is None else hash(task.key)
+
+
+@dataclass(eq=False)
+class _Run:
+    """Tasks that are computed together, from when they leave the queue until each is answered."""
+
+    device: str
+    entries: list[_Entry]
+    threads: int
+    cancel: object = field(default_factory=cancel_flag)
+
+    def compute(self) -> dict[str, np.ndarray]:
+        tasks = [entry.task for entry in self.entries]
+        images = tasks[0].images if len(tasks) == 1 else np.concatenate([task.images for task in tasks])
+        with limit_threads(self.threads):
+            return tasks[0].run(images, self.cancel)
 
 
 class Scheduler:
-    """Owns the compute thread, which starts with the first task: in the worker process, never before a fork.
+    """Owns the queue and the lanes, whose threads start with the first tasks: in the worker, never before a fork.
 
     Parameters
     ----------
@@ -85,6 +119,8 @@ class Scheduler:
         How long a run may go on after its last deadline.
     on_stuck : function (reason)
         Called once when it has.
+    lanes : int
+        Runs on the CPU at a time; 0 is one for every core.
     """
 
     def __init__(
@@ -93,176 +129,261 @@ class Scheduler:
         max_batch: int,
         watchdog_s: float = 120.0,
         on_stuck: Callable[[str], None] = end_process,
+        lanes: int = 0,
     ):
         self._watchdog_s, self._on_stuck = watchdog_s, on_stuck
+        self._metrics, self._max_batch = metrics, max_batch
+        #: Held for whatever follows; a request's end and its discarded work are one change.
+        self._lock = threading.Lock()
+        self._queues: dict[str, deque[_Entry]] = {"cpu": deque(), "cuda": deque()}
+        self._lanes = {
+            device: Lanes(device, most, self._lock, lambda device=device: self._take(device), self._compute)
+            for device, most in (("cpu", lanes or cores()), ("cuda", 1))
+        }
+        self._runs: set[_Run] = set()
+        self._drained = threading.Condition(self._lock)
+        self._pace = Pace()
+        self._closed = self._lost = False
         self._ended = threading.Event()
-        self._metrics = metrics
-        self._max_batch = max_batch
-        self._changed = threading.Condition()
-        self._queue: deque[_Entry] = deque()
-        self._running: list[_Entry] = []
-        self._cancel = threading.Event()
-        self._closed = False
+        self._watchdog: threading.Thread | None = None
         #: Called when this process can compute nothing any more.
         self.on_lost: Callable[[], None] = lambda: None
-        self._thread: threading.Thread | None = None
-        self._watchdog: threading.Thread | None = None
 
     def run(self, tasks: Sequence[Task], deadline: float) -> list[Result]:
         """Run the tasks and wait for them until `deadline` (time.monotonic)."""
-        request = _Request(len(tasks), deadline)
-        with self._changed:
-            if self._closed:
-                raise Overloaded("the server is shutting down; try again")
-            self._queue.extend(_Entry(request, index, task) for index, task in enumerate(tasks))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="cconv-compute", daemon=True)
-                self._thread.start()
-                self._watchdog = threading.Thread(target=self._watch, name="cconv-watchdog", daemon=True)
-                self._watchdog.start()
-            self._changed.notify()
-        if not request.finished.wait(max(0.0, deadline - time.monotonic())):
+        request = _Request(tasks, deadline)
+        if (short := self._submit(request)) is not None:
+            self._compute(short)
+        elif not request.finished.wait(max(0.0, deadline - time.monotonic())):
             self._abandon(request)
-        if request.error is not None:
-            for task, result in zip(tasks, request.results, strict=True):
-                if result is not None:
-                    self._discard(task)
-            raise request.error
-        return request.results
+        try:
+            if request.error is not None:
+                raise request.error
+            return request.results
+        finally:
+            del request  # whose error's traceback has this frame: images would wait for the collector of cycles
 
     def alive(self) -> bool:
-        return not self._closed and (self._thread is None or self._thread.is_alive())
+        return not self._closed and all(lanes.alive for lanes in self._lanes.values())
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Cancel what runs, refuse what comes, and wait for the threads."""
+        """Cancel what runs, refuse what comes, and wait for all threads that compute."""
         self._refuse()
-        for thread in (self._thread, self._watchdog):
-            if thread is not None:
-                thread.join(timeout_s)
+        with self._lock:
+            self._drained.wait_for(lambda: not self._runs, timeout_s)
+        for lanes in self._lanes.values():
+            lanes.join(timeout_s)
+        if self._watchdog is not None:
+            self._watchdog.join(timeout_s)
 
     def lose(self, error: DeviceLost) -> None:
         """The GPU has failed: this process can compute nothing any more."""
-        log.critical("the GPU failed; this process ends", exc_info=error)
-        self._refuse()
-        self.on_lost()
+        with self._lock:
+            before, self._lost = self._lost, True
+        if not before:
+            log.critical("the GPU failed; this process ends", exc_info=error)
+            self._refuse()
+            self.on_lost()
 
     def _refuse(self) -> None:
         """Nothing is computed any more: neither what waits nor what comes."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._ended.set()
-            self._cancel.set()
-            for entry in self._queue:
-                entry.request.fail(Overloaded("the server is shutting down; try again"))
-            self._queue.clear()
-            self._changed.notify()
+            for request in {entry.request for queue in self._queues.values() for entry in queue}:
+                self._fail(request, Overloaded(CLOSING))
+            for run in self._runs:
+                run.cancel.set()
+            for lanes in self._lanes.values():
+                lanes.close()
+
+    # ------------------------------------------------------------------------------------------- what to run, and where
+
+    def _submit(self, request: _Request) -> _Run | None:
+        """Queue the tasks; or begin the only one here, which its caller computes."""
+        entries = [_Entry(request, index) for index in range(len(request.tasks))]
+        with self._lock:
+            if self._closed:
+                raise Overloaded(CLOSING)
+            if self._watchdog is None:
+                self._watchdog = threading.Thread(target=self._watch, name="cconv-watchdog", daemon=True)
+                self._watchdog.start()
+            if len(entries) == 1 and self._is_short(request):
+                return self._begin("cpu", entries)
+            for device, queue in self._queues.items():
+                if mine := [entry for entry in entries if entry.task.device == device]:
+                    self._lanes[device].call(len(queue) + len(mine))  # first, as it may fail
+                    queue.extend(mine)
+        return None
+
+    def _is_short(self, request: _Request) -> bool:
+        """Whether a request's only task is done as soon as it could have been handed to a lane, and one is free."""
+        task = request.tasks[0]
+        if task.device != "cpu" or self._queues["cpu"] or self._running("cpu") >= self._lanes["cpu"].most:
+            return False
+        seconds = self._pace.estimate(_kind(task), task.quote.flops)
+        return seconds < SHORT_S and request.submitted + SPARE * seconds < request.deadline
+
+    def _running(self, device: str) -> int:
+        return sum(run.device == device for run in self._runs)
+
+    def _begin(self, device: str, entries: list[_Entry]) -> _Run:
+        """A run with its share of the cores, rounded up, among those that run and those that begin now.
+
+        Who began with more keeps it; but one caller at a time has the library's team, the others are one thread each.
+        """
+        running, lanes = self._running(device), self._lanes[device].most
+        sharing = max(running + 1, min(running + 1 + len(self._queues[device]), lanes))
+        run = _Run(device, entries, ceil(cores() / sharing))
+        self._runs.add(run)
+        return run
+
+    def _take(self, device: str) -> _Run | None:
+        """The oldest task that waits, and others with the same key; those whose deadline has passed are dropped."""
+        now = time.monotonic()
+        for late in {entry.request for entry in self._queues[device] if entry.request.deadline <= now}:
+            self._expire(late)
+        if not self._queues[device]:
+            return None
+        head = self._queues[device].popleft()
+        entries = [head, *self._company(device, head.task)]
+        taken = set(entries)
+        self._queues[device] = deque(entry for entry in self._queues[device] if entry not in taken)
+        return self._begin(device, entries)
+
+    def _company(self, device: str, head: Task) -> list[_Entry]:
+        """Who runs along, of those that wait with the same key: with several lanes no more than each one's share."""
+        same = [entry for entry in self._queues[device] if head.key is not None and entry.task.key == head.key]
+        most, lanes = self._max_batch, self._lanes[device].most
+        if same and lanes > 1:
+            free = max(1, lanes - self._running(device))
+            most = min(most, ceil((head.count + sum(entry.task.count for entry in same)) / free))
+            same = same[: int(min(len(same), self._pace.company(_kind(head))))]
+        company, room = [], most - head.count
+        for entry in same:
+            if entry.task.count <= room:
+                company.append(entry)
+                room -= entry.task.count
+        return company
+
+    # ----------------------------------------------------------------------------------------------- a run, and its end
+
+    def _compute(self, run: _Run) -> None:
+        """Compute a run and tell who waits for it."""
+        try:
+            self._attempt(run)
+        finally:
+            with self._lock:
+                self._runs.discard(run)
+                self._drained.notify_all()
+            # An idle lane keeps its last run, and so does the traceback of its error: no images here.
+            run.entries.clear()
+
+    def _attempt(self, run: _Run) -> None:
+        task, began, used = run.entries[0].task, time.monotonic(), time.thread_time()
+        try:
+            maps = run.compute()
+        except Exception as error:
+            self._fail_all(run, self._translated(error))
+            return
+        used, seconds = time.thread_time() - used, time.monotonic() - began
+        flops = sum(entry.task.quote.flops for entry in run.entries)
+        # Of a run of one thread without what it waited for the GIL and the processor, which a batch does less often.
+        cores_s = used if run.threads == 1 else seconds * run.threads
+        with self._lock:
+            self._pace.learn(_kind(task), flops, cores_s, together=len(run.entries) > 1)
+        self._metrics.ran(task.label, task.version, sum(entry.task.count for entry in run.entries), seconds)
+        first = 0
+        for entry in run.entries:
+            part, last = maps, first + entry.task.count
+            if len(run.entries) > 1:
+                part = {name: array[first:last] for name, array in maps.items()}
+            first = last
+            self._answer(entry, Result(part, began - entry.request.submitted, seconds))
+
+    def _translated(self, error: Exception) -> Exception:
+        """What a request is told where a run raised this."""
+        if isinstance(error, DeviceLost):
+            self.lose(error)
+        elif isinstance(error, MemoryError):
+            return Overloaded("the server has no memory left for this request; try again")
+        elif isinstance(error, DeadlineExceeded) and self._closed:
+            return Overloaded(CLOSING)  # what somebody waits for is cancelled by nobody else
+        return error
+
+    def _answer(self, entry: _Entry, result: Result) -> None:
+        self._metrics.queue_seconds.observe(result.queue_s)
+        request = entry.request
+        with self._lock:
+            if request.error is None and request.deadline <= time.monotonic():
+                self._expire(request)
+            if request.error is None:
+                request.put(entry.index, result)
+            else:
+                self._discard(entry.task)
+
+    def _fail_all(self, run: _Run, error: Exception) -> None:
+        with self._lock:
+            for entry in run.entries:
+                if not isinstance(error, InvalidRequest):  # which the library raises before it computes
+                    self._discard(entry.task)
+                self._fail(entry.request, error)
+
+    # -------------------------------------------------------------------------------- a request's end; the lock is held
+
+    def _fail(self, request: _Request, error: Exception) -> None:
+        """End a request, once: what it has is discarded, what waits dropped, what nobody else wants cancelled."""
+        if request.error is not None:
+            return
+        request.error = error
+        for task, result in zip(request.tasks, request.results, strict=True):
+            if result is not None:
+                self._discard(task)
+        request.results = []
+        for device, queue in self._queues.items():
+            self._queues[device] = deque(entry for entry in queue if entry.request is not request)
+        for run in self._runs:
+            if all(entry.request.error is not None for entry in run.entries):
+                run.cancel.set()
+        request.finished.set()
+
+    def _expire(self, request: _Request) -> None:
+        error = DeadlineExceeded("the deadline passed before the answer was ready; nothing was billed")
+        error.computed = any(request.results) or any(
+            entry.request is request for run in self._runs for entry in run.entries
+        )
+        self._fail(request, error)
+
+    def _discard(self, task: Task) -> None:
+        self._metrics.discarded(task.label, task.device, task.quote.flops)
+
+    # -------------------------------------------------------------------------------------------------------- the clock
 
     def _abandon(self, request: _Request) -> None:
-        """Take a request whose time ran out from the queue; stop the run if nobody waits for it any more."""
-        with self._changed:
-            if request.finished.is_set():
-                return
-            error = DeadlineExceeded("the deadline passed before the answer was ready; nothing was billed")
-            began = any(entry.request is request for entry in self._running)
-            error.computed = began or any(result is not None for result in request.results)
-            request.fail(error)
-            self._queue = deque(entry for entry in self._queue if entry.request is not request)
-            if self._running and all(entry.request.error is not None for entry in self._running):
-                self._cancel.set()
+        """Its time ran out."""
+        with self._lock:
+            if not request.finished.is_set():
+                self._expire(request)
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._watchdog_s / 4)):
-            if reason := self._trouble():
+            with self._lock:
+                reason = self._trouble()
+            if reason:
                 self._on_stuck(reason)
                 return
 
     def _trouble(self) -> str:
-        """Why the compute thread is of no use any more, if that is so."""
-        with self._changed:
-            if not self._closed and not self._thread.is_alive():
-                return "the compute thread has ended"
-            last = max((entry.request.deadline for entry in self._running), default=float("inf"))
-            if last + self._watchdog_s < time.monotonic():
-                label = self._running[0].task.label
+        """Why this process is of no use any more, if that is so. Runs whose time is over are called off."""
+        now = time.monotonic()
+        if not all(lanes.alive for lanes in self._lanes.values()):
+            return "a compute thread has ended"
+        for run in self._runs:
+            for request in [entry.request for entry in run.entries]:
+                if request.deadline < now and not request.finished.is_set():
+                    self._expire(request)  # of a short run, whose request computes and looks at no clock
+            last = max((entry.request.deadline for entry in run.entries), default=now)
+            if last + self._watchdog_s < now:
+                label = run.entries[0].task.label
                 return f"a run of {label} has not ended {self._watchdog_s:g} s after its deadline"
         return ""
-
-    def _work(self) -> None:
-        while (batch := self._next()) is not None:
-            self._execute(batch)
-            del batch  # an idle thread holds no images
-
-    def _next(self) -> list[_Entry] | None:
-        """What to run now, once there is something; None at the end."""
-        with self._changed:
-            self._running = []
-            while not (self._closed or self._running):
-                if not self._queue:
-                    self._changed.wait()
-                self._running = self._take()
-            self._cancel.clear()
-            return None if self._closed else self._running
-
-    def _take(self) -> list[_Entry]:
-        """The oldest task, and the others that wait with the same key; those whose deadline has passed are dropped."""
-        now = time.monotonic()
-        batch: list[_Entry] = []
-        rest: deque[_Entry] = deque()
-        images = 0
-        for entry in self._queue:
-            head = batch[0].task if batch else None
-            if entry.request.deadline <= now:
-                entry.request.fail(DeadlineExceeded("the deadline passed in the queue; nothing was computed"))
-            elif entry.request.error is not None:
-                continue  # a sibling failed, so this one is not wanted
-            elif head is None:
-                batch.append(entry)
-                images = entry.task.count
-            elif head.key is not None and entry.task.key == head.key and images + entry.task.count <= self._max_batch:
-                batch.append(entry)
-                images += entry.task.count
-            else:
-                rest.append(entry)
-        self._queue = rest
-        return batch
-
-    def _execute(self, batch: list[_Entry]) -> None:
-        started = time.monotonic()
-        task = batch[0].task
-        try:
-            images = task.images if len(batch) == 1 else np.concatenate([entry.task.images for entry in batch])
-            maps = task.run(images, self._cancel)
-        except MemoryError:
-            self._fail(batch, Overloaded("the server has no memory left for this request; try again"))
-            return
-        except DeviceLost as error:
-            self.lose(error)
-            self._fail(batch, error)
-            return
-        except Exception as error:
-            self._fail(batch, error)
-            return
-        seconds = time.monotonic() - started
-        self._metrics.ran(task.label, task.version, sum(entry.task.count for entry in batch), seconds)
-        first = 0
-        for entry in batch:
-            part = maps
-            if len(batch) > 1:
-                last = first + entry.task.count
-                part = {name: array[first:last] for name, array in maps.items()}
-                first = last
-            queue_s = started - entry.request.submitted
-            self._metrics.queue_seconds.observe(queue_s)
-            if entry.request.error is None:
-                entry.request.put(entry.index, Result(part, queue_s, seconds))
-            else:
-                self._discard(entry.task)
-
-    def _fail(self, batch: list[_Entry], error: Exception) -> None:
-        for entry in batch:
-            if not isinstance(error, InvalidRequest):  # which the library raises before it computes
-                self._discard(entry.task)
-            entry.request.fail(error)
-
-    def _discard(self, task: Task) -> None:
-        self._metrics.discarded(task.label, task.device, task.quote.flops)

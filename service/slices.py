@@ -3,9 +3,9 @@
 In: the function, its arrays, and how much work it is.  Out: its result; or DeadlineExceeded once `cancel` is set.
 """
 
-import threading
 from collections.abc import Callable
 from math import ceil
+from typing import Protocol
 
 import numpy as np
 
@@ -17,6 +17,12 @@ FLOPS = 2 * 10**10
 FILTERS = 16
 
 
+class Cancel(Protocol):
+    """What says whether a run is called off."""
+
+    def is_set(self) -> bool: ...
+
+
 def conv2d(
     compute: Callable[..., np.ndarray],
     x: np.ndarray,
@@ -24,7 +30,7 @@ def conv2d(
     bias: np.ndarray | None,
     options: dict,
     flops: int,
-    cancel: threading.Event,
+    cancel: Cancel,
 ) -> np.ndarray:
     """`compute`, which is conv2d, in slices of about FLOPS of its `flops`, bit for bit as in one call.
 

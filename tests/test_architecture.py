@@ -31,6 +31,7 @@ FLOORS = (
     ("cconv.cli",),
     ("service.errors", "service.account", "service.config", "service.wire"),
     ("service.statistics", "service.trace", "service.log", "service.npy", "service.slices"),
+    ("service.lanes", "service.pace"),
     ("service.repository", "service.outputs", "service.metrics", "service.body"),
     ("service.engine", "service.ledger"),
     ("service.auth", "service.admission"),

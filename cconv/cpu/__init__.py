@@ -13,18 +13,19 @@ import numpy as np
 from ..errors import BackendUnavailable
 from ..planning import Machine, Plan
 from ..weights import Weights
-from ._core import instruction_sets
+from ._core import CancelFlag, instruction_sets
 from .memory import get_pool_limit, idle_bytes, set_pool_limit
 from .program import Program, prepare
-from .threads import get_num_threads, set_num_threads
+from .threads import get_num_threads, limit_threads, set_num_threads
 
 name = "cpu"
 #: Element types.
 dtypes = ("float32", "float64")
 
 __all__ = [
-    "Program", "asarray", "build", "dtypes", "get_num_threads", "get_pool_limit", "idle_bytes", "instruction_sets",
-    "machine", "machine_of", "name", "prepare", "set_num_threads", "set_pool_limit", "synchronize", "to_numpy",
+    "CancelFlag", "Program", "asarray", "build", "dtypes", "get_num_threads", "get_pool_limit", "idle_bytes",
+    "instruction_sets", "limit_threads", "machine", "machine_of", "name", "prepare", "set_num_threads",
+    "set_pool_limit", "synchronize", "to_numpy",
 ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ cimport numpy as cnp
 from libc.stdint cimport int32_t
 
 from ._pool cimport LINE, Buffer, borrow
-from ._team cimport Phase, Task
+from ._team cimport Ask, Phase, Task
 from .kernels cimport cconv_finish, cconv_kernels
 
 cdef const cconv_kernels *kernels_of(str isa_name, str dtype) except NULL
@@ -59,6 +59,7 @@ cdef class Phases:
     cdef const void *keep(self, const void *job, size_t nbytes) except NULL
     cdef int add(self, Task task, const void *job, long begin, long end, char *scratch, size_t scratch_size) except -1
     cdef int run(self, int threads, cancel) except -1
+    cdef void share(self, int threads, Ask ask, void *asked) noexcept
 
 
 cdef class Kernel:

@@ -11,7 +11,7 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
 from ._pool cimport LINE, Buffer
-from ._team cimport Phase, Task, share
+from ._team cimport Ask, Phase, Task, load, share, swap
 from .kernels cimport cconv_finish, cconv_isa, cconv_kernels, cconv_list, cconv_select
 
 from ..errors import Cancelled
@@ -63,8 +63,40 @@ cdef const int32_t *int_table(list owners, values) except NULL:
 
 
 @cython.final
+cdef class CancelFlag:
+    """Calls off the runs that it was given to. They look at it between two steps, without the GIL.
+
+    Any thread may set it, at any time; it stays set until it is cleared.
+    """
+    cdef int value
+
+    def set(self):
+        """Runs that have it end before their next step; those that begin with it, before their first."""
+        swap(&self.value, 1)
+
+    def clear(self):
+        """It may be given to other runs."""
+        swap(&self.value, 0)
+
+    def is_set(self):
+        """Whether it is set."""
+        return load(&self.value) != 0
+
+
+cdef struct Look:
+    int *flag
+    bint answer
+
+
+cdef bint look(void *at) noexcept nogil:
+    cdef Look *asked = <Look *>at
+    asked.answer = load(asked.flag) != 0
+    return asked.answer
+
+
+@cython.final
 cdef class Question:
-    """Whether a run was cancelled, asked without the GIL."""
+    """Whether a run was cancelled, asked of any other object: with the GIL, for which a run may have to wait."""
     cdef object cancel
     cdef bint answer
     cdef object error
@@ -142,22 +174,30 @@ cdef class Phases:
         """All of them, without the GIL; or with it, by the caller alone, if `threads` is 0 (see threads_for). Cancelled
         if `cancel`, unless it is None, is set before a step."""
         cdef Question question
+        cdef Look flag
         if cancel is None:
-            if threads == 0:
-                share(self.phases, self.count, 1, NULL, NULL)
-                return 0
-            with nogil:
-                share(self.phases, self.count, threads, NULL, NULL)
+            self.share(threads, NULL, NULL)
             return 0
-        question = Question()
-        question.cancel = cancel
-        with nogil:
-            share(self.phases, self.count, max(threads, 1), ask, <void *>question)
-        if question.error is not None:
-            raise question.error
-        if question.answer:
+        if isinstance(cancel, CancelFlag):
+            flag.flag, flag.answer = &(<CancelFlag>cancel).value, False
+            self.share(threads, look, &flag)
+        else:
+            question = Question()
+            question.cancel = cancel
+            self.share(max(threads, 1), ask, <void *>question)
+            if question.error is not None:
+                raise question.error
+            flag.answer = question.answer
+        if flag.answer:
             raise Cancelled("the run was cancelled before it ended")
         return 0
+
+    cdef void share(self, int threads, Ask ask, void *asked) noexcept:
+        if threads == 0:
+            share(self.phases, self.count, 1, ask, asked)
+            return
+        with nogil:
+            share(self.phases, self.count, threads, ask, asked)
 
 
 cdef class Kernel:

@@ -169,8 +169,8 @@ cdef class Program:
         inputs : list of (N, C, H, W) arrays, in the order and of the dtype of the plan
         outputs : list of arrays to write, optional
             Of the exact shape; may not overlap an input, except the residual of the step that writes it.
-        cancel : object with is_set(), optional
-            Asked before every step.
+        cancel : CancelFlag, or another object with is_set(), optional
+            Asked before every step; the first without the GIL.
 
         Returns
         -------

@@ -15,5 +15,13 @@ cdef struct Phase:
     long done  # the same, before it is posted; then tasks done, and those before the first
     char apart_too[64 - 2 * 8]
 
+cdef extern from * nogil:
+    """
+    static inline int cconv_load(int *at) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }
+    static inline int cconv_swap(int *at, int value) { return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST); }
+    """
+    int load "cconv_load"(int *at)
+    int swap "cconv_swap"(int *at, int value)
+
 cdef int threads_for(double work) noexcept
 cdef void share(Phase *phases, long count, int threads, Ask ask, void *asked) noexcept nogil

@@ -58,14 +58,15 @@ cdef extern from * nogil:
     #else
     #define cconv_pause() ((void)0)
     #endif
-    static inline int cconv_load(int *at) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }
     static inline long cconv_load_long(long *at) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }
-    static inline int cconv_swap(int *at, int value) { return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST); }
     static inline int cconv_move(int *at, int from, int to) {
         return __atomic_compare_exchange_n(at, &from, to, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     }
     static inline long cconv_next(long *at) { return __atomic_fetch_add(at, 1, __ATOMIC_RELAXED); }
     static inline long cconv_add(long *at, long n) { return __atomic_add_fetch(at, n, __ATOMIC_SEQ_CST); }
+    static __thread int cconv_limit = 0; /* of the runs that this thread begins; 0 is none */
+    static inline int cconv_get_limit(void) { return cconv_limit; }
+    static inline void cconv_set_limit(int count) { cconv_limit = count; }
     static inline long cconv_nanoseconds(void) {
         struct timespec now;
         clock_gettime(CLOCK_MONOTONIC, &now);
@@ -106,12 +107,12 @@ cdef extern from * nogil:
     }
     """
     void pause "cconv_pause"()
-    int load "cconv_load"(int *at)
-    int swap "cconv_swap"(int *at, int value)
     bint move "cconv_move"(int *at, int from_, int to)
     long load_long "cconv_load_long"(long *at)
     long take_next "cconv_next"(long *at)
     long add "cconv_add"(long *at, long n)
+    int get_limit "cconv_get_limit"()
+    void set_limit "cconv_set_limit"(int count)
     long nanoseconds "cconv_nanoseconds"()
     int thread_id "cconv_thread_id"()
     void keep_off "cconv_keep_off"(int sleeper)
@@ -277,6 +278,11 @@ cdef bint have_leader() noexcept nogil:
     return leading
 
 
+cdef int allowed() noexcept nogil:
+    """How many threads a run of the calling thread may use."""
+    return min(wanted, get_limit()) if get_limit() else wanted
+
+
 cdef void share(Phase *phases, long count, int threads, Ask ask, void *asked) noexcept nogil:
     """Run the phases, one after the other, each of their tasks exactly once; a thread takes the next one when it is done
     with its last.
@@ -287,7 +293,7 @@ cdef void share(Phase *phases, long count, int threads, Ask ask, void *asked) no
     cdef Phase *phase
     for p in range(count):
         widest = max(widest, phases[p].tasks - phases[p].next)
-    threads = <int>min(<long>threads, widest)
+    threads = <int>min(<long>min(threads, allowed()), widest)
     for p in range(count):
         phase = &phases[p]
         if phase.asks and ask != NULL and ask(asked):
@@ -322,15 +328,26 @@ cdef int threads_for(double work) noexcept:
     that the leader stays awake; if one went before, others are expected."""
     global last_short
     cdef long before = last_short
+    cdef int most = allowed()
     if work < SERIAL_WORK:
         return 0
-    if work >= SLEEPY_WORK or wanted == 1:
-        return wanted
+    if work >= SLEEPY_WORK or most == 1:
+        return most
     last_short = nanoseconds()
-    return wanted if last_short - before < SPIN_NS else 1
+    return most if last_short - before < SPIN_NS else 1
 
 
 def use_threads(int count):
     """Let a run use so many threads from now on."""
     global wanted
     wanted = count
+
+
+def limit() -> int:
+    """The limit of the calling thread; 0 is none."""
+    return get_limit()
+
+
+def use_limit(int count):
+    """Let a run of the calling thread use at most so many threads from now on; 0 is no limit."""
+    set_limit(count)

@@ -1,16 +1,18 @@
 """Threads: how many a run may use.
 
-In: the process's CPU affinity, its cgroup's quota, CCONV_NUM_THREADS, set_num_threads().  Out: a count, and the team
-(_team.pyx) knows it.
+In: the process's CPU affinity, its cgroup's quota, CCONV_NUM_THREADS, set_num_threads(), limit_threads().
+Out: a count, and the team (_team.pyx) knows it.
 """
 
 import operator
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 from ..errors import ArgumentError
-from ._team import use_threads
+from ._team import limit, use_limit, use_threads
 
 #: Where libgomp cannot start a thread it ends the process, so nobody may ask for any number.
 MOST_THREADS = 1024
@@ -64,3 +66,18 @@ def set_num_threads(count: int | None) -> None:
     global _chosen
     _chosen = None if count is None else _checked(count, "set_num_threads")
     use_threads(get_num_threads())
+
+
+def limit_threads(count: int) -> AbstractContextManager[None]:
+    """Threads that one call of the calling thread may use within the context, at most. Results do not depend on it."""
+    return _limited(_checked(count, "limit_threads"))
+
+
+@contextmanager
+def _limited(count: int) -> Iterator[None]:
+    before = limit()
+    use_limit(min(count, before) if before else count)
+    try:
+        yield
+    finally:
+        use_limit(before)

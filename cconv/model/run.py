@@ -264,7 +264,8 @@ class Model:
         layers : iterable of str, optional
             Names from `layers`; the default outputs unless given.
         cancel : optional
-            Anything with ``is_set()``, such as a threading.Event; asked between steps.
+            Anything with ``is_set()``, such as a threading.Event; asked between steps. A :func:`cconv.cancel_flag` is
+            asked without the GIL.
 
         Returns
         -------

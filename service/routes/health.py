@@ -15,7 +15,7 @@ from .exchange import document
 
 
 class Health:
-    """Liveness asks nobody; readiness waits for the models and runs a self-test on the compute thread once."""
+    """Liveness asks nobody; readiness waits for the models and runs a self-test once."""
 
     def __init__(self, pipeline: Pipeline, door: Door):
         self._pipeline, self._door = pipeline, door
@@ -37,7 +37,7 @@ class Health:
         if self._door.closed:
             return "the server is shutting down"
         if not self._pipeline.alive():
-            return "the compute thread has ended"
+            return "a compute thread has ended"
         if waiting := self._pipeline.loading():
             return f"models are being loaded: {waiting} to go"
         try:

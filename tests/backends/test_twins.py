@@ -52,8 +52,9 @@ def test_a_program_fills_outputs_that_are_given(twin, whole):
     np.testing.assert_array_equal(twin.to_numpy(out), expected)
 
 
-def test_a_set_cancel_flag_stops_a_program(twin):
-    flag = threading.Event()
+@pytest.mark.parametrize("make", [threading.Event, cconv.cancel_flag])
+def test_a_set_cancel_flag_stops_a_program(twin, make):
+    flag = make()
     program = _program(twin)
     x = twin.asarray(np.ones((1, 3, 8, 8), np.float32))
     program.run([x], cancel=flag)

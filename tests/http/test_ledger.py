@@ -5,8 +5,11 @@ In: the service with a ledger in SQLite, in this process and under gunicorn.  Ou
 
 import csv
 import io
+import itertools
 import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -65,6 +68,41 @@ def test_one_number_is_predicted_answered_recorded_and_metered(client, rows, bil
     assert events[5].request_id == "mine/1"
     assert all(e.account == "anonymous" and e.bytes_in > 0 and e.compute_us > 0 for e in events)
     assert [e.bytes_out for e in events] == [len(a.data) for a in answers]
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_among_runs_side_by_side_that_fail_and_run_late_the_numbers_agree(
+    make_app, url, rows, bill, rng, infer_json, lanes
+):
+    """Short runs and long ones, alone and together, answered or not: what was answered, and only that, is recorded."""
+    app = make_app(ledger=url, lanes=lanes, threads=40, queue_requests=32)
+    task, runs = app.extensions["cconv"].engine.task, itertools.count()
+
+    def made(*arguments):
+        found = task(*arguments)
+
+        def run(images, cancel, run=found.run):
+            number = next(runs)
+            time.sleep(0.02 * (number % 3))
+            if number % 7 == 3:
+                raise MemoryError
+            return run(images, cancel)
+
+        object.__setattr__(found, "run", run)
+        return found
+
+    app.extensions["cconv"].engine.task = made
+    bodies = [
+        infer_json(rng.random((1 + i % 2, 3, 20 + i % 3, 20), np.float32), parameters={"timeout": 10**4 * (1 + i % 9)})
+        for i in range(120)
+    ]
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda body: app.test_client().post("/v2/models/edges/infer", data=body), bodies))
+    statuses = Counter(answer.status_code for answer in answers)
+    assert set(statuses) == {200, 503, 504}
+    answered = [int(a.headers["X-Cconv-Macs"]) for a in answers if a.status_code == 200]
+    assert sorted(event.macs for event in rows()) == sorted(answered)
+    assert bill(app.test_client())["cconv_macs_total"] == sum(answered)
 
 
 REFUSED = {

@@ -363,7 +363,7 @@ def _workers(server) -> list[int]:
 @pytest.mark.alone
 def test_twenty_in_flight_at_sigterm_are_all_answered_and_recorded(start_server, url, rows, npy):
     server = start_server(
-        CCONV_LEDGER=url, CCONV_THREADS="24", CCONV_QUEUE_REQUESTS="20", CCONV_MODELS="vgg16"
+        CCONV_LEDGER=url, CCONV_THREADS="24", CCONV_QUEUE_REQUESTS="20", CCONV_MODELS="vgg16", CCONV_LANES="1"
     )  # fmt: skip
     path, pending = "/v1/features?model=vgg16&layers=features.9", "cconv_pending_requests"
     # The first is computed while the others come; no two of these may run together.

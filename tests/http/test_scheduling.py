@@ -1,4 +1,4 @@
-"""Scheduling: one compute thread, a bounded house, deadlines, and batches that change no byte of an answer.
+"""Scheduling: a bounded house, deadlines, and batches and lanes that change no byte of an answer.
 
 In: the service in process, or with an engine that waits for the test.  Out: each client's own answer.
 """
@@ -86,7 +86,7 @@ class TestBatches:
     """Requests that wait at the same moment run together."""
 
     def test_waiting_requests_of_one_shape_run_as_one_and_nothing_changes(self, make_app, crowd, npy, rng, edges):
-        app = make_app(threads=32, queue_requests=20)
+        app = make_app(threads=32, queue_requests=20, lanes=1)
         gate = Gate(app.extensions["cconv"])
         images = [rng.random((n, 3, 33, 29), np.float32) for n in (1, 2, 1, 3, 1)]
         other = rng.random((1, 3, 28, 30), np.float32)
@@ -99,7 +99,7 @@ class TestBatches:
         assert sorted(gate.batches) == [1, 1, 7]
 
     def test_a_batch_is_not_larger_than_the_limit(self, make_app, crowd, npy, rng, edges):
-        app = make_app(threads=32, queue_requests=20, max_batch=4)
+        app = make_app(threads=32, queue_requests=20, max_batch=4, lanes=1)
         gate = Gate(app.extensions["cconv"])
         first = crowd(app, [npy(rng.random((1, 3, 20, 20), np.float32))])
         assert gate.entered.acquire(timeout=WAIT_S)
@@ -112,7 +112,7 @@ class TestBatches:
         assert gate.batches == [1, 4, 4, 1]
 
     def test_other_layers_are_not_mixed_in(self, make_app, crowd, npy, rng):
-        app = make_app(threads=32, queue_requests=20)
+        app = make_app(threads=32, queue_requests=20, lanes=1)
         gate = Gate(app.extensions["cconv"])
         x = rng.random((1, 3, 40, 40), np.float32)
         crowd(app, [npy(x)])
@@ -133,8 +133,9 @@ class TestBatches:
             client.post(NPY, data=npy(rng.random((1, 3, 20, 20), np.float32)))
         assert gate.batches == [1] * 5
 
-    def test_16_threads_get_their_own_answers(self, make_app, npy, rng, edges):
-        app = make_app(threads=40, queue_requests=32)
+    @pytest.mark.parametrize("lanes", [1, 2, 5])
+    def test_16_threads_get_their_own_answers(self, make_app, npy, rng, edges, lanes):
+        app = make_app(threads=40, queue_requests=32, lanes=lanes)
         shapes = [(1, 3, 24 + i % 4, 30) for i in range(16)]
         images = [[rng.random(shape, np.float32) for _ in range(6)] for shape in shapes]
 
@@ -194,7 +195,7 @@ class TestDeadlines:
     """A request is answered in time, or not at all and for nothing."""
 
     def test_work_that_expires_in_the_queue_is_never_computed(self, make_app, crowd, npy, rng, bill, infer_json):
-        app = make_app(queue_requests=8)
+        app = make_app(queue_requests=8, lanes=1)
         gate = Gate(app.extensions["cconv"])
         x = rng.random((1, 3, 20, 20), np.float32)
         first = crowd(app, [npy(x)])
@@ -227,7 +228,7 @@ class TestDeadlines:
         assert series['cconv_discarded_flops_total{device="cpu",model="edges"}'] == 2 * (cost.flops + cost.flops_other)
 
     def test_a_run_that_somebody_still_waits_for_goes_on(self, make_app, crowd, npy, rng, infer_json, edges):
-        app = make_app(queue_requests=8)
+        app = make_app(queue_requests=8, lanes=1)
         gate = Gate(app.extensions["cconv"])
         x = rng.random((1, 3, 22, 22), np.float32)
         crowd(app, [npy(rng.random((1, 3, 20, 20), np.float32))])
@@ -243,9 +244,9 @@ class TestDeadlines:
 
 
 class TestThread:
-    """The compute thread, and the one that watches it."""
+    """The threads that compute, and the one that watches them."""
 
-    def test_it_starts_with_the_first_task(self, make_app, npy, rng):
+    def test_one_starts_with_the_first_task(self, make_app, npy, rng):
         before = threading.active_count()
         app = make_app()
         app.test_client().get("/livez")
@@ -255,7 +256,7 @@ class TestThread:
         app.extensions["cconv"].close()
         assert threading.active_count() == before
 
-    def test_it_survives_a_run_that_fails(self, app, npy, rng, bill, caplog):
+    def test_they_survive_a_run_that_fails(self, app, npy, rng, bill, caplog):
         pipeline, client = app.extensions["cconv"], app.test_client()
         body = npy(rng.random((1, 3, 20, 20), np.float32))
         make = pipeline.engine.task
@@ -290,14 +291,14 @@ class TestThread:
         assert app.test_client().get("/readyz").status_code == 200
 
     def test_a_self_test_behind_other_work_is_not_ready_and_holds_no_other_probe(self, make_app, crowd, npy, rng):
-        app = make_app()
+        app = make_app(lanes=1)
         gate = Gate(app.extensions["cconv"])
         answers = crowd(app, [npy(rng.random((1, 3, 20, 20), np.float32))])
         gate.entered.acquire(timeout=WAIT_S)
         with ThreadPoolExecutor(1) as pool:
             began = time.monotonic()
             first = pool.submit(app.test_client().get, "/readyz")
-            while not app.extensions["cconv"]._scheduler._queue:
+            while not app.extensions["cconv"]._scheduler._queues["cpu"]:
                 assert time.monotonic() < began + WAIT_S
                 time.sleep(0.005)
             begun = time.monotonic()

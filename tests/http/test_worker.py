@@ -250,7 +250,7 @@ class TestRequests:
 
 
 def test_twenty_in_flight_at_sigterm_are_answered_while_others_hear_that_it_ends(start_server, npy, rng, connect):
-    server = start_server(CCONV_THREADS="24", CCONV_QUEUE_REQUESTS="20", CCONV_MODELS="vgg16")
+    server = start_server(CCONV_THREADS="24", CCONV_QUEUE_REQUESTS="20", CCONV_MODELS="vgg16", CCONV_LANES="1")
     layer = "features.9"
     images = [rng.random((24 if i == 0 else 1, 3, 160, 128 + 8 * i), np.float32) for i in range(20)]
     path = f"/v1/features?model=vgg16&layers={layer}&format=npy"
