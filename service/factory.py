@@ -20,7 +20,7 @@ from .auth import Auth
 from .body import Body, Gathered, Inflated
 from .config import Settings
 from .door import Door
-from .engine import Engine
+from .engine import Engine, limit_pool
 from .errors import (
     Forbidden,
     InvalidRequest,
@@ -72,6 +72,7 @@ def build(settings: Settings | None = None) -> flask.Flask:
     settings = settings or Settings.from_env()
     metrics = Metrics()
     log.start(settings.log_format)
+    limit_pool(settings.pool_bytes)
     engine = Engine(settings.models, settings.model_repository, settings.device)
     scheduler = Scheduler(metrics, settings.max_batch, settings.watchdog_s)
     book = Book(settings, metrics)

@@ -33,8 +33,9 @@ def _append(dialect: str):
 
 @cache
 def _append_one() -> tuple[str, list[str]]:
-    """The same as SQLite's driver takes it, and the names of its places."""
-    compiled = _append("sqlite").compile(dialect=sqlite.dialect(paramstyle="qmark"), column_keys=NAMES)
+    """For SQLite's own driver, and the names of its places: of one row it says itself whether it is new."""
+    statement = sqlite.insert(usage_event).on_conflict_do_nothing()
+    compiled = statement.compile(dialect=sqlite.dialect(paramstyle="qmark"), column_keys=NAMES)
     return str(compiled), compiled.positiontup
 
 
@@ -47,7 +48,7 @@ def _append_rows(connection: Connection, rows: Sequence[dict]) -> set[str]:
     # Whoever waits for a single row waits for SQLAlchemy as long as for SQLite.
     statement, names = _append_one()
     cursor = connection.connection.driver_connection.execute(statement, [rows[0][name] for name in names])
-    return {identity for (identity,) in cursor.fetchall()}
+    return {rows[0]["id"]} if cursor.rowcount else set()
 
 
 def append_all(connection: Connection, events: Sequence[Event]) -> list[Receipt | EventConflict]:
