@@ -247,6 +247,9 @@ def main() -> None:
                 )
                 cells = (f"{whole:.1f}", f"{100 * share:+.1f} %") if whole else ("", "")
                 print(f"| {row} | {cells[0]} | {cells[1]} | {statistics.median(many[row]):.2f} |")
+            beyond = statistics.median(a - b for a, b in zip(many["strict ledger"], many["commit"], strict=True))
+            lenient = statistics.median(many["lenient ledger"])
+            print(f"\nsmall: strict {beyond:.2f} ms beyond a commit (bar 1), lenient {lenient:.2f} in all (bar 1.5)")
             print("\n| clients, pause | asked/s | answers/s | refused/s | others | answers | refusals | /livez, p99 |")
             print("|---|---|---|---|---|---|---|---|")
             for count, pause_s in ((1, 0.1), (8, 0.1), (32, 0.1), (120, 0.1), (120, 0.02)):

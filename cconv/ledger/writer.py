@@ -52,10 +52,14 @@ class _Task:
         return self._settled.acquire(timeout=timeout_s)
 
     def result(self):
-        """Of a settled one."""
-        if self._error is not None:
-            raise self._error
-        return self._result
+        """Of a settled one, once: an error that stayed here would hold, by its traceback, all that its caller has."""
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+            return self._result
+        finally:
+            del error
 
 
 class Writer:

@@ -3,8 +3,10 @@
 In: a ledger whose thread is busy, or a row that no table takes.  Out: a refusal, and a ledger that goes on.
 """
 
+import gc
 import threading
 import time
+import weakref
 from contextlib import suppress
 
 import pytest
@@ -66,6 +68,28 @@ def test_a_row_that_the_table_refuses_is_its_own_caller_s_trouble(book, event, c
         assert book.append(good) == (good, False)
     assert list(book.events()) == [good]
     assert "the ledger refused an operation" in caplog.text
+
+
+def test_an_error_keeps_nothing_of_its_caller_alive(book, event):
+    """As a cycle of a task, its error and the frames it went through would, until the collector comes by."""
+    first = event()
+    book.append(first)
+
+    class Images:
+        pass
+
+    def request() -> weakref.ref:
+        images = Images()
+        with pytest.raises(ledger.EventConflict) as caught:
+            book.append(event(id=first.id, macs=11))
+        del caught
+        return weakref.ref(images)
+
+    gc.disable()
+    try:
+        assert request()() is None
+    finally:
+        gc.enable()
 
 
 def test_the_first_of_an_id_counts_also_where_each_comes_alone(book, event):
