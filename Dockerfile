@@ -55,7 +55,7 @@ ENV HOST=0.0.0.0 \
     PORT=8080 \
     CCONV_ACCESS_LOG=- \
     MALLOC_ARENA_MAX=2 \
-    MALLOC_MMAP_THRESHOLD_=1048576 \
+    MALLOC_MMAP_THRESHOLD_=131072 \
     MALLOC_TRIM_THRESHOLD_=4194304
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --start-interval=1s --retries=3 \

@@ -2,10 +2,12 @@
 
     python benchmarks/soak.py [--requests 10000] [--warm 4000] [--seed 0]
 
-In: this checkout.  Out: a table, and 1 if a bar is missed: once it is warm, memory grows by at most 1 MB per 1,000
-requests, beside what lies idle in the library's pool, which has a limit of its own (256 MiB); every 2xx of a computing
-route has its record, with the bill that the client was told, and nothing else has one, but for those whose client left
-before it was told.
+In: this checkout.  Out: a table, and 1 if a bar is missed: once it is warm, all resident memory of the worker grows by
+at most 1 MB per 1,000 requests; every 2xx of a computing route has its record, with the bill that the client was told,
+and nothing else has one, but for those whose client left before it was told.
+
+The library's pool of memory that is used again may hold 32 MiB (CCONV_POOL_BYTES), so that it is full when the requests
+are counted: until a pool is full it grows, whatever its limit, and that is no leak.
 
 Good requests are of several models, sizes, forms and idempotency keys; hostile ones are broken, too large or of models
 that there are not; others give up, by a deadline that has nearly passed, or by closing the connection midway.
@@ -35,7 +37,7 @@ from cconv import ledger
 
 CLIENTS = 6
 #: With the image's own settings of malloc.
-ENVIRONMENT = {"CCONV_MODELS": "edges,texture,gabor", **dict(
+ENVIRONMENT = {"CCONV_MODELS": "edges,texture,gabor", "CCONV_POOL_BYTES": str(32 << 20), **dict(
     re.findall(r"(MALLOC_\w+)=(\d+)", (ROOT / "Dockerfile").read_text())
 )}  # fmt: skip
 #: MB per thousand requests.
@@ -330,15 +332,15 @@ def main() -> int:
     print(f"answers: {statuses}; {len(soak.told)} bills told\n\naudit: {audit}\n")
     print("| MB | at first | warm | largest | at the end | growth per 1,000 requests |\n|---|---|---|---|---|---|")
     for label, row, rate in (
-        ("resident memory", resident, growth), ("of it idle in the pool", idle, growth - beyond),
-        (f"the rest (bar {BAR_MB:g})", resident - idle, beyond),
+        (f"resident memory (bar {BAR_MB:g})", resident, growth), ("of it idle in the pool", idle, growth - beyond),
+        ("the rest", resident - idle, beyond),
     ):  # fmt: skip
         values = (row[0], row[warm][0], row[warm].max(), row[-1])
         print(f"| {label} | {' | '.join(f'{value:.1f}' for value in values)} | {rate:+.2f} |")
     print(f"\nat the pauses since it was warm: {' '.join(f'{value:.0f}' for value in resident[warm])}")
     for text in soak.wrong[:20]:
         print(f"wrong: {text}")
-    return 1 if soak.wrong or beyond > BAR_MB else 0
+    return 1 if soak.wrong or growth > BAR_MB else 0
 
 
 if __name__ == "__main__":

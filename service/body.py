@@ -4,7 +4,7 @@ In: the server's stream.  Out: streams that raise InvalidRequest where a body is
 """
 
 import zlib
-from io import RawIOBase
+from io import BytesIO, RawIOBase
 
 from werkzeug.exceptions import RequestEntityTooLarge
 
@@ -14,6 +14,10 @@ from .errors import InvalidRequest, TooLarge, UnsupportedEncoding
 ENCODINGS = {"gzip": 31, "deflate": 15}
 #: Compressed bytes of one step.
 STEP = 1 << 16
+
+
+class Gathered(BytesIO):
+    """A body that has come whole and is as long as was announced: it is handed on as it lies in memory."""
 
 
 class Body(RawIOBase):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 MIB = 1 << 20
 DAY_S = 86_400
 #: Settings that may be 0; the other numbers are at least 1.
-_FROM_ZERO = ("port", "lanes", "warm_up_s", "ledger_timeout_s")
+_FROM_ZERO = ("port", "lanes", "warm_up_s", "ledger_timeout_s", "pool_bytes")
 
 
 def _setting(variable: str, default, meaning: str):
@@ -73,6 +73,9 @@ class Settings:
     queue_flops: int = _setting("CCONV_QUEUE_FLOPS", 4 * 10**12, "most floating-point operations waiting and running")
     queue_bytes: int = _setting(
         "CCONV_QUEUE_BYTES", 1024 * MIB, "most bytes of bodies, images and maps in the house at once"
+    )
+    pool_bytes: int = _setting(
+        "CCONV_POOL_BYTES", 256 * MIB, "most bytes of the library's memory that lie idle between runs; 0 keeps none"
     )
     ledger: str = _setting(
         "CCONV_LEDGER", "", "URL of the ledger, `sqlite:////path` or `postgresql://...`; empty: bills are not recorded"

@@ -1,7 +1,7 @@
 """Connection: a client's connection, on which a request is gathered while no thread waits for it.
 
-In: a socket.  Out: bytes for gunicorn's parser, once a request is there whole; an answer sent at its reader's pace, by
-no more slow threads than the worker allows.
+In: a socket.  Out: bytes for gunicorn's parser, once a request is there whole, and its body in one piece; an answer
+whose head leaves with the body's first piece, at its reader's pace, by no more slow threads than the worker allows.
 
 What is read off a head here only decides how much to wait for, and what may be refused. What a request is, gunicorn's
 parser decides; where it wants more than was gathered, its thread waits for that as one of the few that may be slow.
@@ -19,12 +19,16 @@ from gunicorn import http
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn
 
+from .body import Gathered
+
 #: Seconds that a thread waits for a client during one request before it counts as slow, and that a slow one may take.
 PATIENCE_S, SLOW_S = 1.0, 300.0
 #: Longer heads are for the parser, which has limits of its own: the gathered part is looked at again and again.
 LONGEST_HEAD = 1 << 16
 #: Bytes of one look at a socket: where it is not known how much will come, for a body, and of all looks in a turn.
 _FIRST, _MORE, _TURN = 1 << 16, 1 << 20, 4 << 20
+#: The first piece of an answer's body, up to which it is copied behind the head: they leave in one packet.
+_JOINED = 1 << 16
 #: Longer lines between chunks are for the parser to refuse.
 LONGEST_LINE = 1 << 14
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(0*[0-9]{1,18})[ \t]*(?=\r\n)")
@@ -39,10 +43,12 @@ class Stream(socket.socket):
     def __init__(self, accepted: socket.socket, slots: threading.Semaphore):
         super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
         self._slots, self._slow, self._waited = slots, False, 0.0
+        #: The head of an answer, which waits for what follows; None before it is there, empty once it has left.
+        self._head: bytes | None = None
 
     def renew(self) -> None:
         """A request has been answered, or given up."""
-        self._waited = 0.0
+        self._waited, self._head = 0.0, None
         if self._slow:
             self._slow = False
             self._slots.release()
@@ -51,14 +57,31 @@ class Stream(socket.socket):
         """Gunicorn tells clients to go on by this, and they need not read that."""
         if flags & socket.MSG_DONTWAIT:
             return super().send(data, flags)
-        self.sendall(data, flags)
+        self._send_whole(data)
         return len(data)
 
     def sendall(self, data, flags: int = 0) -> None:
+        """Send a piece of an answer, of which the first is the head: gunicorn sends that by itself."""
+        if self._head is None:
+            self._head = bytes(data)
+        elif self._head and len(data) <= _JOINED:
+            whole, self._head = self._head + data, b""
+            self._send_whole(whole)
+        else:
+            self.flush()
+            self._send_whole(data)
+
+    def flush(self) -> None:
+        """Nothing follows on the head, or nothing small."""
+        head, self._head = self._head, b""
+        if head:
+            self._send_whole(head)
+
+    def _send_whole(self, data) -> None:
         rest = memoryview(data)
         while rest:
             try:
-                rest = rest[self.send(rest, flags | socket.MSG_DONTWAIT) :]
+                rest = rest[self.send(rest, socket.MSG_DONTWAIT) :]
             except BlockingIOError:
                 self._wait(select.POLLOUT)
 
@@ -239,6 +262,12 @@ class Connection(TConn):
         """Whether gunicorn's parser saw a body of the same length, so that what follows is the next request."""
         found = [int(value) for name, value in self.parser.mesg.headers if name == "CONTENT-LENGTH"]
         return self.complete and len(found) <= 1 and sum(found) == self.length
+
+    def take_body(self) -> Gathered:
+        """The body, all of which has come: gunicorn's reader would copy it again and again."""
+        came = b"".join((self.parser.unreader.take_buffered(), *self.chunks))
+        self.chunks = deque([came[self.length :]])
+        return Gathered(came[: self.length])
 
     def following(self) -> bytes:
         """What came behind the request that was answered."""

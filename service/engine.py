@@ -35,6 +35,8 @@ FLOAT32_BYTES = 4
 UNCOUNTED_OPTIONS = ("precision", "algorithm")
 #: Of each model: shapes and layers of which it is remembered what they cost.
 MOST_LOOKS = 256
+#: Lets at most so many bytes of results and scratch lie idle between runs, from now on in this process.
+limit_pool = cconv.set_pool_limit
 
 Shape = tuple[int, ...]
 

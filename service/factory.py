@@ -17,10 +17,10 @@ from . import log
 from .account import ADMIN, ANONYMOUS, Account
 from .admission import Admission
 from .auth import Auth
-from .body import Body, Inflated
+from .body import Body, Gathered, Inflated
 from .config import Settings
 from .door import Door
-from .engine import Engine
+from .engine import Engine, limit_pool
 from .errors import (
     Forbidden,
     InvalidRequest,
@@ -56,7 +56,10 @@ class Request(flask.Request):
 
     @cached_property
     def stream(self):
-        body = Body(super().stream, self.content_length)
+        stream = super().stream  # which refuses a body that is too long
+        came = self.environ["wsgi.input"]
+        # Werkzeug would copy a whole body piece by piece, in case it were longer than announced.
+        body = Body(came if isinstance(came, Gathered) else stream, self.content_length)
         encoding = self.headers.get("Content-Encoding", "identity").strip().lower()
         return body if encoding == "identity" else Inflated(body, encoding, self.max_content_length - 1)
 
@@ -69,6 +72,7 @@ def build(settings: Settings | None = None) -> flask.Flask:
     settings = settings or Settings.from_env()
     metrics = Metrics()
     log.start(settings.log_format)
+    limit_pool(settings.pool_bytes)
     engine = Engine(settings.models, settings.model_repository, settings.device)
     scheduler = Scheduler(metrics, settings.max_batch, settings.watchdog_s, lanes=settings.lanes)
     book = Book(settings, metrics)

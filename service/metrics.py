@@ -62,7 +62,9 @@ class Metrics:
         self.bytes_out = Counter("cconv_bytes_out", "Bytes of computed answers.", registry=self.registry)
 
         self.pool_idle = Gauge(
-            "cconv_pool_idle_bytes", "Memory that is kept for the next runs, 256 MiB at most.", registry=self.registry
+            "cconv_pool_idle_bytes",
+            "Memory that is kept for the next runs, CCONV_POOL_BYTES at most.",
+            registry=self.registry,
         )
 
         self.ledger_writes = Counter("cconv_ledger_writes", "Bills recorded.", registry=self.registry)

@@ -226,10 +226,19 @@ class Worker(ThreadWorker):
 
     def _answer(self, conn: Connection) -> bool:
         kept = super().handle(conn) is True
+        try:
+            conn.sock.flush()  # an error's answer, which gunicorn sends in one piece
+        except OSError:
+            kept = False
         conn.sock.renew()
         if kept:
             conn.renew(conn.following())
         return kept
+
+    def handle_request(self, req, conn):
+        if conn.agrees():
+            req.body = conn.take_body()
+        return super().handle_request(req, conn)
 
     def _lingers(self, conn: Connection) -> bool:
         """Whether this thread takes the client's next request too, as it is there and nobody needs the thread."""
@@ -241,6 +250,7 @@ class Worker(ThreadWorker):
 
     def _keepalive_after(self, conn, keepalive):
         """Whether the connection may be kept: all of this request has come, so where the next begins is known."""
+        conn.sock.flush()  # an answer without a body
         if conn.complete:
             return keepalive and conn.agrees()
         return super()._keepalive_after(conn, keepalive)

@@ -114,7 +114,7 @@ class Event:
 
     def row(self) -> dict:
         """As the table has it."""
-        return {**{entry.name: getattr(self, entry.name) for entry in fields(self)}, "shapes": _json(self.shapes)}
+        return {**{name: getattr(self, name) for name in NAMES}, "shapes": _json(self.shapes)}
 
     def line(self) -> bytes:
         """As a line of JSON, its end included."""

@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 ADOPT_S, PAUSE_S = 5.0, 0.5
 #: Between two attempts to learn whether an event is recorded.
 SETTLE_PAUSE_S = 0.1
-#: How long a spool waits for more events, so that one transaction takes them all.
-GATHER_S = 0.05
+#: How long a spool waits for more events, so that one transaction takes them all, and requests have the cores.
+GATHER_S = 0.5
 
 
 class Ledger:

@@ -31,6 +31,26 @@ def _append(dialect: str):
     return _INSERT[dialect](usage_event).on_conflict_do_nothing().returning(usage_event.c.id)
 
 
+@cache
+def _append_one() -> tuple[str, list[str]]:
+    """For SQLite's own driver, and the names of its places: of one row it says itself whether it is new."""
+    statement = sqlite.insert(usage_event).on_conflict_do_nothing()
+    compiled = statement.compile(dialect=sqlite.dialect(paramstyle="qmark"), column_keys=NAMES)
+    return str(compiled), compiled.positiontup
+
+
+def _append_rows(connection: Connection, rows: Sequence[dict]) -> set[str]:
+    """The ids of those that are new."""
+    if len(rows) > 1:
+        return set(connection.execute(_append(connection.dialect.name), rows).scalars())
+    if connection.dialect.name != "sqlite":  # a list of one would go the long way of a list
+        return set(connection.execute(_append(connection.dialect.name), rows[0]).scalars())
+    # Whoever waits for a single row waits for SQLAlchemy as long as for SQLite.
+    statement, names = _append_one()
+    cursor = connection.connection.driver_connection.execute(statement, [rows[0][name] for name in names])
+    return {rows[0]["id"]} if cursor.rowcount else set()
+
+
 def append_all(connection: Connection, events: Sequence[Event]) -> list[Receipt | EventConflict]:
     """Insert what is new."""
     return append_bound(connection, [(event, "") for event in events])
@@ -42,8 +62,7 @@ def append_bound(connection: Connection, pairs: Sequence[tuple[Event, str]]) -> 
         return []
     # In the order of ids: two processes that insert the same ones wait for each other, not both.
     rows = [event.row() for event, _ in sorted(pairs, key=lambda pair: pair[0].id)]
-    # A list of one would go the long way of a list.
-    fresh = set(connection.execute(_append(connection.dialect.name), rows if len(rows) > 1 else rows[0]).scalars())
+    fresh = _append_rows(connection, rows)
     receipts = []
     for event, fingerprint in pairs:
         stored = event if event.id in fresh else _stored(connection, event)

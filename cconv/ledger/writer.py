@@ -11,8 +11,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
@@ -30,11 +28,38 @@ RETRY_S = (0.05, 1.0)
 CERTAIN = 2
 
 
-@dataclass(eq=False)
 class _Task:
-    function: Callable[..., Sequence]
-    argument: object
-    future: Future = field(default_factory=Future)
+    """What one caller waits for: a Future would wake it through two locks more, at every request."""
+
+    __slots__ = ("_error", "_result", "_settled", "argument", "function")
+
+    def __init__(self, function: Callable[..., Sequence], argument):
+        self.function, self.argument = function, argument
+        self._result, self._error = None, None
+        self._settled = threading.Lock()
+        self._settled.acquire()
+
+    def settle(self, result) -> None:
+        self._result = result
+        self._settled.release()
+
+    def fail(self, error: Exception) -> None:
+        self._error = error
+        self._settled.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it is settled within so many seconds; its one caller asks no more once it is."""
+        return self._settled.acquire(timeout=timeout_s)
+
+    def result(self):
+        """Of a settled one, once: an error that stayed here would hold, by its traceback, all that its caller has."""
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+            return self._result
+        finally:
+            del error
 
 
 class Writer:
@@ -83,15 +108,16 @@ class Writer:
                 self._thread = threading.Thread(target=self._run, name="cconv-ledger", daemon=True)
                 self._thread.start()
             self._changed.notify()
-        if not _ended(task, timeout_s):
-            if task.future.cancel():
-                raise LedgerUnavailable(f"ledger: no turn in {timeout_s} s; nothing was recorded")
-            # The next ones need not wait as long to learn it; the thread takes this back when it has written something.
+        if not task.wait(timeout_s):
             with self._changed:
+                if task in self._queue:
+                    self._queue.remove(task)
+                    raise LedgerUnavailable(f"ledger: no turn in {timeout_s} s; nothing was recorded")
+                # The next ones need not wait as long to learn it; the thread takes this back once it has written.
                 self._fault = self._fault or LedgerUnavailable(f"ledger: no answer in {timeout_s} s")
-            if not _ended(task, CERTAIN * timeout_s):
+            if not task.wait(CERTAIN * timeout_s):
                 raise LedgerDoubtful(f"ledger: no answer in {(1 + CERTAIN) * timeout_s} s; it may be recorded")
-        return task.future.result()
+        return task.result()
 
     def close(self, timeout_s: float) -> bool:
         """Take no more, finish what waits; whether that was done in time."""
@@ -125,8 +151,7 @@ class Writer:
                 self._changed.wait_for(lambda: self._closed, pause_s)
                 return None if self._closed else []
             self._changed.wait_for(lambda: self._queue or self._closed)
-            group = [self._queue.popleft() for _ in range(min(MOST_IN_GROUP, len(self._queue)))]
-        return [task for task in group if task.future.set_running_or_notify_cancel()] if group else None
+            return [self._queue.popleft() for _ in range(min(MOST_IN_GROUP, len(self._queue)))] or None
 
     def _recovers(self) -> bool:
         try:
@@ -148,7 +173,7 @@ class Writer:
                     self._commit_or_refuse(task)
             elif concerns_one(error):
                 log.error("the ledger refused an operation", exc_info=error)
-                group[0].future.set_exception(_refusal(error))
+                group[0].fail(_refusal(error))
             else:
                 self._fail(group, _as_unavailable(error))
             return
@@ -159,14 +184,14 @@ class Writer:
         if self._fault is None:
             self._commit([task])
         else:
-            task.future.set_exception(type(self._fault)(str(self._fault)))
+            task.fail(type(self._fault)(str(self._fault)))
 
     @staticmethod
     def _settle(task: _Task, result) -> None:
         if isinstance(result, LedgerError):
-            task.future.set_exception(result)
+            task.fail(result)
         else:
-            task.future.set_result(result)
+            task.settle(result)
 
     def _fail(self, group: list[_Task], error: LedgerUnavailable) -> None:
         """Refuse the group, what waits behind it and what comes; nobody's request thread is held up by a dead disk."""
@@ -176,14 +201,14 @@ class Writer:
             self._fault = certain
         self._refuse_waiting(certain)
         for task in group:
-            task.future.set_exception(type(error)(str(error)))
+            task.fail(type(error)(str(error)))
 
     def _refuse_waiting(self, error: LedgerUnavailable) -> None:
         with self._changed:
-            waiting = [task for task in self._queue if task.future.set_running_or_notify_cancel()]
+            waiting = list(self._queue)
             self._queue.clear()
         for task in waiting:
-            task.future.set_exception(type(error)(str(error)))
+            task.fail(type(error)(str(error)))
 
     def _transact(self, group: list[_Task]) -> dict[_Task, object]:
         """All of it in one durable transaction, or an error.
@@ -235,14 +260,6 @@ class Writer:
                 connection.close()
             except Exception:  # it is lost either way
                 connection.invalidate()
-
-
-def _ended(task: _Task, timeout_s: float) -> bool:
-    try:
-        task.future.exception(timeout_s)
-    except TimeoutError:
-        return False
-    return True
 
 
 def _results(connection, group: list[_Task]) -> dict[_Task, object]:

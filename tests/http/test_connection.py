@@ -16,6 +16,7 @@ import pytest
 from gunicorn.config import Config
 
 from service import connection
+from service.body import Gathered
 from service.connection import LONGEST_HEAD, Connection, Stream
 from service.worker import Worker
 
@@ -99,6 +100,72 @@ def test_small_pieces_are_held_as_one(conn, pair):
     assert feed(conn, pair[0], bytes(2000), 2) == []
     assert len(conn.chunks) <= 2
     assert len(b"".join(conn.chunks)) == conn.bytes
+
+
+class TestAnswers:
+    """The head of an answer leaves with what follows, and without it where nothing does."""
+
+    @pytest.fixture
+    def sent(self, pair, monkeypatch):
+        """The sizes that the stream hands to the system."""
+        sizes, send = [], Stream.send
+        monkeypatch.setattr(
+            Stream, "send", lambda stream, data, flags=0: sizes.append(len(data)) or send(stream, data, flags)
+        )
+        return sizes
+
+    @pytest.mark.parametrize("rest", [(), (b"b" * 5,), (b"b" * 5, b"c" * 7), (b"b" * (1 << 17),)])
+    def test_whatever_follows_comes_behind_its_head(self, pair, sent, rest):
+        client, stream = pair
+        whole = b"".join((b"head", *rest))
+        for _ in range(2):
+            for data in (b"head", *rest):
+                stream.sendall(data)
+            stream.flush()
+            stream.renew()
+            assert client.recv(len(whole), socket.MSG_WAITALL) == whole
+        if rest and len(rest[0]) < 1000:
+            assert sent[0] == 4 + len(rest[0]), "one packet"
+        assert 0 not in sent
+
+    def test_who_waits_is_told_to_go_on_at_once(self, pair):
+        client, stream = pair
+        stream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        assert client.recv(100, socket.MSG_DONTWAIT).startswith(b"HTTP/1.1 100")
+
+    def test_of_a_reader_that_is_gone_are_errors(self, pair):
+        client, stream = pair
+        client.close()
+        stream.sendall(b"head")
+        with pytest.raises(OSError, match="Broken pipe"):
+            stream.flush()
+
+
+class TestBodies:
+    """A body that came whole is handed on in one piece, and what is behind it stays for the next request."""
+
+    HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+
+    @pytest.mark.parametrize("size", [0, 5, 100_000])
+    @pytest.mark.parametrize("behind", [b"", b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n"])
+    def test_that_came_with_another_request_behind_it(self, conn, pair, size, behind):
+        body = bytes(range(250)) * (size // 250) + b"x" * (size % 250)
+        whole = self.HEAD % size + body + behind
+        sender = threading.Thread(target=pair[0].sendall, args=[whole])
+        sender.start()
+        while not conn.gather():
+            pass
+        sender.join()
+        next(conn.parser)
+        assert conn.agrees()
+        taken = conn.take_body()
+        assert isinstance(taken, Gathered)
+        assert taken.read() == body
+        came = conn.following()
+        assert behind.startswith(came), "what was gathered of it"
+        conn.renew(came)
+        conn.gather()
+        assert b"".join(conn.chunks) == behind
 
 
 class TestReaders:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import cconv
 from service.config import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,7 @@ def test_a_variable_overrides_its_default_and_an_empty_one_does_not():
         ({"PORT": "http"}, "PORT: expected int, got 'http'"),
         ({"PORT": "-1"}, "PORT: expected"),
         ({"PORT": "65536"}, "PORT: expected"),
+        ({"CCONV_POOL_BYTES": "-1"}, "CCONV_POOL_BYTES: expected a number of at least 0, got -1"),
         ({"CCONV_THREADS": "0"}, "CCONV_THREADS: expected a number of at least 1, got 0"),
         ({"CCONV_DEADLINE_SECONDS": "nan"}, "CCONV_DEADLINE_SECONDS: expected a number of at least"),
         ({"CCONV_DEADLINE_SECONDS": "inf"}, "CCONV_DEADLINE_SECONDS: expected a number of at most 86400, got inf"),
@@ -77,3 +79,12 @@ def test_an_address_with_colons_gets_brackets(monkeypatch, host, bind):
     monkeypatch.setenv("HOST", host)
     monkeypatch.delenv("PORT", raising=False)
     assert runpy.run_path(str(ROOT / "service/gunicorn.conf.py"))["bind"] == bind
+
+
+def test_what_may_lie_idle_is_the_library_s_limit(make_app):
+    try:
+        for limit in (0, 7 << 20):
+            make_app(pool_bytes=limit)
+            assert cconv.show_config()["pool_limit_bytes"] == limit
+    finally:
+        cconv.set_pool_limit(None)
