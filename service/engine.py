@@ -22,8 +22,9 @@ from .errors import DeadlineExceeded, DeviceLost, InvalidRequest, NotFound, Over
 from .repository import Entry, Repository, State, unknown
 from .wire import read_name
 
-#: What a run is done with: the flag that calls it off, the threads it may have, and how many there are.
+#: What a run is done with: the flag that calls it off, the threads it may have, how many there are; the bytes kept idle.
 cancel_flag, limit_threads, cores = cconv.cancel_flag, cconv.limit_threads, cconv.get_num_threads
+limit_pool = cconv.set_pool_limit
 #: The device that a request asks for unless it names one.
 AUTO = "auto"
 #: Of the built-in models, and what their input is called.
@@ -35,8 +36,6 @@ FLOAT32_BYTES = 4
 UNCOUNTED_OPTIONS = ("precision", "algorithm")
 #: Of each model: shapes and layers of which it is remembered what they cost.
 MOST_LOOKS = 256
-#: Lets at most so many bytes of results and scratch lie idle between runs, from now on in this process.
-limit_pool = cconv.set_pool_limit
 
 Shape = tuple[int, ...]
 
