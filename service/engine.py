@@ -212,7 +212,8 @@ class _Look:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(argument: str = "") -> Iterator[None]:
+    """cconv's errors as the service's; of a client's mistake it is said in which argument, if that is named."""
     try:
         yield
     except cconv.Cancelled as error:
@@ -224,7 +225,7 @@ def _translated() -> Iterator[None]:
     except cconv.DeviceError as error:
         raise DeviceLost("the GPU failed and nothing was billed; the server starts anew, try again") from error
     except cconv.CconvError as error:
-        raise InvalidRequest(str(error)) from error
+        raise InvalidRequest(f"{argument}: {error}" if argument else str(error)) from error
 
 
 class Engine:
@@ -413,11 +414,8 @@ class Engine:
 
     def decode(self, data: bytes, name: str, max_pixels: int) -> np.ndarray:
         """A JPEG or PNG as float32 (3, H, W) in 0..1; its size is checked before it is decoded."""
-        try:
-            with _translated():
-                return images.decode(data, max_pixels=max_pixels)
-        except InvalidRequest as error:
-            raise InvalidRequest(f"{name}: {error}") from error
+        with _translated(name):
+            return images.decode(data, max_pixels=max_pixels)
 
     def prepare(self, served: Served, picture: np.ndarray, name: str, max_pixels: int) -> np.ndarray:
         """A picture as a model was trained to take it, by what is declared with the model; as it is without that."""
@@ -430,11 +428,8 @@ class Engine:
                 f"{name}: expected at most {max_pixels} pixels when its short side is made {declared.resize} for "
                 f"model '{served.name}', got {short} x {long} to begin with"
             )
-        try:
-            with _translated():
-                return served.model.prepare(picture)
-        except InvalidRequest as error:
-            raise InvalidRequest(f"{name}: {error}") from error
+        with _translated(name):
+            return served.model.prepare(picture)
 
     def grid(self, maps: np.ndarray) -> np.ndarray:
         """Maps (K, P, Q) as one grey picture, uint8 (height, width)."""
