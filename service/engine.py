@@ -22,7 +22,7 @@ from .errors import DeadlineExceeded, DeviceLost, InvalidRequest, NotFound, Over
 from .repository import Entry, Repository, State, unknown
 from .wire import read_name
 
-#: What a run is done with: the flag that calls it off, its threads, how many there are; and the bytes that are kept idle.
+#: What a run is done with: the flag that calls it off, its threads, how many there are; and the bytes kept idle.
 cancel_flag, limit_threads, cores = cconv.cancel_flag, cconv.limit_threads, cconv.get_num_threads
 limit_pool = cconv.set_pool_limit
 #: The device that a request asks for unless it names one.
