@@ -357,14 +357,12 @@ class Engine:
         def working_bytes() -> int:
             return _staging_bytes(x, quote) if place.name == "cuda" else look.working_bytes
 
-        def one() -> Quote:
-            return self.quote(served, (1, *x.shape[1:]), asked)
-
         # The model itself: another one may be served under its name and version by now.
         key = (served, asked, x.shape[1:], place.name) if look.per_image else None
         return Task(
             served.name, quote, x, key, "auto", run, len(x), place.name, working_bytes, look.per_image, served.version,
-            {"shape": x.shape, "layers": asked}, options=device, one=one,
+            {"shape": x.shape, "layers": asked}, options=device,
+            one=lambda: self.quote(served, (1, *x.shape[1:]), asked),
         )  # fmt: skip
 
     def quote(self, served: Served, x_shape: Shape, layers: tuple[str, ...] | None = None) -> Quote:

@@ -206,8 +206,9 @@ class Scheduler:
             if self._closed:
                 raise Overloaded(CLOSING)
             if self._watchdog is None:
-                self._watchdog = threading.Thread(target=self._watch, name="cconv-watchdog", daemon=True)
-                self._watchdog.start()
+                watchdog = threading.Thread(target=self._watch, name="cconv-watchdog", daemon=True)
+                watchdog.start()  # first, as it may fail
+                self._watchdog = watchdog
             if len(entries) == 1 and self._is_short(request):
                 return self._begin("cpu", entries)
             for device, queue in self._queues.items():

@@ -277,16 +277,19 @@ class Ledger:
         """Submit it; after a doubtful answer again and again, as only an answer says whether it is recorded."""
         until = time.monotonic() + settle_s
         doubt: LedgerDoubtful | None = None
-        while True:
-            try:
-                return self._submit(function, argument)
-            except LedgerUnavailable as error:
-                doubt = error if isinstance(error, LedgerDoubtful) else doubt
-                if doubt is None:
-                    raise
-                if time.monotonic() >= until or isinstance(error, LedgerClosed):
-                    raise doubt from None
-            time.sleep(SETTLE_PAUSE_S)
+        try:
+            while True:
+                try:
+                    return self._submit(function, argument)
+                except LedgerUnavailable as error:
+                    doubt = error if isinstance(error, LedgerDoubtful) else doubt
+                    if doubt is None:
+                        raise
+                    if time.monotonic() >= until or isinstance(error, LedgerClosed):
+                        raise doubt from None
+                time.sleep(SETTLE_PAUSE_S)
+        finally:
+            del doubt  # whose traceback has this frame, and those of callers with their images
 
     def _start_draining(self) -> None:
         self._drainer = threading.Thread(target=self._drain, name="cconv-ledger-spool", daemon=True)

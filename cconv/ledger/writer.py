@@ -103,19 +103,23 @@ class Writer:
                 raise type(self._fault)(str(self._fault))
             if len(self._queue) >= MOST_WAITING:
                 raise LedgerUnavailable(f"ledger: {MOST_WAITING} others wait; nothing was recorded")
-            self._queue.append(task)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="cconv-ledger", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="cconv-ledger", daemon=True)
+                thread.start()  # first, as it may fail
+                self._thread = thread
+            self._queue.append(task)
             self._changed.notify()
         if not task.wait(timeout_s):
             with self._changed:
                 if task in self._queue:
                     self._queue.remove(task)
                     raise LedgerUnavailable(f"ledger: no turn in {timeout_s} s; nothing was recorded")
-                # The next ones need not wait as long to learn it; the thread takes this back once it has written.
-                self._fault = self._fault or LedgerUnavailable(f"ledger: no answer in {timeout_s} s")
-            if not task.wait(CERTAIN * timeout_s):
+                settled = task.wait(0)
+                if not settled:
+                    # The next ones need not wait as long to learn it; the thread takes this back once it has written.
+                    # (With nothing left to do it would sleep, wait for tasks that are all refused, and never wake.)
+                    self._fault = self._fault or LedgerUnavailable(f"ledger: no answer in {timeout_s} s")
+            if not settled and not task.wait(CERTAIN * timeout_s):
                 raise LedgerDoubtful(f"ledger: no answer in {(1 + CERTAIN) * timeout_s} s; it may be recorded")
         return task.result()
 
@@ -132,7 +136,7 @@ class Writer:
     def _run(self) -> None:
         pause, longest = RETRY_S
         while (group := self._take(pause)) is not None:
-            if self._fault is None:
+            if group:  # even if one of its callers has just run out of patience, and said so
                 self._commit(group)
                 pause = RETRY_S[0]
             elif self._recovers():
@@ -163,8 +167,6 @@ class Writer:
 
     def _commit(self, group: list[_Task]) -> None:
         """Settle every task of the group."""
-        if not group:
-            return
         try:
             results = self._transact(group)
         except Exception as error:

@@ -160,6 +160,22 @@ class TestCores:
 class TestThreads:
     """Where the system has no thread left."""
 
+    def test_nothing_is_computed_without_a_watchdog_and_the_next_one_has_it(self, make, task, monkeypatch):
+        scheduler, start = make(1), threading.Thread.start
+
+        def refuse(thread):
+            if thread.name == "cconv-watchdog":
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match="can't start"):
+                    scheduler.run([task()], later())
+        assert scheduler.run([task()], later())
+        assert scheduler._watchdog.is_alive()
+
     def test_nothing_is_queued_for_lanes_that_do_not_start_and_one_lane_is_enough(self, make, task, pool, monkeypatch):
         scheduler, held, start = make(2), Held(), threading.Thread.start
 

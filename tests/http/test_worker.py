@@ -209,6 +209,17 @@ class TestRequests:
         connection.sendall(one + get + unread + chunked + one + chunked + get)
         assert [read(connection)[0] for _ in range(7)] == [200, 200, 404, 200, 200, 200, 200]
 
+    def test_an_answer_without_a_body_leaves_and_the_connection_stays(self, server, connect):
+        connection = connect(server)
+        for _ in range(2):
+            connection.sendall(b"HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            text = b""
+            while not text.endswith(b"\r\n\r\n"):
+                text += receive(connection, 1)
+            assert text.startswith(b"HTTP/1.1 200 ")
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert json.loads(read(connection)[2]) == {"live": True}
+
     @pytest.mark.parametrize("digits", ["{:021}", "1{:018}"])
     def test_a_body_that_nobody_reads_is_no_request_however_its_length_is_written(self, server, connect, digits):
         connection = connect(server)

@@ -12,7 +12,7 @@ from contextlib import suppress
 import pytest
 
 from cconv import ledger
-from cconv.ledger import Ledger
+from cconv.ledger import Ledger, writer
 
 
 class Hold:
@@ -38,6 +38,26 @@ def recovered(book) -> bool:
         book.check()
         return True
     return False
+
+
+def outlives_its_request(error: type[Exception], append) -> object:
+    """What is left of a caller's images once it has failed, before the collector of cycles comes by."""
+
+    class Images:
+        pass
+
+    def request() -> weakref.ref:
+        images = Images()
+        with pytest.raises(error) as caught:
+            append()
+        del caught
+        return weakref.ref(images)
+
+    gc.disable()
+    try:
+        return request()()
+    finally:
+        gc.enable()
 
 
 def test_who_gets_no_turn_is_recorded_by_nobody(book, event):
@@ -75,21 +95,63 @@ def test_an_error_keeps_nothing_of_its_caller_alive(book, event):
     first = event()
     book.append(first)
 
-    class Images:
-        pass
+    assert outlives_its_request(ledger.EventConflict, lambda: book.append(event(id=first.id, macs=11))) is None
 
-    def request() -> weakref.ref:
-        images = Images()
-        with pytest.raises(ledger.EventConflict) as caught:
-            book.append(event(id=first.id, macs=11))
-        del caught
-        return weakref.ref(images)
 
-    gc.disable()
-    try:
-        assert request()() is None
-    finally:
-        gc.enable()
+def test_a_doubt_keeps_nothing_of_its_caller_alive(book, event, monkeypatch):
+    def doubtful(function, argument):
+        raise ledger.LedgerDoubtful("ledger: planted")
+
+    monkeypatch.setattr(book, "_submit", doubtful)
+    assert outlives_its_request(ledger.LedgerDoubtful, lambda: book.append(event())) is None
+
+
+def test_who_is_answered_as_its_patience_ends_has_its_answer_and_the_ledger_goes_on(book, event, monkeypatch):
+    """Its time is over before it is settled, and it says so when the thread has gone to sleep."""
+    wait = writer._Task.wait
+
+    def late(task, timeout_s):
+        monkeypatch.undo()
+        assert wait(task, 10)
+        task._settled.release()
+        time.sleep(0.1)  # the thread has nothing to do, and waits for a task
+        return False
+
+    monkeypatch.setattr(writer._Task, "wait", late)
+    first, second = event(), event()
+    assert book.append(first) == (first, False)
+    assert book.append(second) == (second, False)
+
+
+def test_a_group_is_done_even_if_a_caller_s_patience_ends_as_it_is_taken(book, event, monkeypatch):
+    take = writer.Writer._take
+
+    def impatient(self, pause_s):
+        group = take(self, pause_s)
+        if group:
+            monkeypatch.undo()
+            self._fault = ledger.LedgerUnavailable("ledger: no answer in 0.3 s")
+        return group
+
+    monkeypatch.setattr(writer.Writer, "_take", impatient)
+    first = event()
+    assert book.append(first) == (first, False)
+    end = time.monotonic() + 10
+    while not recovered(book):
+        assert time.monotonic() < end
+
+
+def test_what_fails_for_want_of_a_thread_is_recorded_by_nobody(book, event, monkeypatch):
+    def no_thread(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError):
+            book.append(event())
+    second = event()
+    assert book.append(second) == (second, False)
+    assert list(book.events()) == [second]
 
 
 def test_the_first_of_an_id_counts_also_where_each_comes_alone(book, event):
