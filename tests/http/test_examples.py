@@ -29,7 +29,13 @@ def start(script: str, *arguments: str, **environment: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_listen,
     )
+
+
+def _listen() -> None:
+    """What a shell starts in the background ignores SIGINT, and so would what that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
