@@ -36,29 +36,6 @@ def raw(server):
     connection.close()
 
 
-def test_sigterm_drains_what_is_in_flight(start_server, npy, rng):
-    """What waits or runs when SIGTERM comes is answered, and rightly; then the process ends with 0."""
-    server = start_server()
-    layers = ["features.9"]
-    images = [rng.random((1, 3, 128 + 16 * i, 128), np.float32) for i in range(6)]
-    path = f"/v1/features?model=vgg16&layers={layers[0]}&format=npy"
-    with ThreadPoolExecutor(6) as pool:
-        pending = [pool.submit(server.ask, path, npy(x)) for x in images]
-        end = time.monotonic() + 30
-        while server.metrics()["cconv_pending_flops"] == 0 and time.monotonic() < end:
-            time.sleep(0.002)
-        server.process.send_signal(signal.SIGTERM)
-        answers = [request.result() for request in pending]
-    model = cconv.load("vgg16")
-    for x, (status, _, body) in zip(images, answers, strict=True):
-        assert status == 200, body[:300]
-        assert np.array_equal(np.load(io.BytesIO(body)), model.run(x, layers)[layers[0]])
-    assert server.process.wait(30) == 0
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", server.port)) != 0
-    assert "Traceback" not in server.log.read_text()
-
-
 def test_a_worker_that_is_killed_is_replaced(start_server):
     server = start_server()
     (worker,) = children(server.process.pid)

@@ -260,18 +260,23 @@ class TestRequests:
         assert answers.pop()[0] == 200
 
 
-def test_twenty_in_flight_at_sigterm_are_answered_while_others_hear_that_it_ends(start_server, npy, rng, connect):
-    server = start_server(CCONV_THREADS="24", CCONV_QUEUE_REQUESTS="20", CCONV_MODELS="vgg16", CCONV_LANES="1")
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_twenty_in_flight_at_sigterm_are_answered_while_others_hear_that_it_ends(
+    lanes, start_server, npy, rng, connect
+):
+    """What waits or runs when SIGTERM comes is answered, and rightly; then the process ends with 0, its port free."""
+    server = start_server(CCONV_THREADS="24", CCONV_QUEUE_REQUESTS="20", CCONV_MODELS="vgg16", CCONV_LANES=str(lanes))
     layer = "features.9"
-    images = [rng.random((24 if i == 0 else 1, 3, 160, 128 + 8 * i), np.float32) for i in range(20)]
+    long = 24  # images: the lanes are busy with them until all twenty are in the house
+    images = [rng.random((long if i < lanes else 1, 3, 160, 128 + 8 * i), np.float32) for i in range(20)]
     path = f"/v1/features?model=vgg16&layers={layer}&format=npy"
     kept = connect(server)
     with ThreadPoolExecutor(20) as pool:
-        pending = [pool.submit(server.ask, path, npy(images[0]))]
-        while server.metrics()["cconv_pending_flops"] == 0:
-            time.sleep(0.002)
-        pending += [pool.submit(server.ask, path, npy(x)) for x in images[1:]]
+        pending = [pool.submit(server.ask, path, npy(x)) for x in images[:lanes]]
         end = time.monotonic() + 30
+        while server.metrics()["cconv_pending_requests"] != lanes and time.monotonic() < end:
+            time.sleep(0.002)
+        pending += [pool.submit(server.ask, path, npy(x)) for x in images[lanes:]]
         while server.metrics()["cconv_pending_requests"] != 20 and time.monotonic() < end:
             time.sleep(0.002)
         assert not any(request.done() for request in pending)
@@ -292,4 +297,6 @@ def test_twenty_in_flight_at_sigterm_are_answered_while_others_hear_that_it_ends
         assert status == 200, body[:300]
         assert np.array_equal(np.load(io.BytesIO(body)), model.run(x, [layer])[layer])
     assert server.process.wait(30) == 0
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", server.port)) != 0
     assert "Traceback" not in server.log.read_text()
