@@ -10,7 +10,7 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
 from ._core cimport (
-    Buffer, Call, Kernel, Phases, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share_tasks,
+    PAST_CACHES, Buffer, Call, Kernel, Phases, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share_tasks,
 )
 from .kernels cimport cconv_finish, cconv_kernels, cconv_rows
 
@@ -219,7 +219,7 @@ cdef void pixels_panel(
     cdef long map = job.P * job.Q, chain, begin, end, run, o
     cdef char *y = job.y + ((n * job.K + k) * map + p * job.Q + q) * job.itemsize
     cdef bint fused = job.fused and (tile_q % lanes == 0 or vectors > kernels.widest[outputs - 1])
-    if not fused:
+    if not fused and not job.finish.past:
         for o in range(outputs):
             kernels.expect(tile_p, tile_q, y + o * map * job.itemsize, job.Q)
     for chain in range(job.chains):
@@ -230,7 +230,7 @@ cdef void pixels_panel(
                     <int>outputs, <int>tile_q, end - begin, job.offset + begin,
                     scratch + run * job.pitch * job.itemsize, weights + begin * outputs * job.itemsize,
                     sums + run * vectors * lanes * job.itemsize, sums_pitch, chain > 0,
-                    job.bias + k * job.itemsize if job.bias != NULL else NULL, job.finish.activation,
+                    job.bias + k * job.itemsize if job.bias != NULL else NULL, &job.finish,
                     y + run * job.Q * job.itemsize if chain == job.chains - 1 else NULL, map)
                 continue
             kernels.multiply_pixels(
@@ -274,6 +274,8 @@ cdef void conv_task(const void *untyped, long index, char *scratch) noexcept nog
         else:
             channels_panels(job, n, group, first, last, p, q, tile_p, tile_q, scratch)
         unit = stop
+    if job.finish.past:
+        job.kernels.settle()
 
 
 cdef struct Panels:
@@ -402,6 +404,7 @@ cdef class Convolution(Kernel):
         job.weights, job.bias, job.residual, job.y = call.weights, call.bias, call.second, call.y
         job.before = call.weights + self.panels_size() if self.preactivated else NULL
         job.in_place = job.in_place and job.x_w == job.itemsize and job.x_c == job.W * job.itemsize
+        job.finish.past = call.second == NULL and call.images * job.K * job.P * job.Q * job.itemsize >= PAST_CACHES
         job.fused = call.second == NULL and job.finish.activation <= RELU6 and not job.joined
         tasks = job.parts * (
             ceil_div(job.N, job.tile_q) if job.across_images else job.N * job.tiles_p * job.tiles_q)

@@ -47,6 +47,7 @@ cdef const cconv_kernels *kernels_of(str isa_name, str dtype) except NULL:
 cdef cconv_finish finish_of(activation):
     cdef cconv_finish how
     how.activation = 0 if activation is None else _ACTIVATION_CODES[activation.name]
+    how.past = 0
     how.alpha = 0 if activation is None else activation.alpha
     return how
 

@@ -10,7 +10,7 @@ cdef extern from "kernels/kernels.h" nogil:
         Py_ssize_t channel_stride, row_stride, column_stride
 
     ctypedef struct cconv_finish:
-        int activation
+        int activation, past
         double alpha
 
     ctypedef struct cconv_depthwise:
@@ -77,9 +77,10 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*multiply_pixels)(
             int, int, long, long, const int32_t *, const void *, const void *, void *, long, int) noexcept nogil
         void (*multiply_row)(int, int, long, const int32_t *, const void *, const void *, void *, long, int,
-                             const void *, int, void *, long) noexcept nogil
+                             const void *, const cconv_finish *, void *, long) noexcept nogil
         void (*transpose)(long, long, const void *, long, void *, long) noexcept nogil
         void (*finish)(const cconv_finish *, double, long, long, const void *, long, const void *, void *, long) noexcept nogil
+        void (*settle)() noexcept nogil
         void (*expect)(long, long, const void *, long) noexcept nogil
         void (*depthwise)(const cconv_depthwise *, const cconv_finish *, double, long, long, const void *, const void *,
                           const void *, void *) noexcept nogil

@@ -1,6 +1,6 @@
 /* Finish: from sums to maps. The transposition of a tile, and the epilogue y = activation(sum + bias + residual).
  *
- * In: T, NAME, simd.h, the rows of exponentials.inc.c.  Out: transpose, expect, finish; curved(), curve(),
+ * In: T, NAME, simd.h, the rows of exponentials.inc.c.  Out: transpose, expect, finish, settle; curved(), curve(),
  * activated_as() for other epilogues.
  */
 
@@ -55,11 +55,21 @@ static void NAME(expect)(long rows, long columns, const void *target, long pitch
         for (long j = 0; j < columns; j += 64 / sizeof(T)) __builtin_prefetch((const T *)target + i * pitch + j, 0, 2);
 }
 
-/* One row: whole vectors, then the rest. */
-static inline __attribute__((always_inline)) void NAME(finish_row)(const int activation, V alpha, V b, long columns,
-                                                                   const T *s, const T *r, T *y) {
+/* What went past the caches is seen by whoever sees what is stored from now on. */
+static void NAME(settle)(void) {
+#ifdef __AVX512F__
+    _mm_sfence();
+#endif
+}
+
+/* One row: whole vectors, then the rest. With `past` there is no r. */
+static inline __attribute__((always_inline)) void NAME(finish_row)(const int activation, V alpha, V b, int past,
+                                                                   long columns, const T *s, const T *r, T *y) {
     long j = 0;
-    if (r)
+    if (past && LINE(y))
+        for (; j + LANES <= columns; j += LANES)
+            stream(y + j, NAME(activated_as)(activation, alpha, load(s + j) + b));
+    else if (r)
         for (; j + LANES <= columns; j += LANES)
             store(y + j, NAME(activated_as)(activation, alpha, load(s + j) + b + load(r + j)));
     else
@@ -81,12 +91,12 @@ static void NAME(finish)(const cconv_finish *how, double bias, long rows, long c
         const T *r = residual ? (const T *)residual + i * pitch : NULL;
         T *y = (T *)target + i * pitch;
         if (how->activation == CCONV_NONE)
-            NAME(finish_row)(CCONV_NONE, alpha, b, columns, s, r, y);
+            NAME(finish_row)(CCONV_NONE, alpha, b, how->past, columns, s, r, y);
         else if (how->activation == CCONV_RELU)
-            NAME(finish_row)(CCONV_RELU, alpha, b, columns, s, r, y);
+            NAME(finish_row)(CCONV_RELU, alpha, b, how->past, columns, s, r, y);
         else if (NAME(curved)(how->activation))
             NAME(curve)(how->activation, columns, (T)bias, s, r, y);
         else
-            NAME(finish_row)(how->activation, alpha, b, columns, s, r, y);
+            NAME(finish_row)(how->activation, alpha, b, how->past, columns, s, r, y);
     }
 }

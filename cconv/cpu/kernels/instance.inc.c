@@ -26,6 +26,8 @@ static const cconv_kernels NAME(kernels) = {
 #undef V
 #undef load
 #undef store
+#undef stream
+#undef LINE
 #undef splat
 #undef between
 #undef only

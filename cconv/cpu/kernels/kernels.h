@@ -34,8 +34,9 @@ enum cconv_activation {
     CCONV_GELU
 };
 
+/* `past`: the result is too large to be found in a cache by whoever reads it, so that whole lines of it go past them. Not with a residual. */
 typedef struct {
-    int activation;
+    int activation, past;
     double alpha;
 } cconv_finish;
 

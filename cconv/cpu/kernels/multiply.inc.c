@@ -99,6 +99,7 @@ typedef struct {
     T *target;
     long map; /* elements from a map to the next */
     int activation; /* up to CCONV_RELU6 */
+    int past; /* whole lines may go past the caches */
 } NAME(maps);
 
 #define EACH_SUM(O, W)                                                                                                 \
@@ -132,7 +133,10 @@ typedef struct {
                     EACH_SUM(O, W) SUM += to->bias ? splat(to->bias[o]) : (V){0};                                      \
                     if (to->activation) EACH_SUM(O, W) SUM = LARGER((V){0}, SUM);                                      \
                     if (to->activation == CCONV_RELU6) EACH_SUM(O, W) SUM = SMALLER(splat(6), SUM);                    \
-                    EACH_SUM(O, W) store(y + o * to->map + v * LANES, SUM);                                            \
+                    if (to->past)                                                                                      \
+                        EACH_SUM(O, W) stream(y + o * to->map + v * LANES, SUM);                                       \
+                    else                                                                                               \
+                        EACH_SUM(O, W) store(y + o * to->map + v * LANES, SUM);                                        \
                 } else                                                                                                 \
                     EACH_SUM(O, W) store(sums + o * pitch + v * LANES, SUM);                                           \
             }                                                                                                          \
@@ -179,12 +183,13 @@ static void NAME(multiply_pixels)(int outputs, int vectors, long depth, long cha
  * Assumptions: the pixels are whole vectors or need more than one tile: the last one then overlaps the one before. */
 static void NAME(multiply_row)(int outputs, int pixels, long depth, const int32_t *offset, const void *input,
                                const void *panel, void *sums, long pitch, int add, const void *bias,
-                               int activation, void *target, long map) {
+                               const cconv_finish *finish, void *target, long map) {
     const NAME(pixels_kernel) *tile = NAME(pixels_table)[outputs - 1];
     const int widest = NAME(widest)[outputs - 1];
     const T *a = input;
     T *s = sums;
-    NAME(maps) maps = {bias, target, map, activation};
+    const int lines = finish->past && LINE(map * sizeof(T));
+    NAME(maps) maps = {bias, target, map, finish->activation, 0};
     int vectors = (pixels + LANES - 1) / LANES, cuts = (vectors + widest - 1) / widest, over = vectors * LANES - pixels;
     for (int n, tiles; cuts > 0; cuts -= tiles, vectors -= n * tiles, a += n * tiles * LANES, s += n * tiles * LANES) {
         n = vectors / cuts;
@@ -194,6 +199,7 @@ static void NAME(multiply_row)(int outputs, int pixels, long depth, const int32_
         else if (over && tiles == cuts)
             tiles--;
         maps.target = (T *)target + (a - (const T *)input);
+        maps.past = lines && LINE(maps.target);
         tile[n - 1](tiles, depth, depth, offset, a, panel, s, pitch, add, target ? &maps : NULL);
     }
 }

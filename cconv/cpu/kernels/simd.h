@@ -1,7 +1,7 @@
 /* SIMD: vectors of T by GCC's vector extensions, which serve every ISA from the same source.
  *
  * In: T (float or double), LANES (elements per vector, a literal), NAME; the ISA's names MASKED(op) and WIDE.
- * Out: V, load, store, splat, between, only, load_lanes, load_anywhere, store_lanes, select, LOW, HIGH, EVEN, ODD, NEXT,
+ * Out: V, load, store, stream, LINE (whether a line begins there), splat, between, only, load_lanes, load_anywhere, store_lanes, select, LOW, HIGH, EVEN, ODD, NEXT,
  * EVEN_MIXED, ODD_MIXED (AVX2 alone), flip, load_columns, store_columns; BY_HALVES, whether these two are the best way.
  * Whole-vector operations only: GCC turns lane subscripts into memory traffic.
  * No include guard: it is included once per element type, and instance.inc.c undefines what it defines.
@@ -12,10 +12,21 @@ typedef T NAME(unaligned) __attribute__((vector_size(LANES * sizeof(T)), aligned
 
 static inline __attribute__((always_inline)) V NAME(load)(const T *p) { return *(const NAME(unaligned) *)p; }
 static inline __attribute__((always_inline)) void NAME(store)(T *p, V v) { *(NAME(unaligned) *)p = v; }
+/* A store past the caches: no line of the target is read first. Only where a vector is a line: parts of lines would be
+ * read after all. p is a multiple of a vector. Others see it after settle(). */
+static inline __attribute__((always_inline)) void NAME(stream)(T *p, V v) {
+#ifdef __AVX512F__
+    MASKED(_mm512_stream)(p, (WIDE)v);
+#else
+    NAME(store)(p, v);
+#endif
+}
 /* x - 0 and not x + 0: the compiler may then drop it, for it changes no x, -0 included. */
 static inline __attribute__((always_inline)) V NAME(splat)(T x) { return x - (V){0}; }
 #define load NAME(load)
 #define store NAME(store)
+#define stream NAME(stream)
+#define LINE(p) (((uintptr_t)(p) & 63) == 0)
 #define splat NAME(splat)
 
 typedef __typeof__((V){0} < (V){0}) NAME(comparison);
