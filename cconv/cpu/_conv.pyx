@@ -10,7 +10,7 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
 from ._core cimport (
-    PAST_CACHES, Buffer, Call, Kernel, Phases, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share_tasks,
+    Buffer, Call, Kernel, Phases, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share_tasks,
 )
 from .kernels cimport cconv_finish, cconv_kernels, cconv_rows
 
@@ -31,7 +31,7 @@ cdef struct Conv:
     # Sizes: of the spec (with a 1x1 kernel the image may be one long row), per group, of a tile.
     long N, C, H, W, K, R, S, P, Q, groups, group_channels, group_outputs, depth
     long stride_h, stride_w, top, left, dilation_h, dilation_w
-    long tile_p, tile_q, tile_pixels, tile_rows, pitch, plane, parts, chains, pieces
+    long tile_p, tile_q, tile_pixels, tile_rows, pitch, plane, parts, chains, pieces, far_images
     long row_blocks, column_blocks
     const int32_t *row_start
     const int32_t *column_start
@@ -333,6 +333,7 @@ cdef class Convolution(Kernel):
         job.tile_p, job.tile_q, job.tile_rows, job.pitch = (
             tiling.tile_p, tiling.tile_q, tiling.rows.extent, tiling.pitch)
         job.plane, job.parts, job.chains = tiling.plane, tiling.channel_parts, tiling.chains
+        job.far_images = tiling.far_images
         job.pieces, job.tile_pixels = tiling.pieces, tiling.tile_p * tiling.tile_q
         job.row_blocks, job.column_blocks = len(tiling.rows.starts), len(tiling.columns.starts)
         job.paired = spec.stride[1] == 2 and tuple(tiling.columns.starts) == (0, 1)
@@ -404,7 +405,7 @@ cdef class Convolution(Kernel):
         job.weights, job.bias, job.residual, job.y = call.weights, call.bias, call.second, call.y
         job.before = call.weights + self.panels_size() if self.preactivated else NULL
         job.in_place = job.in_place and job.x_w == job.itemsize and job.x_c == job.W * job.itemsize
-        job.finish.past = call.second == NULL and call.images * job.K * job.P * job.Q * job.itemsize >= PAST_CACHES
+        job.finish.past = call.second == NULL and job.N >= job.far_images
         job.fused = call.second == NULL and job.finish.activation <= RELU6 and not job.joined
         tasks = job.parts * (
             ceil_div(job.N, job.tile_q) if job.across_images else job.N * job.tiles_p * job.tiles_q)

@@ -22,10 +22,6 @@ cdef inline long ceil_div(long a, long b) noexcept nogil:
     return (a + b - 1) // b
 
 
-cdef enum:
-    PAST_CACHES = 8 << 20  # bytes of a result from which on nobody finds it in a cache (docs/kernels.md)
-
-
 cdef inline char *data_of(cnp.ndarray array) noexcept:
     return <char *>cnp.PyArray_DATA(array) if array is not None else NULL
 

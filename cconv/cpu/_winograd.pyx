@@ -34,6 +34,7 @@ cdef struct Blocks:
     long C, K, panels, group, groups, chain, points  # group: panels of a task; chain: products of one
     long tiles, pitch, strip, count, blocks  # tiles of a block, as whole vectors, at once; of all images; blocks
     long point_in, point_out, point_weights  # elements from one point to the next: transformed input, products, filters
+    long far_images  # from so many on the result goes past the caches
     long held, parts_in  # shared blocks: how many at a time, parts of the channels
     size_t block_bytes, products_at, sums_at, strip_at, filters_at  # of transformed input; of a thread's scratch
     long taps
@@ -135,6 +136,8 @@ cdef void multiply_group(const Blocks *job, long block, long group, const char *
             min(job.strip, count - t), last_output - first_output, scratch + job.products_at + t * job.itemsize,
             job.point_out, job.pitch, scratch + job.strip_at, job.residual + map if job.residual != NULL else NULL,
             job.y + map)
+    if job.finish.past:
+        kernels.settle()
 
 
 cdef void whole_task(const void *untyped, long block, char *scratch) noexcept nogil:
@@ -176,7 +179,7 @@ cdef class WinogradConvolution(Kernel):
         self.owners = []
         job.kernels = kernels
         job.itemsize = 4 if spec.dtype == "float32" else 8
-        job.finish = finish_of(spec.activation)
+        job.finish, job.far_images = finish_of(spec.activation), tiling.far_images
         job.C, job.K, job.panels, job.points = spec.C, spec.K, tiling.panels, tiling.points
         job.chain = ceil_div(job.C, tiling.chains)
         job.group, job.groups, job.held = tiling.group, ceil_div(tiling.panels, tiling.group), tiling.held
@@ -283,6 +286,7 @@ cdef class WinogradConvolution(Kernel):
         job.x = call.x
         job.how.image_stride, job.how.channel_stride, job.how.row_stride = call.x_n, call.x_c, call.x_h
         job.weights, job.bias, job.residual, job.y = call.weights, call.bias, call.second, call.y
+        job.finish.past = call.second == NULL and call.images >= job.far_images
         if not job.held:
             return phases.add(
                 whole_task, phases.keep(&job, sizeof(job)), 0, job.blocks, call.scratch, self.scratch_size)

@@ -70,6 +70,8 @@ class Winograd:
     #: Whether filters are transformed by the task that uses them, and not ahead.
     fused: bool
     chains: int
+    #: Images from which on the result goes past the caches.
+    far_images: int
     #: Multiplications and additions that the kernels issue for one image, lanes of padding included.
     executed_flops: int
 
@@ -128,6 +130,7 @@ def _winograd(
     lanes, executed = _executed(spec, machine, rows, columns, images)
     chains = winograd.chains(spec.C, rows, columns) if spec.precision == "highest" else direct.chains(spec.C)
     vector_bytes = points * spec.C * machine.vector_bytes
+    far = direct.far_images(spec, machine)
 
     def blocking(block: int, held: int, group_bytes: float) -> Winograd:
         size = min(tiles, block * vector)
@@ -143,7 +146,7 @@ def _winograd(
         fused = packs and held > 0 and size == tiles and filter_bytes <= FUSED_BYTES
         if fused:
             group = min(group, FUSED_BYTES // filter_bytes)
-        return Winograd(rows, columns, lanes, size, panels, group, held, fused, chains, executed)
+        return Winograd(rows, columns, lanes, size, panels, group, held, fused, chains, far, executed)
 
     near = machine.l2_bytes * PRODUCTS_SHARE
     own = max(1, min(vectors, int(machine.l2_bytes * BLOCK_SHARE) // vector_bytes, BLOCK_VECTORS))

@@ -46,6 +46,8 @@ MOST_PARTS = 24
 #: Panels that may read a piece of an image where it lies: more of them read faster what is packed. Elements from the
 #: first to the last that a table of offsets can reach.
 FEW_PANELS, FARTHEST = 2, 2**31 - 1
+#: A cache line, a result beyond the caches (docs/kernels.md), and more images than there are.
+LINE_BYTES, FAR_BYTES, NEVER = 64, 8 << 20, 2**62
 #: What finishing a vector of sums from memory costs more than from registers, in products; joined rows have to.
 FINISH = 12
 
@@ -89,6 +91,8 @@ class Direct:
     pieces: int
     rows: Axis
     columns: Axis
+    #: Images from which on the result goes past the caches.
+    far_images: int
     #: Multiplications and additions that the kernels issue for one image, lanes of padding included.
     executed_flops: int
 
@@ -130,6 +134,14 @@ class Depthwise:
 def chains(depth: int) -> int:
     """How many chains: their number grows no faster than their length, for both round."""
     return ceil_div(depth, max(CHAIN, isqrt(depth)))
+
+
+def far_images(spec: ConvSpec, machine: Machine) -> int:
+    """Images whose results are together too large to be found in a cache by whoever reads them. They then go past the
+    caches where a vector is a line: less than a line would be read first."""
+    if machine.vector_bytes < LINE_BYTES:
+        return NEVER
+    return ceil_div(FAR_BYTES, spec.K * spec.P * spec.Q * ITEMSIZE[spec.dtype])
 
 
 def _axis(kernel: int, stride: int, dilation: int, outputs: int) -> Axis:
@@ -267,7 +279,7 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
     parts = _parts(spatial, units if spec.groups == 1 or in_place else spec.groups, machine.threads, repacking)
     return Direct(
         lanes, flat, across_images, joined, in_place, tile_p, tile_q, panels, parts, chains(spec.depth), pieces, rows,
-        columns, 2 * products * spec.depth,
+        columns, far_images(spec, machine), 2 * products * spec.depth,
     )  # fmt: skip
 
 

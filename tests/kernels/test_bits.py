@@ -64,6 +64,37 @@ def test_winograd_results_do_not_depend_on_threads_batch_or_place(grid, isa, dty
         _check_threads_and_batches(grid, layer, isa, dtype, tilings, precision)
 
 
+def _outputs(shape, dtype):
+    """Arrays full of NaN that begin a cache line, and some elements into one."""
+    size = int(np.prod(shape))
+    for skipped in (0, 1, 16):
+        room = np.full(size + 64, np.nan, dtype)
+        begin = -room.ctypes.data % 64 // room.itemsize + skipped
+        yield room[begin : begin + size].reshape(shape)
+
+
+def test_going_past_the_caches_changes_no_bit(grid, isa, dtype, activation):
+    """Maps of whole cache lines, with rows of whole lines or not; then maps that are neither."""
+    rng = np.random.default_rng(7)
+    for size, kernel, padding in (((20, 32), 3, 1), ((14, 48), 1, 0), ((8, 22), 3, 1), ((9, 13), 1, 0)):
+        layer = grid.Layer(
+            (2, 20, *size), (33, 20, kernel, kernel), padding=(padding,) * 4, bias=True, activation=activation,
+            threads=2,
+        )  # fmt: skip
+        given = grid.operands(layer, dtype, rng.standard_normal)
+        tilings = list(grid.direct_tilings(layer, isa, dtype))
+        if kernel == 3:
+            tilings += grid.winograd_tilings(layer, isa, dtype)
+        for tiling in tilings:
+            near, far = (
+                grid.program(layer, isa, dtype, grid.replace(tiling, far_images=images), given) for images in (3, 1)
+            )
+            want = grid.run(near, given)
+            for out in _outputs(want.shape, dtype):
+                assert grid.run(far, given, out) is out
+                assert _same_bits(out, want), f"{layer} in {dtype} on {isa} by {tiling}"
+
+
 def test_another_order_of_additions_would_be_seen(grid):
     """Trust check: sums in other chains have other bits."""
     layer = grid.Layer((1, 300, 6, 7), (8, 300, 3, 3))

@@ -264,6 +264,7 @@ static inline __attribute__((always_inline)) void NAME(output_columns)(const int
     const V b = splat(bias ? *bias : 0);
     const long pitch = TILES_PITCH(POINTS(m, r, s)), row = how->dilation_h * how->Q;
     const long wide = dilated ? how->dilation_w : 1, span = (width - 1) * wide + 1;
+    const int past = finish->past && !dilated && LINE(row * sizeof(T));
     for (long j = 0; j < width; j += LANES) {
         if (j + LANES > width && j && !residual) j = width - LANES; /* the last vector overlaps the one before */
         V v[MOST_POINTS], y[MOST_OUTPUTS];
@@ -279,6 +280,10 @@ static inline __attribute__((always_inline)) void NAME(output_columns)(const int
         T *to = target + j * wide;
         _Pragma("GCC unroll 8") for (int i = 0; i < m_down; i++, to += row) {
             if (i == high) break;
+            if (past && width - j >= LANES && LINE(to)) {
+                stream(to, y[i]);
+                continue;
+            }
             NAME(store_phase)(to, y[i], wide, width - j);
             __builtin_prefetch(to + how->P * how->Q, 1); /* the next map's */
         }
