@@ -199,12 +199,13 @@ cdef void channels_panels(
 
 
 cdef void pixels_panel(
-    const Conv *job, long n, long group, long panel, long p, long q, long tile_p, long tile_q, char *scratch
+    const Conv *job, long n, long group, long panel, long p, long q, long tile_p, long tile_q, const char *tile,
+    const int32_t *offset, bint fused, char *scratch
 ) noexcept nogil:
-    """One panel of output channels over a packed tile: multiply, finish.
+    """One panel of output channels over a tile: multiply, finish.
 
-    Where rows can be cut into register tiles, the last chain ends in the output. Joined, the tile is read as one run
-    of pixels: those between the end of a row and the next are dropped."""
+    Fused, the last chain ends in the output. Joined, the tile is read as one run of pixels: those between the end of a
+    row and the next are dropped."""
     cdef const cconv_kernels *kernels = job.kernels
     cdef long lanes = kernels.lanes
     cdef long runs = 1 if job.joined else tile_p
@@ -217,8 +218,8 @@ cdef void pixels_panel(
     cdef const char *weights = job.weights + k * job.depth * job.itemsize
     cdef char *sums = scratch + job.sums_at
     cdef long map = job.P * job.Q, chain, begin, end, run, o
-    cdef char *y = job.y + ((n * job.K + k) * map + p * job.Q + q) * job.itemsize
-    cdef bint fused = job.fused and (tile_q % lanes == 0 or vectors > kernels.widest[outputs - 1])
+    cdef Py_ssize_t at = ((n * job.K + k) * map + p * job.Q + q) * job.itemsize, row
+    cdef char *y = job.y + at
     if not fused and not job.finish.past:
         for o in range(outputs):
             kernels.expect(tile_p, tile_q, y + o * map * job.itemsize, job.Q)
@@ -226,22 +227,46 @@ cdef void pixels_panel(
         begin, end = chain * job.depth // job.chains, (chain + 1) * job.depth // job.chains
         for run in range(runs):
             if fused:
+                row = run * job.Q * job.itemsize
                 kernels.multiply_row(
-                    <int>outputs, <int>tile_q, end - begin, job.offset + begin,
-                    scratch + run * job.pitch * job.itemsize, weights + begin * outputs * job.itemsize,
+                    <int>outputs, <int>tile_q, end - begin, offset + begin,
+                    tile + run * job.pitch * job.itemsize, weights + begin * outputs * job.itemsize,
                     sums + run * vectors * lanes * job.itemsize, sums_pitch, chain > 0,
                     job.bias + k * job.itemsize if job.bias != NULL else NULL, &job.finish,
-                    y + run * job.Q * job.itemsize if chain == job.chains - 1 else NULL, map)
+                    job.residual + at + row if job.residual != NULL else NULL,
+                    y + row if chain == job.chains - 1 else NULL, map)
                 continue
             kernels.multiply_pixels(
-                <int>outputs, <int>vectors, end - begin, end - begin, job.offset + begin,
-                scratch + run * job.pitch * job.itemsize, weights + begin * outputs * job.itemsize,
+                <int>outputs, <int>vectors, end - begin, end - begin, offset + begin,
+                tile + run * job.pitch * job.itemsize, weights + begin * outputs * job.itemsize,
                 sums + run * vectors * lanes * job.itemsize, sums_pitch, chain > 0)
     if fused:
         return
     for o in range(outputs):
         finish_map(job, n, k + o, p, q, tile_p, tile_q, sums + o * sums_pitch * job.itemsize,
                    job.pitch if job.joined else vectors * lanes)
+
+
+cdef void pixels_panels(
+    const Conv *job, long n, long group, long first, long last, long p, long q, long tile_p, long tile_q, char *scratch
+) noexcept nogil:
+    """Panels first .. last-1 of a group's output channels over a tile: pack, unless it can be read where it lies, then
+    multiply and finish. The multiplication can finish rows of whole vectors, and others, but for what is added to
+    them, if they are long enough for a second register tile."""
+    cdef const char *tile = scratch
+    cdef const int32_t *offset = job.offset
+    cdef long lanes = job.kernels.lanes, outputs = job.group_outputs // job.panels, panel
+    cdef bint fused = job.fused and (
+        tile_q % lanes == 0 or job.residual == NULL and tile_q > job.kernels.widest[outputs - 1] * lanes)
+    if job.in_place and fused:
+        tile = job.x + n * job.x_n + group * job.group_channels * job.x_c + q * job.itemsize
+        offset = job.image_offset
+    elif job.across_images:
+        pack_images(job, n, tile_q, group, scratch)
+    else:
+        pack_tile(job, n, group, 0, job.group_channels, p, q, tile_p, scratch)
+    for panel in range(first, last):
+        pixels_panel(job, n, group, panel, p, q, tile_p, tile_q, tile, offset, fused, scratch)
 
 
 cdef void conv_task(const void *untyped, long index, char *scratch) noexcept nogil:
@@ -265,12 +290,7 @@ cdef void conv_task(const void *untyped, long index, char *scratch) noexcept nog
         stop = min(end, (group + 1) * job.panels)
         first, last = unit - group * job.panels, stop - group * job.panels
         if job.pixel_lanes:
-            if job.across_images:
-                pack_images(job, n, tile_q, group, scratch)
-            else:
-                pack_tile(job, n, group, 0, job.group_channels, p, q, tile_p, scratch)
-            for panel in range(first, last):
-                pixels_panel(job, n, group, panel, p, q, tile_p, tile_q, scratch)
+            pixels_panels(job, n, group, first, last, p, q, tile_p, tile_q, scratch)
         else:
             channels_panels(job, n, group, first, last, p, q, tile_p, tile_q, scratch)
         unit = stop
@@ -406,7 +426,7 @@ cdef class Convolution(Kernel):
         job.before = call.weights + self.panels_size() if self.preactivated else NULL
         job.in_place = job.in_place and job.x_w == job.itemsize and job.x_c == job.W * job.itemsize
         job.finish.past = call.second == NULL and job.N >= job.far_images
-        job.fused = call.second == NULL and job.finish.activation <= RELU6 and not job.joined
+        job.fused = job.finish.activation <= RELU6 and not job.joined
         tasks = job.parts * (
             ceil_div(job.N, job.tile_q) if job.across_images else job.N * job.tiles_p * job.tiles_q)
         return phases.add(conv_task, phases.keep(&job, sizeof(job)), 0, tasks, call.scratch, self.scratch_size)

@@ -245,7 +245,7 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
         return fma * 1.05 + packing + 5 * tiling.chains * maps_out
     # A vector of outputs alone leaves too few sums in flight.
     slower = 1.05 if spec.K // spec.groups > vector else 1.3
-    return fma * slower + packing + (2 * tiling.chains + 8) * maps_out
+    return fma * slower + packing + (2 * tiling.chains + 18) * maps_out
 
 
 def _transforming(spec: ConvSpec, machine: Machine, rows: AnyTransform, columns: AnyTransform, images: int) -> float:

@@ -48,6 +48,11 @@ MOST_PARTS = 24
 FEW_PANELS, FARTHEST = 2, 2**31 - 1
 #: A cache line, a result beyond the caches (docs/kernels.md), and more images than there are.
 LINE_BYTES, FAR_BYTES, NEVER = 64, 8 << 20, 2**62
+#: Rows of an image, each on a page of its own, that short vectors may read in place: their steps are too short to wait
+#: for the address of a page that the first-level buffer does not hold.
+FEW_PAGES = 64
+#: Activations that lanes "pixels" apply in registers.
+REGISTER_ACTIVATIONS = ("relu", "relu6")
 #: What finishing a vector of sums from memory costs more than from registers, in products; joined rows have to.
 FINISH = 12
 
@@ -78,7 +83,7 @@ class Direct:
     across_images: bool
     #: Lanes "pixels": the rows of a tile are one run of pixels, the gaps between them included.
     joined: bool
-    #: Lanes "channels": a tile is a piece of a flat image as it lies in memory, and read there.
+    #: A tile is a piece of a flat image as it lies in memory, and read there.
     in_place: bool
     tile_p: int
     tile_q: int
@@ -170,6 +175,15 @@ def _flat(spec: ConvSpec) -> bool:
 def _lies_in_rows(spec: ConvSpec) -> bool:
     """Whether lanes "channels" may read an image as it lies: channels are one long row each, and not too far apart."""
     return _flat(spec) and not spec.preactivated and spec.depth * spec.H * spec.W <= FARTHEST
+
+
+def _ends_in_registers(spec: ConvSpec, machine: Machine, outputs: int, pixels: int) -> bool:
+    """Whether lanes "pixels" finish rows of so many pixels from the registers, without a look at what lies beyond them:
+    whole vectors, or, but for what is added to them, a last register tile that overlaps the one before."""
+    if spec.activation is not None and spec.activation.name not in REGISTER_ACTIVATIONS:
+        return False
+    vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
+    return pixels % vector == 0 or (not spec.residual and pixels > machine.pixel_vectors[outputs - 1] * vector)
 
 
 def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int) -> tuple[int, int, int]:
@@ -270,11 +284,15 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
             panels = min(vectors, panels + panels % 2)
         products = height * width * spec.groups * ceil_div(outputs, vector) * vector
     units = spec.groups * panels
-    few = panels <= FEW_PANELS and pieces == 1
-    in_place = lanes == "channels" and _lies_in_rows(spec) and (few or tile_q == width)
+    if lanes == "pixels":
+        few = machine.vector_bytes >= LINE_BYTES or spec.depth <= FEW_PAGES
+        few = few and not joined and _ends_in_registers(spec, machine, outputs // panels, tile_q)
+    else:
+        few = tile_q == width or (panels <= FEW_PANELS and pieces == 1)
+    in_place = few and _lies_in_rows(spec)
     packing = rows.size * len(columns.starts) * (PACK_ROW + PACK_ELEMENT * columns.extent)
-    if in_place:  # in pieces, every part reads it again; whole, every panel does, in however many parts
-        packing = READ_ELEMENT * tile_q if pieces > 1 or tile_q < width else 0
+    if in_place:  # in pieces, every part reads it again; otherwise every panel does, in however many parts
+        packing = READ_ELEMENT * tile_q if lanes == "channels" and (pieces > 1 or tile_q < width) else 0
     repacking = packing / (tile_p * tile_q * spec.R * spec.S * ceil_div(outputs, vector))
     parts = _parts(spatial, units if spec.groups == 1 or in_place else spec.groups, machine.threads, repacking)
     return Direct(

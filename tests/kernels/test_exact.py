@@ -85,6 +85,26 @@ def test_pieces_of_an_image_are_read_where_they_lie_by_few_panels(grid, layout, 
             _check(grid, layer, isa, dtype, found[0], given, want)
 
 
+@pytest.mark.parametrize("layout", ["plain", "wider maps", "one image", "channels last"])
+@pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
+def test_lanes_of_pixels_read_an_image_where_it_lies_if_they_end_in_registers(grid, layout, residual, dtype):
+    """Rows of whole vectors, or rows whose last register tile overlaps the one before; neither looks beyond them."""
+    rng = np.random.default_rng(3)
+    for (height, width), threads, whole in (((16, 20), 1, True), ((1, 2048), 2, True), ((9, 23), 3, False)):
+        for activation, groups, channels in (("relu6", 1, 100), ("relu6", 2, 40), (("leaky_relu", 0.25), 3, 40)):
+            layer = grid.Layer(
+                (2, channels * groups, height, width), (29 * groups, channels, 1, 1), groups=groups, bias=True,
+                residual=residual, activation=activation, layout=layout, threads=threads,
+            )  # fmt: skip
+            given = grid.operands(layer, dtype, _whole(rng))
+            want = grid.exact(layer, given)
+            for isa in grid.ISAS:
+                found = [tiling for tiling in grid.direct_tilings(layer, isa, dtype) if tiling.lanes == "pixels"]
+                fit = channels <= 64 or layer.machine(isa).vector_bytes == 64
+                assert [t.in_place for t in found] == [activation == "relu6" and (whole or not residual) and fit]
+                _check(grid, layer, isa, dtype, found[0], given, want)
+
+
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 def test_a_depthwise_map_of_several_strips_is_exact(grid, kernel, stride, residual, dtype):
@@ -126,7 +146,10 @@ def test_a_residual_that_is_also_the_output_is_read_before_it_is_written(grid, i
     rng = np.random.default_rng(1)
     layer = grid.Layer((2, 6, 9, 37), (19, 6, 3, 3), padding=(1, 1, 1, 1), residual=True, layout=layout, threads=2)
     deep = grid.Layer((2, 6, 9, 37), (6, 1, 3, 3), padding=(1, 1, 1, 1), groups=6, residual=True, layout=layout)
-    for one in (layer, deep):
+    # Rows of whole vectors end in the registers, others do not.
+    even = grid.Layer((2, 6, 9, 32), (19, 6, 3, 3), padding=(1, 1, 1, 1), residual=True, layout=layout, threads=2)
+    flat, odd = (grid.Layer((2, 6, 16, n), (19, 6, 1, 1), residual=True, layout=layout, threads=2) for n in (20, 19))
+    for one in (layer, deep, even, flat, odd):
         given = grid.operands(one, dtype, _whole(rng))
         want = grid.exact(one, given)
         for tiling in grid.direct_tilings(one, isa, dtype):

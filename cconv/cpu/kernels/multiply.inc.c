@@ -93,11 +93,11 @@ static void NAME(multiply_channels)(int pixels, int vectors, long depth, long ch
     }
 }
 
-/* Where finished sums go: y = activation(sums + bias) of some outputs' maps. */
+/* Where finished sums go: y = activation(sums + bias + residual) of some outputs' maps. */
 typedef struct {
-    const T *bias; /* or NULL */
+    const T *bias, *residual; /* or NULL */
     T *target;
-    long map; /* elements from a map to the next */
+    long map; /* elements from a map to the next, of the residual as well */
     int activation; /* up to CCONV_RELU6 */
     int past; /* whole lines may go past the caches */
 } NAME(maps);
@@ -131,6 +131,10 @@ typedef struct {
                 if (to && k == depth) {                                                                                \
                     T *y = to->target + tile * W * LANES;                                                              \
                     EACH_SUM(O, W) SUM += to->bias ? splat(to->bias[o]) : (V){0};                                      \
+                    if (to->residual) {                                                                                \
+                        const T *r = to->residual + tile * W * LANES;                                                  \
+                        EACH_SUM(O, W) SUM += load(r + o * to->map + v * LANES);                                       \
+                    }                                                                                                  \
                     if (to->activation) EACH_SUM(O, W) SUM = LARGER((V){0}, SUM);                                      \
                     if (to->activation == CCONV_RELU6) EACH_SUM(O, W) SUM = SMALLER(splat(6), SUM);                    \
                     if (to->past)                                                                                      \
@@ -180,16 +184,17 @@ static void NAME(multiply_pixels)(int outputs, int vectors, long depth, long cha
 
 /* The pixels of an output row. The last chain (`target` is not NULL) ends in the maps themselves; the sums of those
  * before it lie as the tiles do, not as the row.
- * Assumptions: the pixels are whole vectors or need more than one tile: the last one then overlaps the one before. */
+ * Assumptions: the pixels are whole vectors or, without a residual, need more than one tile: the last one then overlaps
+ * the one before. */
 static void NAME(multiply_row)(int outputs, int pixels, long depth, const int32_t *offset, const void *input,
                                const void *panel, void *sums, long pitch, int add, const void *bias,
-                               const cconv_finish *finish, void *target, long map) {
+                               const cconv_finish *finish, const void *residual, void *target, long map) {
     const NAME(pixels_kernel) *tile = NAME(pixels_table)[outputs - 1];
     const int widest = NAME(widest)[outputs - 1];
     const T *a = input;
     T *s = sums;
     const int lines = finish->past && LINE(map * sizeof(T));
-    NAME(maps) maps = {bias, target, map, finish->activation, 0};
+    NAME(maps) maps = {bias, NULL, target, map, finish->activation, 0};
     int vectors = (pixels + LANES - 1) / LANES, cuts = (vectors + widest - 1) / widest, over = vectors * LANES - pixels;
     for (int n, tiles; cuts > 0; cuts -= tiles, vectors -= n * tiles, a += n * tiles * LANES, s += n * tiles * LANES) {
         n = vectors / cuts;
@@ -199,6 +204,7 @@ static void NAME(multiply_row)(int outputs, int pixels, long depth, const int32_
         else if (over && tiles == cuts)
             tiles--;
         maps.target = (T *)target + (a - (const T *)input);
+        if (residual) maps.residual = (const T *)residual + (a - (const T *)input);
         maps.past = lines && LINE(maps.target);
         tile[n - 1](tiles, depth, depth, offset, a, panel, s, pitch, add, target ? &maps : NULL);
     }
