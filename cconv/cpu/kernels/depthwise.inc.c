@@ -27,20 +27,26 @@ static inline __attribute__((always_inline)) void NAME(activate)(const cconv_fin
     }
 }
 
-/* Outputs p .. p + rows - 1, q .. q + LANES - 1 from their sums. */
+/* Outputs p .. p + rows - 1, q .. q + LANES - 1 from their sums; mostly they are whole vectors that nothing is added to. */
 static inline __attribute__((always_inline)) void NAME(depthwise_store)(const cconv_depthwise *how,
-                                                                        const cconv_finish *finish, const V *sum,
-                                                                        V bias, const T *residual, T *y, long p, long q,
+                                                                        const cconv_finish *finish, V *sum, V bias,
+                                                                        const T *residual, T *y, long p, long q,
                                                                         const int rows) {
+    T *to = y + p * how->Q + q;
+    _Pragma("GCC unroll 8") for (int b = 0; b < rows; b++) sum[b] += bias;
+    if (!residual && q + LANES <= how->Q) {
+        if (finish->activation != CCONV_NONE) NAME(activate)(finish, rows, sum);
+        _Pragma("GCC unroll 8") for (int b = 0; b < rows; b++) store(to + b * how->Q, sum[b]);
+        return;
+    }
     const NAME(lanes) lanes = between(0, how->Q - q);
-    const long at = p * how->Q + q;
     V z[BLOCK];
     _Pragma("GCC unroll 8") for (int b = 0; b < rows; b++) {
-        z[b] = sum[b] + bias;
-        if (residual) z[b] += load_lanes(residual + at + b * how->Q, lanes);
+        z[b] = sum[b];
+        if (residual) z[b] += load_lanes(residual + (to - y) + b * how->Q, lanes);
     }
     NAME(activate)(finish, rows, z);
-    _Pragma("GCC unroll 8") for (int b = 0; b < rows; b++) store_lanes(y + at + b * how->Q, z[b], lanes);
+    _Pragma("GCC unroll 8") for (int b = 0; b < rows; b++) store_lanes(to + b * how->Q, z[b], lanes);
 }
 
 #if defined(__AVX512F__)

@@ -56,14 +56,7 @@ static inline __attribute__((always_inline)) void NAME(depthwise_block)(
                 }
         }
     }
-    if (residual || q + LANES > how->Q) {
-        NAME(depthwise_store)(how, finish, sum, bias, residual, y, p, q, rows);
-        return;
-    }
-    T *to = y + p * how->Q + q;
-    _Pragma("GCC unroll 8") for (int b = 0; b < rows; b++) sum[b] += bias;
-    if (finish->activation != CCONV_NONE) NAME(activate)(finish, rows, sum);
-    _Pragma("GCC unroll 8") for (int b = 0; b < rows; b++) store(to + b * how->Q, sum[b]);
+    NAME(depthwise_store)(how, finish, sum, bias, residual, y, p, q, rows);
 }
 
 /* `rows` rows at a time from p on, as long as they lie before `last`. The last vector of columns overlaps the one before,
