@@ -207,6 +207,10 @@ cdef class Kernel:
         """Bytes of scratch that a run needs."""
         return 0
 
+    cpdef size_t packed_bytes(self):
+        """Bytes that `pack`, where a kernel has it, takes for packed weights."""
+        return 0
+
     cdef int enter(self, Phases phases, const Call *call) except -1:
         """Add the phases of a run. Every kernel has its own: a cdef class has no abstract methods, so this one says so."""
         raise NotImplementedError(type(self).__name__)

@@ -11,6 +11,12 @@ cdef class Buffer:
     cdef size_t taken
     cdef object owner
 
+cdef class Room:
+    cdef Buffer whole
+    cdef size_t nbytes, used
+
+    cdef Buffer take(self, size_t nbytes)
+
 cdef Buffer lease(double nbytes)
 cdef Buffer borrow(cnp.ndarray array)
 cdef cnp.ndarray empty(int rank, const cnp.npy_intp *shape, int type_number)

@@ -187,13 +187,36 @@ cdef Buffer lease(double nbytes):
     return Buffer(<size_t>nbytes)
 
 
+cdef Buffer lying(owner, char *data, size_t nbytes):
+    """Memory of another, which is kept."""
+    cdef Buffer buffer = Buffer(0)
+    give(buffer.data, buffer.taken)
+    buffer.data, buffer.nbytes, buffer.owner = data, nbytes, owner
+    return buffer
+
+
 cdef Buffer borrow(cnp.ndarray array):
     """The memory of a C-ordered array, which is kept."""
-    cdef Buffer buffer = Buffer(0)
-    if buffer.data != NULL:
-        give(buffer.data, buffer.taken)
-    buffer.data, buffer.nbytes, buffer.owner = <char *>cnp.PyArray_DATA(array), array.nbytes, array
-    return buffer
+    return lying(array, <char *>cnp.PyArray_DATA(array), array.nbytes)
+
+
+@cython.final
+cdef class Room:
+    """Memory for what lives together, such as the packed weights of a network: pieces of one Buffer, so that small ones
+    lie in huge pages too. It is taken with the first piece; `nbytes` is of all pieces, as whole cache lines."""
+
+    def __cinit__(self, size_t nbytes):
+        self.nbytes = nbytes
+
+    cdef Buffer take(self, size_t nbytes):
+        """A piece, or a Buffer of its own once the room is full."""
+        cdef size_t begin = self.used
+        if self.whole is None:
+            self.whole = Buffer(self.nbytes)
+        if nbytes > self.nbytes - begin:
+            return Buffer(nbytes)
+        self.used += min(self.nbytes - begin, (nbytes + LINE - 1) // LINE * LINE)
+        return lying(self.whole, self.whole.data + begin, nbytes)
 
 
 cdef cnp.ndarray part(Buffer memory, size_t begin, int rank, const cnp.npy_intp *shape, int type_number):
