@@ -11,7 +11,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 
@@ -94,16 +94,16 @@ def _preprocessing(model, path: Path) -> Preprocessing | None:
 def _without_large_tensors(onnx, model, places: list[protobuf.Place | None]) -> None:
     """Initializers that have been read become inputs: the checker gets a copy of the model, and needs no weights."""
     graph = model.graph
-    named, kept = {value.name for value in graph.input}, []
-    for tensor, place in zip(graph.initializer, places, strict=True):
-        mapped = place and not tensor.HasField("raw_data")
+    named = {value.name for value in graph.input}
+    for i in reversed(range(len(places))):
+        tensor = graph.initializer[i]
+        mapped = places[i] and not tensor.HasField("raw_data")
         if not mapped and not len(tensor.external_data) and tensor.ByteSize() < MAPPED:
-            kept.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
-        elif tensor.name not in named:
+            continue
+        if tensor.name not in named:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
             named.add(tensor.name)
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+        del graph.initializer[i]
 
 
 def _with_types(onnx, model) -> None:
@@ -122,6 +122,14 @@ def _opset(onnx, model) -> int:
     if len(versions) != 1 or not OLDEST_OPSET <= versions[0] <= newest:
         raise ModelError(f"opset: expected one from {OLDEST_OPSET} to {newest}, got {versions}")
     return versions[0]
+
+
+@lru_cache(maxsize=32)
+def _dtype(number: int) -> np.dtype:
+    """The type that a TensorProto's number stands for; KeyError if it is none of NumPy's."""
+    from onnx import helper
+
+    return np.dtype(helper.tensor_dtype_to_np_dtype(number))
 
 
 def _external(tensor, folder: Path) -> tuple[Path, int, int | None]:
@@ -202,7 +210,7 @@ class _Reader:
         named = f"tensor {tensor.name[:SHOWN]!r}"
         shape, onnx = tuple(tensor.dims), self.onnx
         try:
-            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+            dtype = _dtype(tensor.data_type)
         except KeyError:
             raise ModelError(f"{named}: expected numbers, got element type {tensor.data_type}") from None
         if dtype.kind not in "fiub" or min(shape, default=0) < 0 or tensor.HasField("segment"):
