@@ -94,6 +94,8 @@ class Graph:
         Gives back the memory that reading constants took.
     preprocessing : Preprocessing, optional
         What a picture goes through before the graph takes it.
+    inferred : mapping of str to layers.Inferred
+        What every node is on an image of `input_shape`, where a reader has found it out already.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Graph:
     batch: int = 1
     forget: Callable[[], None] = lambda: None
     preprocessing: Preprocessing | None = None
+    inferred: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self):
         known = {"", self.input, *self.constants}

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import backend
 from ..errors import ModelError
 from ..planning import ArithmeticSpec, ConvSpec, Operation, PointwiseSpec, Spec, specs, tensors
 from .graph import Constant, Node, Shape
@@ -284,9 +285,8 @@ def arrays(recipe: Recipe) -> tuple:
     if recipe.affines:
         scale, shift = _composed(recipe.affines, np.zeros(1) if bias is None else bias.astype(np.float64))
         with np.errstate(all="ignore"):
-            # Numbers are rounded as they are stored: an array of doubles would be twice as much fresh memory.
-            factors, folded = scale[:, None, None, None], np.empty_like(weight)
-            weight = np.multiply(weight, factors, out=folded, dtype=np.float64, casting="same_kind")
+            # In NumPy, which needs an array of doubles for it, this took as long as packing.
+            weight = backend.get("cpu").scaled(weight, np.ascontiguousarray(np.broadcast_to(scale, recipe.shape[:1])))
             bias = np.broadcast_to(shift.astype(np.float32), (recipe.shape[0],))
     if not recipe.before:
         return weight, bias
