@@ -11,7 +11,7 @@ cimport numpy as cnp
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
-from ._pool cimport LINE, Buffer, empty
+from ._pool cimport HUGE, LINE, Buffer, part
 from ._team cimport Ask, Phase, Task, load, share, swap
 from .kernels cimport cconv_finish, cconv_isa, cconv_kernels, cconv_list, cconv_select
 
@@ -258,7 +258,8 @@ def scaled(cnp.ndarray weight not None, cnp.ndarray factors not None, int thread
         raise TypeError(f"expected float32 and float64, got {weight.dtype} and {factors.dtype}")
     if factors.ndim != 1 or not factors.flags.c_contiguous or factors.shape[0] != given.shape[0]:
         raise ValueError(f"expected {given.shape[0]} factors in a row, got shape {(<object>factors).shape}")
-    result = empty(given.ndim, given.shape, cnp.NPY_FLOAT32)
+    # No less than a huge page, which then serves layer after layer.
+    result = part(Buffer(max(HUGE, given.nbytes)), 0, given.ndim, given.shape, cnp.NPY_FLOAT32)
     job.weight, job.factors, job.scaled = data_of(given), <const double *>data_of(factors), <float *>data_of(result)
     job.outputs, job.depth = given.shape[0], given.size // given.shape[0]
     job.run = ceil_div(SCALED, job.depth)

@@ -4,6 +4,7 @@ cimport numpy as cnp
 
 cdef enum:
     LINE = 64  # bytes of a cache line
+    HUGE = 1 << 21  # bytes of a huge page; blocks from here on begin at one
 
 cdef class Buffer:
     cdef char *data

@@ -34,7 +34,6 @@ cdef extern from *:
 
 cdef enum:
     LEAST = 1 << 12  # smaller memory is malloc's, and NumPy's: from here on this one takes no longer
-    HUGE = 1 << 21  # bytes of a huge page; blocks from here on begin at one
     STEPS = 3  # 2^3 sizes from one power of two to the next: at most an eighth of a block is wasted
     SHELVES = 64 << STEPS
 
