@@ -9,7 +9,7 @@ cdef enum:
 cdef class Buffer:
     cdef char *data
     cdef readonly size_t nbytes
-    cdef size_t taken
+    cdef size_t taken  # 0 if the memory is the owner's
     cdef object owner
 
 cdef class Room:

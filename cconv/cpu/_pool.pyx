@@ -175,7 +175,7 @@ cdef class Buffer:
         self.nbytes = nbytes
 
     def __dealloc__(self):
-        if self.data != NULL and self.owner is None:
+        if self.data != NULL and self.taken:  # `owner` says nothing any more once the collector of cycles was here
             give(self.data, self.taken)
 
 
@@ -190,7 +190,7 @@ cdef Buffer lying(owner, char *data, size_t nbytes):
     """Memory of another, which is kept."""
     cdef Buffer buffer = Buffer(0)
     give(buffer.data, buffer.taken)
-    buffer.data, buffer.nbytes, buffer.owner = data, nbytes, owner
+    buffer.data, buffer.taken, buffer.nbytes, buffer.owner = data, 0, nbytes, owner
     return buffer
 
 

@@ -87,7 +87,10 @@ class _Lowering:
 
     def _take_in(self, before: Key, name: Key, **changes) -> None:
         """The draft that gave `before` now gives `name`, at the end of the order, where all its inputs exist."""
-        self.drafts[name] = replace(self.drafts.pop(before), output=name, **changes)
+        draft = self.drafts[name] = self.drafts.pop(before)
+        draft.output = name
+        for word, value in changes.items():
+            setattr(draft, word, value)
 
     def add(self, item: Inferred) -> None:
         parts = item.result.parts
@@ -120,7 +123,8 @@ class _Lowering:
         if affine is None:
             return False
         recipe = conv.recipe._replace(affines=(*conv.recipe.affines, affine))
-        self._take_in(before, part.output, spec=replace(conv.spec, bias=True), recipe=recipe)
+        spec = conv.spec if conv.spec.bias else replace(conv.spec, bias=True)
+        self._take_in(before, part.output, spec=spec, recipe=recipe)
         return True
 
     def _silu(self, part: Part, reads: list[Key]) -> bool:
@@ -204,7 +208,9 @@ def lower(
         if key:
             recipes[key] = draft.recipe
         output = number.setdefault(draft.output, len(number))
-        spec = replace(draft.spec, precision=precision) if isinstance(draft.spec, ConvSpec) else draft.spec
+        spec = draft.spec
+        if isinstance(spec, ConvSpec) and spec.precision != precision:
+            spec = replace(spec, precision=precision)
         operations.append(Operation(spec, tuple(number[i] for i in draft.inputs), output, key, draft.times))
     values = {name: number[lowering.source[name]] for name in layers}
     return Lowered(tuple(operations), {0: shape}, values, recipes)
