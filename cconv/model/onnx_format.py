@@ -10,7 +10,6 @@ import math
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
@@ -80,7 +79,7 @@ def _graph(onnx, path: Path) -> Graph:
             raise
         text = " ".join(str(error).split())
         raise ModelError(f"{path.name[:SHOWN]}: expected a valid ONNX model: {text[:400]}") from None
-    return replace(reader.graph(path.stem), preprocessing=_preprocessing(model, path))
+    return reader.graph(path.stem, _preprocessing(model, path))
 
 
 def _preprocessing(model, path: Path) -> Preprocessing | None:
@@ -126,10 +125,10 @@ def _opset(onnx, model) -> int:
 
 @lru_cache(maxsize=32)
 def _dtype(number: int) -> np.dtype:
-    """The type that a TensorProto's number stands for; KeyError if it is none of NumPy's."""
+    """The type that a TensorProto's number stands for, as files have it; KeyError if it is none of NumPy's."""
     from onnx import helper
 
-    return np.dtype(helper.tensor_dtype_to_np_dtype(number))
+    return np.dtype(helper.tensor_dtype_to_np_dtype(number)).newbyteorder("<")
 
 
 def _external(tensor, folder: Path) -> tuple[Path, int, int | None]:
@@ -166,7 +165,7 @@ class _Reader:
                 raise ModelError(f"tensor {tensor.name[:SHOWN]!r}: expected a name of its own, got one that is taken")
             self.constants[tensor.name] = self.constant(tensor, place)
 
-    def graph(self, name: str) -> Graph:
+    def graph(self, name: str, preprocessing: Preprocessing | None) -> Graph:
         given, batch, shape = self.image()
         self.outputs = tuple(output.name for output in self.proto.output)
         for node in self.proto.node:
@@ -180,7 +179,7 @@ class _Reader:
         producer = f" by {self.proto.name[:SHOWN]}" if self.proto.name else ""
         return Graph(
             name, f"ONNX, opset {self.opset}{producer}.", shape, tuple(self.nodes), self.outputs, constants, given,
-            batch, partial(forget, self.file),
+            batch, partial(forget, self.file), preprocessing,
         )  # fmt: skip
 
     def image(self) -> tuple[str, int, Shape]:
@@ -221,14 +220,14 @@ class _Reader:
         elif place:
             if place[1] - place[0] != nbytes:
                 raise ModelError(f"{named}: expected {nbytes} bytes for {shape}, got {place[1] - place[0]}")
-            array = np.frombuffer(self.file, dtype.newbyteorder("<"), prod(shape), place[0])
+            array = np.frombuffer(self.file, dtype, prod(shape), place[0])
             if nbytes < MAPPED:
                 array = array.copy()
         elif tensor.HasField("raw_data"):
             raw = tensor.raw_data
             if len(raw) != nbytes:
                 raise ModelError(f"{named}: expected {nbytes} bytes for {shape}, got {len(raw)}")
-            array = np.frombuffer(raw, dtype.newbyteorder("<"))
+            array = np.frombuffer(raw, dtype)
         else:
             if nbytes > 16 * tensor.ByteSize():
                 raise ModelError(f"{named}: expected {prod(shape)} numbers, got a tensor of {tensor.ByteSize()} bytes")
@@ -245,7 +244,7 @@ class _Reader:
             raise ModelError(f"{named}: expected {nbytes} bytes in {target.name}, got {length} at {offset} of {there}")
         if not nbytes:
             return np.empty(0, dtype)
-        return np.memmap(target, dtype.newbyteorder("<"), "r", offset, (nbytes // dtype.itemsize,))
+        return np.memmap(target, dtype, "r", offset, (nbytes // dtype.itemsize,))
 
     def node(self, proto) -> None:
         operator = proto.op_type

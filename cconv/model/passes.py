@@ -94,9 +94,10 @@ class _Lowering:
 
     def add(self, item: Inferred) -> None:
         parts = item.result.parts
+        writers = Counter(part.output for part in parts)
         for i, part in enumerate(parts):
             reads = [self._at(read) for read in part.reads]
-            whole = sum(other.output == part.output for other in parts) == 1
+            whole = writers[part.output] == 1
             if not (whole and (self._fold(part, reads[0]) or self._silu(part, reads) or self._fuse(part, reads))):
                 key = part.output if whole else (part.output, i)
                 self.drafts[key] = self._preactivated(_Draft(part.spec, reads, part.output, part.recipe, part.times))

@@ -88,16 +88,13 @@ class Reader:
             yield Field(key >> 3, start, begin, at)
 
     def _varint(self, at: int, end: int) -> tuple[int, int]:
-        if at < end and self._data[at] < 0x80:  # most have one byte
-            return self._data[at], at + 1
-        number = 0
-        for shift in range(0, 70, 7):
-            if at >= end:
-                break
+        number = shift = 0
+        while at < end and shift < 70:
             byte, at = self._data[at], at + 1
             number |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return number, at
+            shift += 7
         raise ValueError("a number without end")
 
 
