@@ -19,6 +19,7 @@ cdef class Room:
     cdef Buffer take(self, size_t nbytes)
 
 cdef Buffer lease(double nbytes)
+cdef Buffer workspace(double nbytes)
 cdef Buffer borrow(cnp.ndarray array)
 cdef cnp.ndarray empty(int rank, const cnp.npy_intp *shape, int type_number)
 cdef cnp.ndarray part(Buffer memory, size_t begin, int rank, const cnp.npy_intp *shape, int type_number)

@@ -13,6 +13,7 @@ the parent would copy them. Nothing here needs the interpreter to give memory ba
 cimport cython
 cimport numpy as cnp
 from cpython.ref cimport Py_INCREF
+from libc.math cimport ceil
 from libc.stdint cimport SIZE_MAX
 from libc.stdlib cimport free
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
@@ -184,6 +185,11 @@ cdef Buffer lease(double nbytes):
     if nbytes > MOST_BYTES:
         raise MemoryError(f"could not allocate {nbytes:.0f} bytes")
     return Buffer(<size_t>nbytes)
+
+
+cdef Buffer workspace(double nbytes):
+    """The same for what run after run uses: whole huge pages from one on, since small ones behind them would be many."""
+    return lease(ceil(nbytes / HUGE) * HUGE if nbytes > HUGE else nbytes)
 
 
 cdef Buffer lying(owner, char *data, size_t nbytes):

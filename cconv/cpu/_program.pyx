@@ -9,7 +9,7 @@ cimport cython
 cimport numpy as cnp
 
 from ._core cimport Buffer, Call, Kernel, Phases, Room, lines
-from ._pool cimport empty, lease
+from ._pool cimport empty, workspace
 from ._team cimport threads_for
 
 from math import prod
@@ -212,9 +212,9 @@ cdef class Program:
         for step in geometry.steps:
             nbytes = max(nbytes, step.kernel.scratch_bytes(runs * step.times, max(threads, 1)))
         if nbytes:
-            scratch = Buffer(nbytes)
+            scratch = workspace(nbytes)
         if elements:
-            arena = lease(elements * runs * geometry.itemsize)
+            arena = workspace(elements * runs * geometry.itemsize)
         phases = Phases(count)
         call.threads, call.scratch, call.itemsize = threads, scratch.data, geometry.itemsize
         for i in range(count):
