@@ -143,13 +143,15 @@ class Transform:
     @property
     def data(self) -> tuple[Numbers, ...]:
         """B^T: alpha rows of alpha; what the kernels compute from `coefficients`."""
-        rows = [_with_roots([q for q in self.finite if q != p]) for p in self.finite]
-        return (*((*row, 0) for row in rows), _with_roots(self.finite))
+        points = self.finite
+        rows = [_with_roots([q for q in points if q != p]) for p in points]
+        return (*((*row, 0) for row in rows), _with_roots(points))
 
     @property
     def result(self) -> tuple[Numbers, ...]:
         """A^T: m rows of alpha; what the kernels compute from `powers`."""
-        return tuple((*(p**i for p in self.finite), int(i == self.m - 1)) for i in range(self.m))
+        points = self.finite
+        return tuple((*[p**i for p in points], int(i == self.m - 1)) for i in range(self.m))
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +261,7 @@ def within(rows: AnyTransform, columns: AnyTransform, precision: str, channels: 
 
 
 def _energy(row) -> float:
-    return sum(x**2 for x in row)
+    return sum([x**2 for x in row])
 
 
 def _spread(row, first: int, length: int) -> Numbers:
@@ -274,8 +276,8 @@ def _identity(size: int) -> tuple[Numbers, ...]:
 
 def _with_roots(roots) -> Numbers:
     """The coefficients, from the constant on, of the product of t - root."""
-    coefficients = (1,)
+    coefficients = [1]
     for root in roots:
-        pairs = zip((0, *coefficients), (*coefficients, 0), strict=True)
-        coefficients = tuple(lower - root * upper for lower, upper in pairs)
-    return coefficients
+        pairs = zip([0, *coefficients], [*coefficients, 0], strict=True)
+        coefficients = [lower - root * upper for lower, upper in pairs]
+    return tuple(coefficients)
