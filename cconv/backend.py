@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 
+from . import cpu  # here, so that no first call waits for it
 from .errors import ArgumentError, BackendUnavailable, CconvError, DTypeError
 from .planning import specs
 
@@ -23,7 +24,7 @@ DTYPE_NAMES = {np.dtype(name): name for name in specs.ITEMSIZE if hasattr(np, na
 
 @functools.cache
 def get(name: str) -> ModuleType:
-    """The twin of that name, imported on first use; BackendUnavailable where it cannot work."""
+    """The twin of that name, imported on first use but for the CPU's; BackendUnavailable where it cannot work."""
     if name not in NAMES:
         raise ArgumentError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
     return importlib.import_module(f"{__package__}.{name}")
@@ -184,7 +185,6 @@ def set_pool_limit(nbytes: int | None) -> None:
 
 def show_config() -> dict:
     """What this installation is and what it runs on, as a dict that can be printed as JSON."""
-    cpu = get("cpu")
     machine = cpu.machine()
     return {
         "cconv": importlib.metadata.version("cconv"),

@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import BackendUnavailable
 from ..planning import Machine, Plan
 from ..weights import Weights
+from . import _core
 from ._core import CancelFlag, instruction_sets
 from .memory import get_pool_limit, idle_bytes, set_pool_limit
 from .program import Program, prepare
@@ -24,7 +25,7 @@ dtypes = ("float32", "float64")
 
 __all__ = [
     "CancelFlag", "Program", "asarray", "build", "dtypes", "get_num_threads", "get_pool_limit", "idle_bytes",
-    "instruction_sets", "limit_threads", "machine", "machine_of", "name", "prepare", "set_num_threads",
+    "instruction_sets", "limit_threads", "machine", "machine_of", "name", "prepare", "scaled", "set_num_threads",
     "set_pool_limit", "synchronize", "to_numpy",
 ]  # fmt: skip
 
@@ -69,6 +70,11 @@ def to_numpy(array: np.ndarray) -> np.ndarray:
 
 def synchronize() -> None:
     """Nothing to wait for: a run has ended when it returns."""
+
+
+def scaled(weight: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """A float32 weight (K, ...) times a float64 factor for each of its K outputs, in double and rounded once."""
+    return _core.scaled(weight, factors, get_num_threads())
 
 
 def build(plan: Plan, weights: Weights) -> Program:

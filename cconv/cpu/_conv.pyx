@@ -10,7 +10,7 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
 from ._core cimport (
-    Buffer, Call, Kernel, Phases, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share_tasks,
+    Buffer, Call, Kernel, Phases, Room, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share_tasks,
 )
 from .kernels cimport cconv_finish, cconv_kernels, cconv_rows
 
@@ -397,16 +397,19 @@ cdef class Convolution(Kernel):
     cdef size_t panels_size(self):
         return self.job.groups * self.padded * self.job.depth * self.job.itemsize
 
+    cpdef size_t packed_bytes(self):
+        return self.panels_size() + (2 * self.job.C * self.job.itemsize if self.preactivated else 0)
+
     cpdef size_t scratch_bytes(self, long images, int threads):
         return self.scratch_size * threads
 
-    def pack(self, cnp.ndarray weight not None, int threads=1, cnp.ndarray before=None):
+    def pack(self, cnp.ndarray weight not None, int threads=1, cnp.ndarray before=None, Room room=None):
         """The panels of a C-ordered (K, C/G, R, S) weight, as run() wants them; behind them the (2, C) scale and shift
         of a preactivated convolution."""
         cdef Panels job
         cdef Buffer packed
         job.conv, job.padded = &self.job, self.padded
-        packed = Buffer(self.panels_size() + (0 if before is None else before.nbytes))
+        packed = Buffer(self.packed_bytes()) if room is None else room.take(self.packed_bytes())
         job.weight, job.packed = data_of(weight), packed.data
         if before is not None:
             memcpy(packed.data + self.panels_size(), data_of(before), before.nbytes)

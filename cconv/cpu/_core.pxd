@@ -4,7 +4,7 @@ cimport cython
 cimport numpy as cnp
 from libc.stdint cimport int32_t
 
-from ._pool cimport LINE, Buffer, borrow
+from ._pool cimport LINE, Buffer, Room, borrow
 from ._team cimport Ask, Phase, Task
 from .kernels cimport cconv_finish, cconv_kernels
 
@@ -64,6 +64,7 @@ cdef class Phases:
 
 cdef class Kernel:
     cpdef size_t scratch_bytes(self, long images, int threads)
+    cpdef size_t packed_bytes(self)
     cdef int enter(self, Phases phases, const Call *call) except -1
 
 

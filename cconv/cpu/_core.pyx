@@ -7,15 +7,18 @@ Memory is in _pool.pyx, threads are in _team.pyx; _core.pxd passes both on.
 """
 
 cimport cython
+cimport numpy as cnp
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
-from ._pool cimport LINE, Buffer
+from ._pool cimport HUGE, LINE, Buffer, part
 from ._team cimport Ask, Phase, Task, load, share, swap
 from .kernels cimport cconv_finish, cconv_isa, cconv_kernels, cconv_list, cconv_select
 
 from ..errors import Cancelled
 from ..planning import ACTIVATIONS
+
+cnp.import_array()
 
 #: Name -> value of enum cconv_activation.
 _ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS, start=1)}
@@ -208,6 +211,10 @@ cdef class Kernel:
         """Bytes of scratch that a run needs."""
         return 0
 
+    cpdef size_t packed_bytes(self):
+        """Bytes that `pack`, where a kernel has it, takes for packed weights."""
+        return 0
+
     cdef int enter(self, Phases phases, const Call *call) except -1:
         """Add the phases of a run. Every kernel has its own: a cdef class has no abstract methods, so this one says so."""
         raise NotImplementedError(type(self).__name__)
@@ -219,3 +226,44 @@ cdef void share_tasks(Task task, const void *job, long tasks, int threads) noexc
     phase.task, phase.job, phase.tasks, phase.scratch, phase.scratch_size = task, job, tasks, NULL, 0
     phase.next = phase.done = phase.asks = 0
     share(&phase, 1, threads, NULL, NULL)
+
+
+cdef enum:
+    SCALED = 1 << 14  # numbers that make a task
+
+
+cdef struct Scaling:
+    const char *weight
+    const double *factors
+    float *scaled
+    long outputs, depth, run  # run: outputs of a task
+
+
+cdef void scale_task(const void *untyped, long index, char *scratch) noexcept nogil:
+    """Some outputs' weights."""
+    cdef const Scaling *job = <const Scaling *>untyped
+    cdef long k, i
+    cdef float *row
+    for k in range(index * job.run, min((index + 1) * job.run, job.outputs)):
+        row = job.scaled + k * job.depth
+        memcpy(row, job.weight + k * job.depth * sizeof(float), job.depth * sizeof(float))  # they may lie at any byte
+        for i in range(job.depth):
+            row[i] = <float>(row[i] * job.factors[k])
+
+
+def scaled(cnp.ndarray weight not None, cnp.ndarray factors not None, int threads):
+    """A float32 weight (K, ...), every output's numbers times a factor, a float64 of (K,), and rounded once."""
+    cdef Scaling job
+    cdef cnp.ndarray given = cnp.PyArray_GETCONTIGUOUS(weight), result
+    if given.descr.type_num != cnp.NPY_FLOAT32 or factors.descr.type_num != cnp.NPY_FLOAT64:
+        raise TypeError(f"expected float32 and float64, got {weight.dtype} and {factors.dtype}")
+    if factors.ndim != 1 or not factors.flags.c_contiguous or factors.shape[0] != given.shape[0]:
+        raise ValueError(f"expected {given.shape[0]} factors in a row, got shape {(<object>factors).shape}")
+    # No less than a huge page, which then serves layer after layer.
+    result = part(Buffer(max(HUGE, given.nbytes)), 0, given.ndim, given.shape, cnp.NPY_FLOAT32)
+    job.weight, job.factors, job.scaled = data_of(given), <const double *>data_of(factors), <float *>data_of(result)
+    job.outputs, job.depth = given.shape[0], given.size // given.shape[0]
+    job.run = ceil_div(SCALED, job.depth)
+    with nogil:
+        share_tasks(scale_task, &job, ceil_div(job.outputs, job.run), threads)
+    return result

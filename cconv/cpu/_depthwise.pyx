@@ -8,7 +8,7 @@ The arithmetic is in kernels/depthwise.inc.c, the decisions in planning/direct.p
 cimport numpy as cnp
 from libc.string cimport memcpy
 
-from ._core cimport Buffer, Call, Kernel, Phases, ceil_div, data_of, finish_of, kernels_of
+from ._core cimport Buffer, Call, Kernel, Phases, Room, ceil_div, data_of, finish_of, kernels_of
 from .kernels cimport cconv_depthwise, cconv_finish, cconv_kernels
 
 cnp.import_array()
@@ -66,10 +66,13 @@ cdef class DepthwiseConvolution(Kernel):
         job.map_out = spec.P * spec.Q * job.itemsize
         job.finish = finish_of(spec.activation)
 
-    def pack(self, cnp.ndarray weight not None, int threads=1):
+    cpdef size_t packed_bytes(self):
+        return self.job.K * self.job.how.R * self.job.how.S * self.job.itemsize
+
+    def pack(self, cnp.ndarray weight not None, int threads=1, Room room=None):
         """A copy of a C-ordered (K, 1, R, S) weight."""
-        cdef Buffer packed = Buffer(weight.nbytes)
-        memcpy(packed.data, data_of(weight), weight.nbytes)
+        cdef Buffer packed = Buffer(self.packed_bytes()) if room is None else room.take(self.packed_bytes())
+        memcpy(packed.data, data_of(weight), packed.nbytes)
         return packed
 
     cdef int enter(self, Phases phases, const Call *call) except -1:

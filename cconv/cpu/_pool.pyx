@@ -13,6 +13,7 @@ the parent would copy them. Nothing here needs the interpreter to give memory ba
 cimport cython
 cimport numpy as cnp
 from cpython.ref cimport Py_INCREF
+from libc.math cimport ceil
 from libc.stdint cimport SIZE_MAX
 from libc.stdlib cimport free
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
@@ -34,7 +35,6 @@ cdef extern from *:
 
 cdef enum:
     LEAST = 1 << 12  # smaller memory is malloc's, and NumPy's: from here on this one takes no longer
-    HUGE = 1 << 21  # bytes of a huge page; blocks from here on begin at one
     STEPS = 3  # 2^3 sizes from one power of two to the next: at most an eighth of a block is wasted
     SHELVES = 64 << STEPS
 
@@ -176,7 +176,7 @@ cdef class Buffer:
         self.nbytes = nbytes
 
     def __dealloc__(self):
-        if self.data != NULL and self.owner is None:
+        if self.data != NULL and self.taken:  # `owner` says nothing any more once the collector of cycles was here
             give(self.data, self.taken)
 
 
@@ -187,13 +187,41 @@ cdef Buffer lease(double nbytes):
     return Buffer(<size_t>nbytes)
 
 
+cdef Buffer workspace(double nbytes):
+    """The same for what run after run uses: whole huge pages from one on, since small ones behind them would be many."""
+    return lease(ceil(nbytes / HUGE) * HUGE if nbytes > HUGE else nbytes)
+
+
+cdef Buffer lying(owner, char *data, size_t nbytes):
+    """Memory of another, which is kept."""
+    cdef Buffer buffer = Buffer(0)
+    give(buffer.data, buffer.taken)
+    buffer.data, buffer.taken, buffer.nbytes, buffer.owner = data, 0, nbytes, owner
+    return buffer
+
+
 cdef Buffer borrow(cnp.ndarray array):
     """The memory of a C-ordered array, which is kept."""
-    cdef Buffer buffer = Buffer(0)
-    if buffer.data != NULL:
-        give(buffer.data, buffer.taken)
-    buffer.data, buffer.nbytes, buffer.owner = <char *>cnp.PyArray_DATA(array), array.nbytes, array
-    return buffer
+    return lying(array, <char *>cnp.PyArray_DATA(array), array.nbytes)
+
+
+@cython.final
+cdef class Room:
+    """Memory for what lives together, such as the packed weights of a network: pieces of one Buffer, so that small ones
+    lie in huge pages too. It is taken with the first piece; `nbytes` is of all pieces, as whole cache lines."""
+
+    def __cinit__(self, size_t nbytes):
+        self.nbytes = nbytes
+
+    cdef Buffer take(self, size_t nbytes):
+        """A piece, or a Buffer of its own once the room is full."""
+        cdef size_t begin = self.used
+        if self.whole is None:
+            self.whole = Buffer(self.nbytes)
+        if nbytes > self.nbytes - begin:
+            return Buffer(nbytes)
+        self.used += min(self.nbytes - begin, (nbytes + LINE - 1) // LINE * LINE)
+        return lying(self.whole, self.whole.data + begin, nbytes)
 
 
 cdef cnp.ndarray part(Buffer memory, size_t begin, int rank, const cnp.npy_intp *shape, int type_number):

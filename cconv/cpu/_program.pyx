@@ -8,8 +8,8 @@ A call of a small layer takes microseconds, so this is compiled; the arithmetic 
 cimport cython
 cimport numpy as cnp
 
-from ._core cimport Buffer, Call, Kernel, Phases
-from ._pool cimport empty, lease
+from ._core cimport Buffer, Call, Kernel, Phases, Room, lines
+from ._pool cimport empty, workspace
 from ._team cimport threads_for
 
 from math import prod
@@ -26,8 +26,8 @@ cdef Buffer NOTHING = Buffer(0)
 cdef class Step:
     """An operation on numbered values and the kernel that computes it.
 
-    `reads(x)` says whether the kernel can read an x whose rows do not follow each other; `pack(weights)` gives its
-    (packed weights, bias). A run of the plan has `times` images of the kernel, (C, H, W) `image` in and `output` out.
+    `reads(x)` says whether the kernel can read an x whose rows do not follow each other; `pack(weights, room)` gives
+    its (packed weights, bias). A run of the plan has `times` images of the kernel, (C, H, W) `image` in and `output` out.
     `moot` steps have nothing to do in a run alone."""
 
     cdef Kernel kernel
@@ -107,9 +107,13 @@ cdef class Geometry:
     cdef Py_ssize_t itemsize
     cdef double arena, arena_alone, work  # for one run: elements; time, in operations of a convolution
     cdef Py_ssize_t input_size  # elements of the first input, for one run
+    cdef size_t packed  # bytes of all packed weights
 
     def __init__(self, plan, list steps, double work):
+        cdef Step step
         self.plan, self.steps, self.work = plan, steps, work
+        for step in steps:
+            self.packed += lines(step.kernel.packed_bytes())
         self.inputs, self.outputs = plan.inputs, plan.outputs
         self.values = 1 + max(plan.values)
         self.first = plan.inputs[0]
@@ -150,8 +154,11 @@ cdef class Program:
     def __init__(self, Geometry geometry not None, weights):
         cdef Step step
         cdef Packed *packed
+        cdef Room room = None
+        if len(geometry.steps) > 1:
+            room = Room(geometry.packed)
         self.geometry = geometry
-        self.packed = [(None, None) if step.pack is None else step.pack(weights) for step in geometry.steps]
+        self.packed = [(None, None) if step.pack is None else step.pack(weights, room) for step in geometry.steps]
         self.memory = Buffer(len(geometry.steps) * sizeof(Packed))
         packed = <Packed *>self.memory.data
         for i, (weight, bias) in enumerate(self.packed):
@@ -205,9 +212,9 @@ cdef class Program:
         for step in geometry.steps:
             nbytes = max(nbytes, step.kernel.scratch_bytes(runs * step.times, max(threads, 1)))
         if nbytes:
-            scratch = Buffer(nbytes)
+            scratch = workspace(nbytes)
         if elements:
-            arena = lease(elements * runs * geometry.itemsize)
+            arena = workspace(elements * runs * geometry.itemsize)
         phases = Phases(count)
         call.threads, call.scratch, call.itemsize = threads, scratch.data, geometry.itemsize
         for i in range(count):

@@ -15,9 +15,11 @@ from libc.stdint cimport int32_t
 from libc.string cimport memset
 
 from ._core cimport (
-    Buffer, Call, Kernel, Phases, borrow, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share_tasks,
+    Buffer, Call, Kernel, Phases, Room, borrow, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share_tasks,
 )
 from .kernels cimport CCONV_STRIP, cconv_finish, cconv_kernels, cconv_transform, cconv_winograd
+
+from functools import lru_cache
 
 cnp.import_array()
 
@@ -164,6 +166,24 @@ cdef void output_task(const void *untyped, long index, char *scratch) noexcept n
     multiply_group(job, block, index % job.groups, job.shared + block % job.held * job.block_bytes, scratch)
 
 
+cdef Buffer elements(str dtype, tuple values):
+    """A C copy of numbers, in the type of the arrays."""
+    cdef Buffer buffer = Buffer(len(values) * 8)
+    cdef Py_ssize_t i
+    for i, value in enumerate(values):
+        if dtype == "float32":
+            (<float *>buffer.data)[i] = value
+        else:
+            (<double *>buffer.data)[i] = value
+    return buffer
+
+
+@lru_cache(maxsize=64)
+def numbers_of(str dtype, transform):
+    """Coefficients, powers and filter of a transform, once for all layers."""
+    return elements(dtype, transform.coefficients), elements(dtype, transform.powers), elements("float64", transform.filter)
+
+
 cdef class WinogradConvolution(Kernel):
     """A ConvSpec cut by a Winograd tiling for one ISA. Holds tables, no weights; run() may be called from many threads."""
 
@@ -224,23 +244,12 @@ cdef class WinogradConvolution(Kernel):
         return lines((self.job.points * self.job.point_weights + self.job.kernels.lanes) * self.job.itemsize)
 
     cdef int _tables(self, cconv_transform *to, str dtype, transform) except -1:
+        cdef Buffer coefficients, powers, filter
+        coefficients, powers, filter = numbers = numbers_of(dtype, transform)
+        self.owners.append(numbers)
         to.m, to.alpha = transform.m, transform.alpha
-        to.coefficients = self._elements(dtype, transform.coefficients)
-        to.powers = self._elements(dtype, transform.powers)
-        to.filter = <const double *>self._elements("float64", transform.filter)
+        to.coefficients, to.powers, to.filter = coefficients.data, powers.data, <const double *>filter.data
         return 0
-
-    cdef const void *_elements(self, str dtype, values) except NULL:
-        """A C copy of numbers, in the type of the arrays."""
-        cdef Buffer buffer = Buffer(len(values) * 8)
-        cdef Py_ssize_t i
-        for i, value in enumerate(values):
-            if dtype == "float32":
-                (<float *>buffer.data)[i] = value
-            else:
-                (<double *>buffer.data)[i] = value
-        self.owners.append(buffer)
-        return buffer.data
 
     cdef long _blocks(self, long images):
         return ceil_div(self._count(images), self.job.tiles)
@@ -259,14 +268,17 @@ cdef class WinogradConvolution(Kernel):
         """Bytes of a thread's scratch without room for transformed input."""
         return self.scratch_size - self.job.products_at
 
-    def pack(self, cnp.ndarray weight not None, int threads=1):
+    cpdef size_t packed_bytes(self):
+        return 0 if self.job.fused else self._filter_bytes()
+
+    def pack(self, cnp.ndarray weight not None, int threads=1, Room room=None):
         """The transformed panels of a C-ordered (K, C, R, S) weight, as run() wants them; the weight itself where run()
         transforms it."""
         cdef Filters job
         cdef Buffer packed
         if self.job.fused:
             return borrow(weight)
-        packed = Buffer(self._filter_bytes())
+        packed = Buffer(self.packed_bytes()) if room is None else room.take(self.packed_bytes())
         job.blocks = &self.job
         job.weight, job.packed = data_of(weight), packed.data
         if packed.nbytes < SHARED_PACKING:

@@ -65,18 +65,18 @@ def _conv(step, isa: str) -> tuple:
     # The packed form depends on these alone, so programs for other image sizes share it.
     form = "cpu", isa, tiling.packing, spec.groups
 
-    def pack(arrays: tuple) -> tuple:
+    def pack(arrays: tuple, room) -> tuple:
         weight, bias, *before = arrays
         # Not copied where they lie at an odd byte of a file: that took half of a network's first run.
         given = [np.require(array, requirements="C") for array in (weight, *before)]
-        packed = kernel.pack(given[0], threads.get_num_threads(), *given[1:])
+        packed = kernel.pack(given[0], threads.get_num_threads(), *given[1:], room=room)
         return packed, None if bias is None else np.require(bias, requirements="CA")
 
     reads = _rows_in_one_piece
     if isinstance(tiling, Direct):
         reads = _rows_join if tiling.flat else _aligned
     work = tiling.executed_flops + ELEMENT * (spec.C * spec.H * spec.W + prod(spec.output))
-    return kernel, reads, lambda weights: weights.derived(name, form, pack), work
+    return kernel, reads, lambda weights, room: weights.derived(name, form, lambda arrays: pack(arrays, room)), work
 
 
 def _pool(step, isa: str) -> tuple:
@@ -100,7 +100,7 @@ def _tensors(kernel: type) -> Callable:
         spec, name = step.operation.spec, step.operation.weights
         billed = cost.of(spec)
         work = billed.flops + ELEMENT * (prod(spec.image) + prod(spec.output)) + ALONE * billed.flops_other
-        return kernel(spec, isa), _never, name and (lambda weights: weights.derived(name, "cpu", _plain)), work
+        return kernel(spec, isa), _never, name and (lambda weights, _: weights.derived(name, "cpu", _plain)), work
 
     return make
 

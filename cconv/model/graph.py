@@ -6,6 +6,7 @@ In: nodes from builtin.py or a file.  Out: Graph, and the values in which run.py
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,6 +21,12 @@ SHOWN = 100
 
 
 Shape = tuple[int, ...]
+
+
+@lru_cache(maxsize=64)
+def _name(dtype: np.dtype) -> str:
+    """NumPy makes it anew every time, which takes longer than the rest of a constant."""
+    return dtype.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,7 @@ class Constant:
         """An array that is there already; without a key it is known by its contents."""
         if key is None:
             key = f"{array.dtype}{array.shape}{array.tobytes().hex()}"
-        return cls(key, array.shape, lambda: array, array.dtype.name)
+        return cls(key, array.shape, lambda: array, _name(array.dtype))
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,8 @@ class Graph:
         Gives back the memory that reading constants took.
     preprocessing : Preprocessing, optional
         What a picture goes through before the graph takes it.
+    inferred : mapping of str to layers.Inferred
+        What every node is on an image of `input_shape`, where a reader has found it out already.
     """
 
     name: str
@@ -99,6 +108,7 @@ class Graph:
     batch: int = 1
     forget: Callable[[], None] = lambda: None
     preprocessing: Preprocessing | None = None
+    inferred: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self):
         known = {"", self.input, *self.constants}

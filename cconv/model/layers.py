@@ -6,6 +6,7 @@ operator that folding.py knows is folded instead, and costs nothing.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
@@ -100,15 +101,14 @@ def check(graph: Graph) -> None:
 
 
 def verify(graph: Graph, file: str) -> Graph:
-    """The same graph; a ModelError unless it can be run on images of its own size."""
+    """The same graph, with what was inferred; a ModelError unless it can be run on images of its own size."""
     try:
         check(graph)
-        infer(graph, graph.nodes, graph.input_shape)
+        return replace(graph, inferred=infer(graph, graph.nodes, graph.input_shape))
     except ModelError:
         raise
     except CconvError as error:
         raise ModelError(f"{file[:SHOWN]}: {error}") from None
-    return graph
 
 
 def infer(graph: Graph, nodes: Sequence[Node], image: Shape) -> dict[str, Inferred]:

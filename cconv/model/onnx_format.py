@@ -10,8 +10,7 @@ import math
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 
@@ -80,7 +79,7 @@ def _graph(onnx, path: Path) -> Graph:
             raise
         text = " ".join(str(error).split())
         raise ModelError(f"{path.name[:SHOWN]}: expected a valid ONNX model: {text[:400]}") from None
-    return replace(reader.graph(path.stem), preprocessing=_preprocessing(model, path))
+    return reader.graph(path.stem, _preprocessing(model, path))
 
 
 def _preprocessing(model, path: Path) -> Preprocessing | None:
@@ -94,16 +93,16 @@ def _preprocessing(model, path: Path) -> Preprocessing | None:
 def _without_large_tensors(onnx, model, places: list[protobuf.Place | None]) -> None:
     """Initializers that have been read become inputs: the checker gets a copy of the model, and needs no weights."""
     graph = model.graph
-    named, kept = {value.name for value in graph.input}, []
-    for tensor, place in zip(graph.initializer, places, strict=True):
-        mapped = place and not tensor.HasField("raw_data")
+    named = {value.name for value in graph.input}
+    for i in reversed(range(len(places))):
+        tensor = graph.initializer[i]
+        mapped = places[i] and not tensor.HasField("raw_data")
         if not mapped and not len(tensor.external_data) and tensor.ByteSize() < MAPPED:
-            kept.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
-        elif tensor.name not in named:
+            continue
+        if tensor.name not in named:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
             named.add(tensor.name)
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+        del graph.initializer[i]
 
 
 def _with_types(onnx, model) -> None:
@@ -122,6 +121,14 @@ def _opset(onnx, model) -> int:
     if len(versions) != 1 or not OLDEST_OPSET <= versions[0] <= newest:
         raise ModelError(f"opset: expected one from {OLDEST_OPSET} to {newest}, got {versions}")
     return versions[0]
+
+
+@lru_cache(maxsize=32)
+def _dtype(number: int) -> np.dtype:
+    """The type that a TensorProto's number stands for, as files have it; KeyError if it is none of NumPy's."""
+    from onnx import helper
+
+    return np.dtype(helper.tensor_dtype_to_np_dtype(number)).newbyteorder("<")
 
 
 def _external(tensor, folder: Path) -> tuple[Path, int, int | None]:
@@ -158,7 +165,7 @@ class _Reader:
                 raise ModelError(f"tensor {tensor.name[:SHOWN]!r}: expected a name of its own, got one that is taken")
             self.constants[tensor.name] = self.constant(tensor, place)
 
-    def graph(self, name: str) -> Graph:
+    def graph(self, name: str, preprocessing: Preprocessing | None) -> Graph:
         given, batch, shape = self.image()
         self.outputs = tuple(output.name for output in self.proto.output)
         for node in self.proto.node:
@@ -172,7 +179,7 @@ class _Reader:
         producer = f" by {self.proto.name[:SHOWN]}" if self.proto.name else ""
         return Graph(
             name, f"ONNX, opset {self.opset}{producer}.", shape, tuple(self.nodes), self.outputs, constants, given,
-            batch, partial(forget, self.file),
+            batch, partial(forget, self.file), preprocessing,
         )  # fmt: skip
 
     def image(self) -> tuple[str, int, Shape]:
@@ -202,7 +209,7 @@ class _Reader:
         named = f"tensor {tensor.name[:SHOWN]!r}"
         shape, onnx = tuple(tensor.dims), self.onnx
         try:
-            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+            dtype = _dtype(tensor.data_type)
         except KeyError:
             raise ModelError(f"{named}: expected numbers, got element type {tensor.data_type}") from None
         if dtype.kind not in "fiub" or min(shape, default=0) < 0 or tensor.HasField("segment"):
@@ -213,14 +220,14 @@ class _Reader:
         elif place:
             if place[1] - place[0] != nbytes:
                 raise ModelError(f"{named}: expected {nbytes} bytes for {shape}, got {place[1] - place[0]}")
-            array = np.frombuffer(self.file, dtype.newbyteorder("<"), prod(shape), place[0])
+            array = np.frombuffer(self.file, dtype, prod(shape), place[0])
             if nbytes < MAPPED:
                 array = array.copy()
         elif tensor.HasField("raw_data"):
             raw = tensor.raw_data
             if len(raw) != nbytes:
                 raise ModelError(f"{named}: expected {nbytes} bytes for {shape}, got {len(raw)}")
-            array = np.frombuffer(raw, dtype.newbyteorder("<"))
+            array = np.frombuffer(raw, dtype)
         else:
             if nbytes > 16 * tensor.ByteSize():
                 raise ModelError(f"{named}: expected {prod(shape)} numbers, got a tensor of {tensor.ByteSize()} bytes")
@@ -237,7 +244,7 @@ class _Reader:
             raise ModelError(f"{named}: expected {nbytes} bytes in {target.name}, got {length} at {offset} of {there}")
         if not nbytes:
             return np.empty(0, dtype)
-        return np.memmap(target, dtype.newbyteorder("<"), "r", offset, (nbytes // dtype.itemsize,))
+        return np.memmap(target, dtype, "r", offset, (nbytes // dtype.itemsize,))
 
     def node(self, proto) -> None:
         operator = proto.op_type

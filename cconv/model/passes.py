@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import backend
 from ..errors import ModelError
 from ..planning import ArithmeticSpec, ConvSpec, Operation, PointwiseSpec, Spec, specs, tensors
 from .graph import Constant, Node, Shape
@@ -86,13 +87,17 @@ class _Lowering:
 
     def _take_in(self, before: Key, name: Key, **changes) -> None:
         """The draft that gave `before` now gives `name`, at the end of the order, where all its inputs exist."""
-        self.drafts[name] = replace(self.drafts.pop(before), output=name, **changes)
+        draft = self.drafts[name] = self.drafts.pop(before)
+        draft.output = name
+        for word, value in changes.items():
+            setattr(draft, word, value)
 
     def add(self, item: Inferred) -> None:
         parts = item.result.parts
+        writers = Counter(part.output for part in parts)
         for i, part in enumerate(parts):
             reads = [self._at(read) for read in part.reads]
-            whole = sum(other.output == part.output for other in parts) == 1
+            whole = writers[part.output] == 1
             if not (whole and (self._fold(part, reads[0]) or self._silu(part, reads) or self._fuse(part, reads))):
                 key = part.output if whole else (part.output, i)
                 self.drafts[key] = self._preactivated(_Draft(part.spec, reads, part.output, part.recipe, part.times))
@@ -119,7 +124,8 @@ class _Lowering:
         if affine is None:
             return False
         recipe = conv.recipe._replace(affines=(*conv.recipe.affines, affine))
-        self._take_in(before, part.output, spec=replace(conv.spec, bias=True), recipe=recipe)
+        spec = conv.spec if conv.spec.bias else replace(conv.spec, bias=True)
+        self._take_in(before, part.output, spec=spec, recipe=recipe)
         return True
 
     def _silu(self, part: Part, reads: list[Key]) -> bool:
@@ -203,7 +209,9 @@ def lower(
         if key:
             recipes[key] = draft.recipe
         output = number.setdefault(draft.output, len(number))
-        spec = replace(draft.spec, precision=precision) if isinstance(draft.spec, ConvSpec) else draft.spec
+        spec = draft.spec
+        if isinstance(spec, ConvSpec) and spec.precision != precision:
+            spec = replace(spec, precision=precision)
         operations.append(Operation(spec, tuple(number[i] for i in draft.inputs), output, key, draft.times))
     values = {name: number[lowering.source[name]] for name in layers}
     return Lowered(tuple(operations), {0: shape}, values, recipes)
@@ -284,7 +292,8 @@ def arrays(recipe: Recipe) -> tuple:
     if recipe.affines:
         scale, shift = _composed(recipe.affines, np.zeros(1) if bias is None else bias.astype(np.float64))
         with np.errstate(all="ignore"):
-            weight = (weight * scale[:, None, None, None]).astype(np.float32)
+            # In NumPy, which needs an array of doubles for it, this took as long as packing.
+            weight = backend.get("cpu").scaled(weight, np.ascontiguousarray(np.broadcast_to(scale, recipe.shape[:1])))
             bias = np.broadcast_to(shift.astype(np.float32), (recipe.shape[0],))
     if not recipe.before:
         return weight, bias

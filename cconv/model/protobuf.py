@@ -36,8 +36,8 @@ class Reader:
         self._left = MOST_FIELDS
 
     def without(self, least: int) -> tuple[bytes, list[Place | None]]:
-        """The file without raw data of `least` bytes and more; of every initializer, where its raw data lies, if it has
-        any."""
+        """The file without raw data of `least` bytes and more; of every initializer of so many bytes, where its raw
+        data lies, if it has any."""
         places: list[Place | None] = []
         parts = []
         for field in self._fields(0, len(self._data)):
@@ -48,18 +48,21 @@ class Reader:
         return b"".join(parts), places
 
     def _graph(self, graph: Field, least: int, places: list[Place | None]) -> Iterator[bytes]:
+        done = graph.begin
         for field in self._fields(graph.begin, graph.end):
             if field.number != INITIALIZER or field.begin is None:
-                yield self._data[field.start : field.end]
                 continue
-            inner = tuple(self._fields(field.begin, field.end))
-            raw = [(one.begin, one.end) for one in inner if one.number == RAW_DATA and one.begin is not None]
+            raw = []
+            if field.end - field.begin >= least:
+                inner = tuple(self._fields(field.begin, field.end))
+                raw = [(one.begin, one.end) for one in inner if one.number == RAW_DATA and one.begin is not None]
             places.append(raw[-1] if raw else None)
             if any(end - begin >= least for begin, end in raw):
+                yield self._data[done : field.start]
                 kept = b"".join(self._data[one.start : one.end] for one in inner if one.number != RAW_DATA)
                 yield from _wrapped(INITIALIZER, kept)
-            else:
-                yield self._data[field.start : field.end]
+                done = field.end
+        yield self._data[done : graph.end]
 
     def _fields(self, at: int, end: int) -> Iterator[Field]:
         while at < end:
@@ -85,14 +88,13 @@ class Reader:
             yield Field(key >> 3, start, begin, at)
 
     def _varint(self, at: int, end: int) -> tuple[int, int]:
-        number = 0
-        for shift in range(0, 70, 7):
-            if at >= end:
-                break
+        number = shift = 0
+        while at < end and shift < 70:
             byte, at = self._data[at], at + 1
             number |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return number, at
+            shift += 7
         raise ValueError("a number without end")
 
 

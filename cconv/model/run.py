@@ -330,7 +330,11 @@ class Model:
         return not images, prod(images) // batch, image
 
     def _infer(self, image: Shape, asked: tuple[str, ...]) -> dict[str, Inferred]:
-        return infer(self._graph, passes.prune(self._graph.nodes, asked), image)
+        graph = self._graph
+        nodes = passes.prune(graph.nodes, asked)
+        if image == graph.input_shape and graph.inferred:
+            return {node.name: graph.inferred[node.name] for node in nodes}
+        return infer(graph, nodes, image)
 
     def _plan(
         self, machine: Machine, image: Shape, asked: tuple[str, ...], runs: int = 1

@@ -130,9 +130,9 @@ def _winograd(
     lanes, executed = _executed(spec, machine, rows, columns, images)
     chains = winograd.chains(spec.C, rows, columns) if spec.precision == "highest" else direct.chains(spec.C)
     vector_bytes = points * spec.C * machine.vector_bytes
-    far = direct.far_images(spec, machine)
 
-    def blocking(block: int, held: int, group_bytes: float) -> Winograd:
+    def blocking(block: int, held: int, group_bytes: float) -> tuple:
+        """Tiles, panels, group, held, fused."""
         size = min(tiles, block * vector)
         if lanes == "channels":
             panels = ceil_div(spec.K, vector * machine.tile_vectors)
@@ -146,7 +146,7 @@ def _winograd(
         fused = packs and held > 0 and size == tiles and filter_bytes <= FUSED_BYTES
         if fused:
             group = min(group, FUSED_BYTES // filter_bytes)
-        return Winograd(rows, columns, lanes, size, panels, group, held, fused, chains, far, executed)
+        return size, panels, group, held, fused
 
     near = machine.l2_bytes * PRODUCTS_SHARE
     own = max(1, min(vectors, int(machine.l2_bytes * BLOCK_SHARE) // vector_bytes, BLOCK_VECTORS))
@@ -157,7 +157,10 @@ def _winograd(
         if block * vector_bytes <= max(HELD_BYTES, vector_bytes) and ceil_div(vectors, block) == blocks:
             held = max(1, min(blocks, HELD_BYTES // (block * vector_bytes)))
             found += [blocking(block, held, near * share) for share in (0.5, 1, 2, 4)]
-    return min(found, key=lambda tiling: estimate(spec, machine, tiling, images, packs))
+    arithmetic = _arithmetic(spec, machine, rows, columns, lanes, executed, images)
+    same = chains, direct.far_images(spec, machine), executed
+    tilings = (Winograd(rows, columns, lanes, *cut, *same) for cut in dict.fromkeys(found))
+    return min(tilings, key=lambda tiling: arithmetic + _beyond(spec, machine, tiling, images, packs) / images)
 
 
 def _transforms(spec: ConvSpec, machine: Machine) -> list[tuple[AnyTransform, AnyTransform]]:
@@ -229,13 +232,10 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
     if isinstance(tiling, Depthwise):
         return fma + maps_in + 2 * maps_out
     if isinstance(tiling, Winograd):
-        filters = tiling.points * spec.C * spec.K
-        ahead = 0 if tiling.fused else _ahead(filters / vector, machine)
-        beyond = _passing(spec, machine, tiling, images) + packs * (2.5 * filters + ahead)
         arithmetic = _arithmetic(
             spec, machine, tiling.rows, tiling.columns, tiling.lanes, tiling.executed_flops, images
         )
-        return arithmetic + beyond / images
+        return arithmetic + _beyond(spec, machine, tiling, images, packs) / images
     weights = 0.5 * spec.K * spec.depth + _ahead(spec.K * spec.depth / vector, machine)
     # Rows of the image that two tiles share are packed twice.
     packing = packs * weights / images
@@ -263,6 +263,16 @@ def _arithmetic(
     return (
         products * (1.1 if lanes == "pixels" else 1.25) + _transforming(spec, machine, rows, columns, images) / images
     )
+
+
+def _beyond(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int, packs: bool) -> float:
+    """Time beyond the arithmetic of so many images: what depends on the blocking."""
+    time = _passing(spec, machine, tiling, images)
+    if packs:
+        filters = tiling.points * spec.C * spec.K
+        vectors = filters / (machine.vector_bytes // ITEMSIZE[spec.dtype])
+        time += 2.5 * filters + (0 if tiling.fused else _ahead(vectors, machine))
+    return time
 
 
 def _streamed(vectors: float, machine: Machine) -> float:
@@ -298,12 +308,15 @@ def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) ->
         calls = ceil_div(tiling.tiles, machine.tile_rows)
     time += points * tiling.panels * blocks * calls * CALL + (tiling.chains - 1) * products * LINK
     if tiling.held:
-        rounds = [tiling.held * groups] * (blocks // tiling.held) + [blocks % tiling.held * groups]
-        waiting = sum(ceil_div(tasks, machine.threads) * machine.threads - tasks for tasks in rounds) / sum(rounds)
+        rounds = (tiling.held * groups, blocks // tiling.held), (blocks % tiling.held * groups, 1)
+        idle = sum(many * (-tasks % machine.threads) for tasks, many in rounds)
+        waiting = idle / (blocks * groups)
     else:  # of the blocks dealt out, the last one may be small
         whole, rest = divmod(tiles, tiling.tiles)
         longest = max(ceil_div(whole, machine.threads) * tiling.tiles, whole // machine.threads * tiling.tiles + rest)
         waiting = longest * machine.threads / tiles - 1
+    if not waiting:
+        return time
     work = images * tiling.executed_flops / 2 / lanes
     work += _transforming(spec, machine, tiling.rows, tiling.columns, images)
     return time + waiting * work

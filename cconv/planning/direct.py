@@ -15,7 +15,7 @@ lanes = "channels": a vector holds output channels, inputs are broadcast; wastes
 """
 
 from dataclasses import dataclass
-from math import isqrt
+from math import gcd, isqrt
 from typing import NamedTuple
 
 from .machine import Machine, ceil_div
@@ -159,6 +159,12 @@ def _axis(kernel: int, stride: int, dilation: int, outputs: int) -> Axis:
     return Axis(tuple(at), tuple((k, 0) for k in range(kernel)), outputs)
 
 
+def _axis_size(kernel: int, stride: int, dilation: int, outputs: int) -> int:
+    """`_axis(...).size`, without the axis."""
+    phases = min(kernel, stride // gcd(stride, dilation))
+    return min(phases * (outputs + (kernel - 1) * dilation // stride), kernel * outputs)
+
+
 def _axes(spec: ConvSpec, tile_p: int, tile_q: int) -> tuple[Axis, Axis]:
     return (
         _axis(spec.R, spec.stride[0], spec.dilation[0], tile_p),
@@ -190,13 +196,14 @@ def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int)
     """Output rows and columns of a tile, about TILE_PIXELS pixels, and the pieces whose input fits its share of the
     cache. A tile in pieces has to be larger than one in a whole: weights are then read, and rows packed, less often."""
     channel_bytes = spec.C // spec.groups * ITEMSIZE[spec.dtype]
+    (down, across), (apart_down, apart_across) = spec.stride, spec.dilation
     # A pixel's inputs and sums: where they are few, a larger tile still leaves them in the first-level cache.
     pixel_bytes = channel_bytes + min(spec.K // spec.groups, PANEL_OUTPUTS) * ITEMSIZE[spec.dtype]
     pixels = max(TILE_PIXELS[lanes], min(1024, L1_SHARE // pixel_bytes))
 
     def tile_bytes(p: int, q: int) -> int:
-        rows, columns = _axes(spec, p, q)
-        return channel_bytes * rows.size * columns.size
+        rows, columns = _axis_size(spec.R, down, apart_down, p), _axis_size(spec.S, across, apart_across, q)
+        return channel_bytes * rows * columns
 
     budget = int(machine.l2_bytes * TILE_SHARE)
     cuts = ceil_div(width, pixels)

@@ -66,6 +66,8 @@ def shape(value, name: str, rank: int | tuple[int, ...], axes: str) -> tuple[int
         raise ShapeError(f"{name}: expected a shape {axes}, got {value!r}") from None
     if len(sizes) not in ranks:
         raise ShapeError(f"{name}: expected {' or '.join(map(str, ranks))} axes {axes}, got shape {sizes}")
+    if all(type(size) is int and 0 < size < 2**63 for size in sizes):  # most are, and the text below takes longer
+        return sizes
     return tuple(integer(size, f"{name} {sizes}: every size", 1, 2**63 - 1) for size in sizes)
 
 

@@ -8,8 +8,9 @@ Operands lie in C order. Where a tensor's axes do not matter it is seen as one l
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import prod
+from operator import mul
 from typing import NamedTuple
 
 from ..errors import ShapeError
@@ -51,7 +52,7 @@ def row(elements: int) -> CHW:
 
 def strides(shape: Shape) -> Shape:
     """Elements from one position of an axis to the next, in C order."""
-    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+    return tuple(accumulate(shape[:0:-1], mul, initial=1))[::-1] if shape else ()
 
 
 def _nest(loops: list) -> tuple:
@@ -164,14 +165,14 @@ def arithmetic(
     kind: str, x: Shape, other: Shape, *, constant=False, swapped=False, activation=None, dtype="float32"
 ) -> ArithmeticSpec:
     shape = spread(x, other)
+    apart = []  # of each operand, from one position of an axis to the next
+    for given in (x, other):
+        own = (step if size > 1 else 0 for size, step in zip(given, strides(given), strict=True))
+        apart.append((*[0] * (len(shape) - len(given)), *own))
     loops: list[Stride] = []
-    for axis, count in enumerate(shape):
+    for count, *steps in zip(shape, *apart, strict=True):
         if count == 1:
             continue
-        steps = []
-        for given in (x, other):
-            own = axis - (len(shape) - len(given))
-            steps.append(strides(given)[own] if own >= 0 and given[own] > 1 else 0)
         if loops and (loops[-1].x, loops[-1].other) == (steps[0] * count, steps[1] * count):
             loops[-1] = Stride(loops[-1].count * count, *steps)
         else:

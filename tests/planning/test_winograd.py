@@ -1,6 +1,7 @@
 """Winograd: a transform is an exact correlation, its constants are exact, its errors are those that it states."""
 
 import itertools
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -31,8 +32,18 @@ COARSE = [  # that do not
     ((4, 7), (4, 7), 32),
 ]
 
-ALL = [winograd.transform(m, r) for m, r in winograd.SUPPORTED]
-STRIDED = [winograd.transform(m, *kind) for kind, tiles in winograd.TILES.items() if kind[1] == 2 for m, _ in tiles]
+
+def exact(t):
+    """The same transform in fractions."""
+    if isinstance(t, winograd.Strided):
+        return winograd.Strided(exact(t.even), exact(t.odd) if t.odd else None)
+    return replace(t, pairs=tuple(map(Fraction, t.pairs)))
+
+
+DOUBLES = [winograd.transform(m, r) for m, r in winograd.SUPPORTED]
+DOUBLES += [winograd.transform(m, *kind) for kind, tiles in winograd.TILES.items() if kind[1] == 2 for m, _ in tiles]
+ALL = [exact(t) for t in DOUBLES if t.stride == 1]
+STRIDED = [exact(t) for t in DOUBLES if t.stride == 2]
 each = pytest.mark.parametrize("t", ALL, ids=lambda t: f"F({t.m},{t.r})")
 
 
@@ -122,6 +133,17 @@ def test_alpha_points_are_zero_pairs_and_infinity(t):
     assert t.alpha == t.m + t.r - 1 == int(t.zero) + 2 * len(t.pairs) + 1
     assert len(t.data) == len(t.taps) == t.alpha
     assert len(t.result) == t.m
+
+
+@pytest.mark.parametrize("t", DOUBLES, ids=lambda t: f"F({t.m},{t.r}) stride {t.stride}")
+def test_doubles_are_the_exact_numbers_and_quotients_are_rounded_once(t):
+    def flat(numbers):
+        return [x for one in numbers for x in (flat(one) if isinstance(one, tuple) else [one])]
+
+    for name in ("coefficients", "powers", "data", "result"):
+        assert flat(getattr(t, name)) == flat(getattr(exact(t), name)), name
+    for name in ("filter", "taps"):
+        assert flat(getattr(t, name)) == list(map(float, flat(getattr(exact(t), name)))), name
 
 
 @each
