@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import socket
-import sqlite3
 import statistics
 import subprocess
 import sys
@@ -140,8 +139,8 @@ def commit_s(url: str) -> float:
         account="benchmark", model=SMALL, shapes={"x": SMALL_SHAPE}, macs=1, flops=2, flops_other=0
     ).row()
     places = ", ".join("?" for _ in row)
-    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as base:
-        base.execute(f"PRAGMA journal_mode = {'WAL' if wal_is_safe(sqlite3.sqlite_version_info) else 'PERSIST'}")
+    with contextlib.closing(ledger.sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as base:
+        base.execute(f"PRAGMA journal_mode = {'WAL' if wal_is_safe(ledger.sqlite3.sqlite_version_info) else 'PERSIST'}")
         base.execute("PRAGMA synchronous = FULL")
 
         def once() -> None:
