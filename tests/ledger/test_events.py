@@ -180,10 +180,12 @@ def test_closing_records_what_waits(sqlite_url, event):
     threads = [threading.Thread(target=lambda: receipts.append(book.append(event()))) for _ in range(8)]
     for thread in threads:
         thread.start()
-    end = time.monotonic() + 3  # before the lock is given up; some are with the writer, the rest wait behind them
-    while not book._writer._queue and time.monotonic() < end:
+        if thread is threads[0]:
+            time.sleep(0.1)  # the writer has it, and waits for the lock; the others wait behind it
+    end = time.monotonic() + 3
+    while len(book._writer._queue) < 7 and time.monotonic() < end:
         time.sleep(0.001)
-    assert book._writer._queue
+    assert len(book._writer._queue) == 7
     closer = threading.Thread(target=lambda: receipts.append(book.close()))
     closer.start()
     lock.execute("ROLLBACK")
