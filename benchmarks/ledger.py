@@ -8,7 +8,6 @@ event when its commit is on the disk; threads that wait share a commit. Rounds o
 
 import argparse
 import os
-import sqlite3
 import statistics
 import tempfile
 import threading
@@ -90,7 +89,7 @@ def main() -> None:
                         syncs.append(syncs_per_second(Path(folder), 0.3))
                         rows.setdefault((name, threads), []).append(events_per_second(book, threads, given.seconds))
                     book.close(timeout_s=60)
-        print(f"SQLite {sqlite3.sqlite_version}, {os.cpu_count()} cores, medians of {ROUNDS} rounds\n")
+        print(f"SQLite {ledger.sqlite3.sqlite_version}, {os.cpu_count()} cores, medians of {ROUNDS} rounds\n")
         print(f"the disk: {statistics.median(syncs):,.0f} fdatasync/s ({min(syncs):,.0f} to {max(syncs):,.0f})\n")
         print("| mode | threads | events/s | spread | median ms | p99 ms | events of a commit |")
         print("|---|---|---|---|---|---|---|")

@@ -7,11 +7,9 @@ docs/service.md says, client and server on the same cores; the library, the serv
 """
 
 import argparse
-import contextlib
 import json
 import os
 import socket
-import sqlite3
 import statistics
 import subprocess
 import sys
@@ -26,7 +24,7 @@ import numpy as np
 
 import cconv
 from cconv import ledger
-from cconv.ledger.database import wal_is_safe
+from cconv.ledger.database import Database
 
 ROOT = Path(__file__).resolve().parents[1]
 #: VGG16's third block, from pixels.
@@ -134,23 +132,25 @@ def sync_s(folder: Path) -> float:
         return statistics.median(seconds(once) for _ in range(20))
 
 
-def commit_s(url: str) -> float:
-    """Seconds of one commit of the ledger: a row in its own tables by SQLite alone, as durable as the ledger's."""
-    row = ledger.Event(
-        account="benchmark", model=SMALL, shapes={"x": SMALL_SHAPE}, macs=1, flops=2, flops_other=0
-    ).row()
-    places = ", ".join("?" for _ in row)
-    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as base:
-        base.execute(f"PRAGMA journal_mode = {'WAL' if wal_is_safe(sqlite3.sqlite_version_info) else 'PERSIST'}")
-        base.execute("PRAGMA synchronous = FULL")
+class Commits:
+    """Commits of the ledger: a row in its own tables, on a connection such as it keeps, by SQLite alone."""
 
-        def once() -> None:
-            values = tuple({**row, "id": uuid.uuid4().hex, "at": time.time_ns() // 1000}.values())
-            base.execute("BEGIN IMMEDIATE")
-            base.execute(f"INSERT INTO usage_event ({', '.join(row)}) VALUES ({places})", values)
-            base.execute("COMMIT")
+    def __init__(self, url: str):
+        ledger.migrate(url)
+        self._base = Database(url).open_writer()
+        self._row = ledger.Event(
+            account="benchmark", model=SMALL, shapes={"x": SMALL_SHAPE}, macs=1, flops=2, flops_other=0
+        ).row()
 
-        return statistics.median(seconds(once) for _ in range(50))
+    def median_s(self) -> float:
+        return statistics.median(seconds(self._once) for _ in range(50))
+
+    def _once(self) -> None:
+        driver, names = self._base.connection.driver_connection, ", ".join(self._row)
+        values = tuple({**self._row, "id": uuid.uuid4().hex, "at": time.time_ns() // 1000}.values())
+        driver.execute("BEGIN IMMEDIATE")
+        driver.execute(f"INSERT INTO usage_event ({names}) VALUES ({', '.join('?' for _ in values)})", values)
+        driver.execute("COMMIT")
 
 
 def large(services: dict[str, Service], rounds: int) -> dict[str, list[float]]:
@@ -181,14 +181,13 @@ def small(services: dict[str, Service], folder: Path, rounds: int) -> dict[str, 
     model = cconv.load(SMALL)
     layer = model.outputs[0]
     sent = infer(SMALL, head_of(x, "FP32", layer), x.tobytes())
-    url = f"sqlite:///{folder}/commit.db"
-    ledger.migrate(url)
+    commits = Commits(f"sqlite:///{folder}/commit.db")
     clients = {name: service.client() for name, service in services.items()}
     taken: dict[str, list[float]] = {name: [] for name in ("library", "fdatasync", "commit", *clients)}
     for _ in range(rounds):
         taken["library"].append(1e3 * statistics.median(seconds(lambda: model.run(x, [layer])) for _ in range(100)))
         taken["fdatasync"].append(1e3 * sync_s(folder))
-        taken["commit"].append(1e3 * commit_s(url))
+        taken["commit"].append(1e3 * commits.median_s())
         for name, client in clients.items():
             client.ask(sent)
             taken[name].append(1e3 * statistics.median(seconds(lambda c=client: c.ask(sent)) for _ in range(100)))

@@ -104,28 +104,28 @@ def _guard(app: flask.Flask, auth: Auth, metrics: Metrics, log_requests: bool) -
 
     @app.before_request
     def begin():
-        g.began = time.monotonic()
-        g.trace = Trace.of(request.headers.get("traceparent", ""))
+        g.began, headers = time.monotonic(), request.headers
+        g.trace = Trace.of(headers.get("traceparent", ""))
         g.account, g.served = ANONYMOUS, ("", "")
         g.account = _account(auth)
         if not request.query_string.isascii():
             raise InvalidRequest("query: expected ASCII, with everything else percent-encoded")
-        if (encoding := request.headers.get("Transfer-Encoding", "chunked")).strip().lower() != "chunked":
+        if (encoding := headers.get("Transfer-Encoding", "chunked")).strip().lower() != "chunked":
             raise UnsupportedEncoding(f"Unsupported compression type: expected chunked, got {encoding[:32]!r}")
-        if (encoding := request.headers.get("Content-Encoding", "identity").strip().lower()) != "identity":
+        if (encoding := headers.get("Content-Encoding", "identity").strip().lower()) != "identity":
             Inflated.check(encoding)
 
     @app.after_request
     def finish(response):
-        own = {name.lower() for name, _ in response.headers}
-        response.headers.extend((name, value) for name, value in HEADERS.items() if name.lower() not in own)
         # The rule, not the address: the number of series must not grow with what clients send.
         route = request.url_rule.rule if request.url_rule else "unknown"
         seconds = time.monotonic() - g.began
         metrics.answered(route, *g.served, response.status_code, seconds)
-        response.headers["traceparent"] = g.trace.header()
+        more = {**HEADERS, "traceparent": g.trace.header()}
         if called := request_id():
-            response.headers["X-Request-Id"] = called
+            more["X-Request-Id"] = called
+        own = {name.lower() for name, _ in response.headers}
+        response.headers.extend((name, value) for name, value in more.items() if name.lower() not in own)
         if log_requests:
             requests.info("answered", extra={"fields": _line(response, route, seconds, called)})
         return response

@@ -3,6 +3,8 @@
 In: a function that says what to run next, one that runs it.  Out: all of it run, and threads that have ended.
 """
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -25,6 +27,9 @@ class Lanes(Generic[Run]):
         What to run now, or None if nothing waits.
     compute : function (run)
         Its thread ends with what it raises. An idle lane keeps its last run, so it leaves nothing large in there.
+    nice : int
+        How much the threads give way to the process's others, on Linux, where a thread has a niceness of its own. A run
+        takes as long as it takes; who refuses, reads or writes wants a processor for a moment, and soon.
     """
 
     def __init__(
@@ -34,9 +39,10 @@ class Lanes(Generic[Run]):
         lock: threading.Lock,
         take: Callable[[], Run | None],
         compute: Callable[[Run], None],
+        nice: int = 0,
     ):
         self.most = most
-        self._name, self._take, self._compute = name, take, compute
+        self._name, self._take, self._compute, self._nice = name, take, compute, nice
         self._changed = threading.Condition(lock)
         self._threads: list[threading.Thread] = []
         self._idle = 0
@@ -73,6 +79,9 @@ class Lanes(Generic[Run]):
             thread.join(timeout_s)
 
     def _work(self) -> None:
+        if self._nice and sys.platform == "linux":
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + self._nice)
         while (run := self._next()) is not None:
             self._compute(run)
             with self._changed:

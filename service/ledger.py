@@ -33,31 +33,36 @@ log = logging.getLogger(__name__)
 ACCOUNT = "anonymous"
 #: What usage may be added up by.
 GROUPS = ledger.GROUPS
+UNWRITTEN = "the usage record could not be written; nothing was answered, try again"
 #: Answers about usage that are written at a time, and of these for one account: they may be long, and readers slow.
 READERS, READERS_OF_ONE = 4, 2
 
 
+def _as_ours(error: ledger.LedgerError, unavailable: str) -> ServiceError:
+    """A ledger's error as the service's. What failed in a database is for the log: it may name hosts and files."""
+    if isinstance(error, ledger.KeyReused):
+        return Mismatch(str(error))
+    if isinstance(error, ledger.KeyInProgress):
+        return Conflict(str(error), ceil(error.retry_after_s))
+    if isinstance(error, ledger.KeyExhausted):
+        return Conflict(str(error))
+    if isinstance(error, ledger.LedgerTimeout):
+        return DeadlineExceeded(str(error))
+    if isinstance(error, ledger.LedgerDoubtful):
+        text = "it is not known whether the usage record was written, so it may be recorded, and nothing was answered"
+        return NotRecorded(f"{text}; sent again under its Idempotency-Key, the request is not billed twice")
+    if isinstance(error, ledger.LedgerUnavailable):
+        return NotRecorded(unavailable)
+    log.error("the ledger", exc_info=error)
+    return ServiceError("internal error; the server's log says more")
+
+
 @contextmanager
 def _translated(unavailable: str) -> Iterator[None]:
-    """The ledger's errors as the service's. What failed in a database is for the log: it may name hosts and files."""
     try:
         yield
-    except ledger.KeyReused as error:
-        raise Mismatch(str(error)) from error
-    except ledger.KeyInProgress as error:
-        raise Conflict(str(error), ceil(error.retry_after_s)) from error
-    except ledger.KeyExhausted as error:
-        raise Conflict(str(error)) from error
-    except ledger.LedgerTimeout as error:
-        raise DeadlineExceeded(str(error)) from error
-    except ledger.LedgerDoubtful as error:
-        text = "it is not known whether the usage record was written, so it may be recorded, and nothing was answered"
-        raise NotRecorded(f"{text}; sent again under its Idempotency-Key, the request is not billed twice") from error
-    except ledger.LedgerUnavailable as error:
-        raise NotRecorded(unavailable) from error
     except ledger.LedgerError as error:
-        log.exception("the ledger")
-        raise ServiceError("internal error; the server's log says more") from error
+        raise _as_ours(error, unavailable) from error
 
 
 def _checked(**fields) -> ledger.Event:
@@ -69,6 +74,8 @@ def _checked(**fields) -> ledger.Event:
 
 def _merged(tasks: Sequence[Mapping]) -> dict:
     """Many tasks' shapes in one: what they have in common once, and the rest with how many there are of it."""
+    if len(tasks) == 1:
+        return {**tasks[0], "parts": [{"count": 1}]}
     common = dict(set(tasks[0].items()).intersection(*(one.items() for one in tasks)))
     rests = Counter(tuple(item for item in one.items() if item[0] not in common) for one in tasks)
     return {**common, "parts": [{**dict(rest), "count": count} for rest, count in rests.items()]}
@@ -135,13 +142,13 @@ class Book:
     def require(self) -> None:
         """NotRecorded while the ledger is known to be out of order."""
         if self._ledger is not None:
-            with self._writing():
+            with _translated(UNWRITTEN):
                 self._ledger.require()
 
     def check(self) -> None:
         """Write something that is no bill; NotRecorded if that fails."""
         if self._ledger is not None:
-            with self._writing():
+            with _translated(UNWRITTEN):
                 self._ledger.check()
 
     def open(
@@ -163,18 +170,22 @@ class Book:
             return Bill(self, None, None)
         shapes = _merged(fields.pop("shapes"))
         event = _checked(account=account, idempotency_key=key or None, shapes=shapes, **bill, **fields)
-        with self._failing():
+        try:
             self._ledger.require()
             reservation = self._ledger.reserve(account, key, fingerprint()) if key else None
-            return Bill(self, event, reservation)
+        except ledger.LedgerError as error:
+            raise self._failure(error) from error
+        return Bill(self, event, reservation)
 
     def settle(self, event: ledger.Event, reservation: ledger.Reservation | None, settle_s: float) -> bool:
         """Record it; whether it is billed by this, and not by the same request before."""
-        with self._failing():
+        try:
             if reservation is None:
                 receipt = self._ledger.append(event, settle_s=settle_s)
             else:
                 receipt = self._ledger.record(reservation, event, settle_s=settle_s)
+        except ledger.LedgerError as error:
+            raise self._failure(error) from error
         billed = receipt is not None and not receipt.duplicate
         (self._metrics.ledger_writes if billed else self._metrics.replays).inc()
         return billed
@@ -182,19 +193,14 @@ class Book:
     def release(self, reservation: ledger.Reservation) -> None:
         self._ledger.release(reservation)
 
-    def _writing(self):
-        return _translated("the usage record could not be written; nothing was answered, try again")
-
-    @contextmanager
-    def _failing(self) -> Iterator[None]:
-        try:
-            with self._writing():
-                yield
-        except NotRecorded as error:
+    def _failure(self, error: ledger.LedgerError) -> ServiceError:
+        """What a request is told that is refused because of it, counted. (A context would cost each that is not.)"""
+        ours = _as_ours(error, UNWRITTEN)
+        if isinstance(ours, NotRecorded):
             self._metrics.ledger_failures.inc()
-            if isinstance(error.__cause__, ledger.LedgerDoubtful):
-                self._metrics.ledger_doubtful.inc()
-            raise
+        if isinstance(error, ledger.LedgerDoubtful):
+            self._metrics.ledger_doubtful.inc()
+        return ours
 
     def usage(self, form: str, by: tuple[str, ...] | None, deadline: float, reader: str, **selection) -> "Pieces":
         """Totals by these, or with None every event, as pieces of JSON or CSV; Unavailable without a ledger.
@@ -221,9 +227,11 @@ class Book:
 
     def used(self, account: str, since_us: int, timeout_s: float) -> int:
         """flops + flops_other that are recorded for an account since then."""
-        with self._failing():
+        try:
             found = self._ledger.totals((), account=account, since_us=since_us, timeout_s=timeout_s)
             return sum(total.flops + total.flops_other for total in found)
+        except ledger.LedgerError as error:
+            raise self._failure(error) from error
 
     def audit(self, price: Callable[[str, str, dict], tuple[int, int, int]]) -> "ledger.Audit":
         """Every bill against the sum of `price(model, version, shapes)`, (macs, flops, flops_other), over its parts."""

@@ -46,7 +46,7 @@ class Form:
     @classmethod
     def read(cls, name: str, parameters: Mapping, shape: tuple[int, ...], binary: bool) -> "Form":
         """What the parameters say, if an output of this shape can come back so."""
-        where = f"output {brief(name)}"
+        where = f"output {name!r}"
         dtype = parameters.get("dtype", "FP32")
         if dtype not in DTYPES:
             raise WireError(f"dtype of {where}: expected one of {', '.join(DTYPES)}, got {brief(dtype)}")

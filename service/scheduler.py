@@ -41,6 +41,8 @@ STUCK = 70
 SHORT_S = 0.002
 #: Of a deadline, how many times the estimate must be left for that: nobody else looks at the clock meanwhile.
 SPARE = 10
+#: Niceness of the threads that compute on the CPU: a tenth of a processor's time where another thread wants it too.
+NICE = 10
 CLOSING = "the server is shutting down; try again"
 
 
@@ -137,8 +139,8 @@ class Scheduler:
         self._lock = threading.Lock()
         self._queues: dict[str, deque[_Entry]] = {"cpu": deque(), "cuda": deque()}
         self._lanes = {
-            device: Lanes(device, most, self._lock, lambda device=device: self._take(device), self._compute)
-            for device, most in (("cpu", lanes or cores()), ("cuda", 1))
+            device: Lanes(device, most, self._lock, lambda device=device: self._take(device), self._compute, nice)
+            for device, most, nice in (("cpu", lanes or cores(), NICE), ("cuda", 1, 0))
         }
         self._runs: set[_Run] = set()
         self._drained = threading.Condition(self._lock)

@@ -60,7 +60,10 @@ class Statistics:
         with self._lock:
             found = self._models[model, version]
             found.last_ms = round(1000 * time.time())
-            found.counts.update(images=images, macs=cost.macs, flops=cost.flops, flops_other=cost.flops_other)
+            for what, count in (
+                ("images", images), ("macs", cost.macs), ("flops", cost.flops), ("flops_other", cost.flops_other),
+            ):  # fmt: skip
+                found.counts[what] += count
             for what, took in seconds.items():
                 found.took(what, took)
 

@@ -56,9 +56,11 @@ def brief(value) -> str:
 
 def aligned(payload: memoryview, dtype, shape: tuple[int, ...]) -> np.ndarray:
     """Bytes as an array of these elements. Kernels want them aligned; what follows a header of any length seldom is."""
-    array = np.require(np.frombuffer(payload, np.dtype(dtype)), requirements="A").reshape(shape)
+    array = np.frombuffer(payload, np.dtype(dtype))
+    if not array.flags.aligned:
+        array = array.copy()
     array.flags.writeable = False
-    return array
+    return array.reshape(shape)
 
 
 # ---------------------------------------------------------------------------------------------------------------- JSON
@@ -337,7 +339,7 @@ def _outputs(outputs, default: bool, expected: Expected) -> tuple[dict[str, dict
                 f"unexpected inference output {brief(name)} for model '{expected.model}'; expected one of its layers, "
                 f"which GET /v2/models/{expected.model} lists"
             )
-        wanted[name] = _tensor_parameters(output, f"output {brief(name)}")
+        wanted[name] = _tensor_parameters(output, f"output {name!r}")  # which is ours, and no longer than that
         if _flag(wanted[name], "binary_data", default):
             binary.add(name)
     return wanted, frozenset(binary)

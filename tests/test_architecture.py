@@ -45,7 +45,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: A package's own __init__, not all that is in the package.
 FRONTS = ("cconv", "service")
 
-#: Who alone may use another's library; empty: nobody.
+#: Which rooms, or modules, alone may use another's library; empty: nobody.
 OWNERS = {
     "cupy": {"cconv.gpu"},
     "flask": {"service.routes", "service.factory", "service"},
@@ -53,7 +53,8 @@ OWNERS = {
     "limits": {"service.admission"},
     "sqlalchemy": {"cconv.ledger"},
     "alembic": {"cconv.ledger"},
-    "sqlite3": {"cconv.ledger"},
+    "sqlite3": {"cconv.ledger.sqlite"},
+    "pysqlite3": {"cconv.ledger.sqlite"},
     "psycopg": {"cconv.ledger"},
     "cconv": {"service.engine"},
     "cconv.ledger": {"service.ledger"},
@@ -185,7 +186,7 @@ def _import_violations(path: Path, root: Path) -> Iterator[str]:
         for library, owners in OWNERS.items():
             foreign = library not in FRONTS and top == library
             ours = target == library and not room.startswith("cconv")
-            if (foreign or ours) and room not in owners:
+            if (foreign or ours) and not owners & {room, module_of(path, root)}:
                 yield f"{me} uses {library}, which belongs to {', '.join(sorted(owners)) or 'nobody'}"
         if any(room == r for r in STDLIB_ONLY) and top not in FRONTS and top not in sys.stdlib_module_names:
             yield f"{me} uses {module}; {room} needs the standard library only"
@@ -208,6 +209,17 @@ def violations(root: Path) -> list[str]:
 def test_every_import_goes_down():
     found = violations(ROOT)
     assert not found, "\n".join(found)
+
+
+def test_whoever_opens_a_ledgers_file_takes_the_ledgers_sqlite():
+    """Two SQLite libraries in one process would break each other's locks on it; scripts within tests count too."""
+    direct = re.compile(r"^[ \t]*(?:import|from)[ \t]+(?:py)?sqlite3\b", re.M)
+    files = [
+        path for folder in ("tests", "benchmarks", "examples", "service") for path in (ROOT / folder).rglob("*.py")
+    ]
+    assert len(files) > 100
+    assert [str(path.relative_to(ROOT)) for path in files if direct.search(path.read_text())] == []
+    assert direct.search((ROOT / "cconv/ledger/sqlite.py").read_text()), "the rule sees nothing"
 
 
 def test_the_rule_reads_every_kind_of_file():
@@ -233,7 +245,9 @@ PLANTED = [
     ("cconv/ops.py", "import cupy", "belongs to cconv.gpu"),
     ("cconv/ops.py", "from flask import Flask", "belongs to"),
     ("cconv/ops.py", "import service", "the library no service"),
-    ("cconv/ops.py", "import sqlite3", "belongs to cconv.ledger"),
+    ("cconv/ops.py", "import sqlite3", "belongs to cconv.ledger.sqlite"),
+    ("cconv/ledger/ledger.py", "from pysqlite3 import dbapi2", "belongs to cconv.ledger.sqlite"),
+    ("cconv/ledger/ledger.py", "import sqlite3", "belongs to cconv.ledger.sqlite"),
     ("cconv/ops.py", "from .ledger import Ledger", "floor"),
     ("cconv/ledger/ledger.py", "from ..ops import conv2d", "floor"),
     ("cconv/ledger/ledger.py", "from flask import Flask", "belongs to"),
@@ -271,7 +285,8 @@ def house(tmp_path):
         "cconv/planning/cost.py": "from math import prod\nfrom ..errors import ShapeError",
         "cconv/planning/rules.pxd": "",
         "cconv/ledger/__init__.py": "from .ledger import Ledger",
-        "cconv/ledger/ledger.py": "import sqlalchemy\nfrom ..errors import ShapeError",
+        "cconv/ledger/ledger.py": "import sqlalchemy\nfrom ..errors import ShapeError\nfrom .sqlite import sqlite3",
+        "cconv/ledger/sqlite.py": "import sqlite3 as of_python\nimport pysqlite3 as of_package",
         "cconv/cpu/__init__.py": "from ._core import run\nfrom ..planning import cost",
         "cconv/cpu/_core.pyx": 'cimport cython\ncdef extern from "kernels/kernels.h":\n    pass',
         "cconv/cpu/inside.h": "",

@@ -31,6 +31,7 @@ from .keys import Reservation
 from .ledger import Ledger
 from .migrate import migrate
 from .query import GROUPS, Audit, Difference, Total, as_csv, as_json
+from .sqlite import sqlite3
 
 __all__ = [
     "GROUPS",
@@ -58,4 +59,5 @@ __all__ = [
     "as_csv",
     "as_json",
     "migrate",
+    "sqlite3",
 ]

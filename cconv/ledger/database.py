@@ -2,12 +2,13 @@
 
 In: a URL.  Out: connections of SQLAlchemy's, and database errors as the ledger's own.
 
-SQLite before 3.51.3 (but for two back-ports) may corrupt a WAL database with two connections, so there the journal is a
-rollback journal, kept from transaction to transaction: about five fsyncs for a commit where WAL has one, shared by all
-events of a group. Readers hold a lock against commits then, so they look at some rows at a time (`pause`).
+SQLite before 3.51.3 (but for two back-ports) may corrupt a WAL database with two connections, so there, and where a
+file system has no write-ahead log, the journal is a rollback journal, kept from transaction to transaction: about five
+fsyncs for a commit where a log has one, shared by all events of a group. Its readers hold a lock against commits, so
+they look at some rows at a time (`pause`).
 """
 
-import sqlite3
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +20,16 @@ from sqlalchemy.engine import Connection, make_url
 from ..errors import ArgumentError
 from . import schema
 from .errors import LedgerUnavailable, SchemaOutdated
+from .sqlite import sqlite3
+
+log = logging.getLogger(__name__)
 
 CONNECT_S = 3
 #: The first with RETURNING.
 OLDEST_SQLITE = (3, 35, 0)
+#: After so many pages of 4 KiB, 150 small commits, the log is written back to the database's file, which takes the last
+#: of these some milliseconds; what it has grown to by large commits, or while readers looked at it, it gives up above.
+LOG_PAGES, LOG_BYTES = 1000, 16 << 20
 #: Execution option of connections that write: SQLite takes its lock at once, since a reader cannot become a writer.
 _WRITES = {"ledger_writes": True}
 #: Classes of SQLSTATE that a transaction of its own may get over: conflicts with other transactions.
@@ -60,7 +67,7 @@ class Database:
             if self.url.database in (None, "", ":memory:"):
                 raise ArgumentError("ledger: expected a file, sqlite:///path, got none")
             self._path = Path(self.url.database).absolute()
-            connect = {"creator": self._connect_sqlite}
+            connect = {"module": sqlite3, "creator": self._connect_sqlite}
         elif kind == "postgresql":
             self.url = self.url.set(drivername="postgresql+psycopg")
             alive = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
@@ -89,7 +96,13 @@ class Database:
         if self.is_sqlite:
             writes = connection.get_execution_options().get("ledger_writes")
             # The driver's own: SQLAlchemy's execution takes longer than SQLite does.
-            connection.connection.driver_connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+            driver = connection.connection.driver_connection
+            driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+            if writes and not wal_is_safe(sqlite3.sqlite_version_info):
+                # Another process, whose SQLite has the fix, may have changed the journal since this one was opened.
+                (journal,) = driver.execute("PRAGMA journal_mode").fetchone()
+                if journal == "wal":
+                    raise LedgerUnavailable(_unsafe())
 
     def open_writer(self) -> Connection:
         """A connection whose commits are on the disk when they return, to tables of this version."""
@@ -145,8 +158,7 @@ class Database:
     def _harden(self, connection: Connection) -> None:
         """What durability needs, set and read back."""
         if self.is_sqlite:
-            mode = "wal" if wal_is_safe(sqlite3.sqlite_version_info) else "persist"
-            self._pragma(connection, "journal_mode", mode, mode)
+            self._choose_journal(connection)
             self._pragma(connection, "synchronous", "FULL", 2)
             self._pragma(connection, "fullfsync", "ON", 1)  # Apple's fsync leaves data in the disk's cache
             self._pragma(connection, "mmap_size", "0", 0)
@@ -169,16 +181,45 @@ class Database:
                 connection.exec_driver_sql(f"SET {name} = {round(1000 * self.timeout_s)}")
             connection.commit()
 
+    def _choose_journal(self, connection: Connection) -> None:
+        """A write-ahead log, or a rollback journal where that is not safe, or not to be had."""
+        if wal_is_safe(sqlite3.sqlite_version_info):
+            if self._begin_log(connection):
+                return
+            log.warning("the file system of %s has no write-ahead log: commits take several times as long", self._path)
+        elif self._ask(connection, "journal_mode") == "wal":
+            log.warning("%s", _unsafe())
+        self._pragma(connection, "journal_mode", "persist", "persist")
+
+    def _begin_log(self, connection: Connection) -> bool:
+        """Whether there is one from now on."""
+        try:
+            begun = self._ask(connection, "journal_mode = wal") == "wal"
+            # The log's index is memory that processes share by mapping a file, which not every file system can do.
+            self._ask(connection, "schema_version")
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):  # as long as somebody uses the other journal
+                raise
+            raise LedgerUnavailable(f"ledger: {error}, of the write-ahead log; expected a local disk") from error
+        if begun:
+            self._ask(connection, f"wal_autocheckpoint = {LOG_PAGES}")
+            self._ask(connection, f"journal_size_limit = {LOG_BYTES}")
+        return begun
+
+    def _pragma(self, connection: Connection, name: str, value: str, expected) -> None:
+        """Set it and see that it holds."""
+        self._ask(connection, f"{name} = {value}")
+        found = self._ask(connection, name)
+        if found not in (None, expected):  # None: a build without this setting
+            raise LedgerUnavailable(f"ledger: expected SQLite's {name} to be {expected}, got {found}")
+
     @staticmethod
-    def _pragma(connection: Connection, name: str, value: str, expected) -> None:
-        """Set it outside of a transaction, where alone it works, and see that it holds."""
+    def _ask(connection: Connection, pragma: str):
+        """What SQLite answers to a pragma outside of a transaction, where alone many of them work; None if nothing."""
         cursor = connection.connection.driver_connection.cursor()
-        cursor.execute(f"PRAGMA {name} = {value}")
-        cursor.execute(f"PRAGMA {name}")
-        row = cursor.fetchone()
+        row = cursor.execute(f"PRAGMA {pragma}").fetchone()
         cursor.close()
-        if row is not None and row[0] != expected:  # None: a build without this setting
-            raise LedgerUnavailable(f"ledger: expected SQLite's {name} to be {expected}, got {row[0]}")
+        return row and row[0]
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -187,6 +228,13 @@ class Database:
             yield
         except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
             raise unavailable(error) from error
+
+
+def _unsafe() -> str:
+    return (
+        f"ledger: the database has a write-ahead log, which is not safe with SQLite {sqlite3.sqlite_version}; expected "
+        f"nobody to have it open, so that it can be given up, or the SQLite that pip install 'cconv[ledger]' brings"
+    )
 
 
 def unavailable(error: BaseException, kind: type[LedgerUnavailable] = LedgerUnavailable) -> LedgerUnavailable:

@@ -6,7 +6,6 @@ In: fields.  Out: Event, a frozen value that turns into a row, a line of JSON an
 import json
 import time
 import uuid
-from copy import copy
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -21,6 +20,8 @@ BILL = ("macs", "flops", "flops_other")
 #: What must agree for two events to be the same bill; the rest says when and how fast.
 IDENTITY = ("account", "model", "version", "images", "shapes", *BILL)
 DAY_US = 86_400_000_000
+#: Made once: json.dumps makes one at every call that wants more than the defaults.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 
 def now_us() -> int:
@@ -103,18 +104,20 @@ class Event:
         if len(text) > LONGEST_SHAPES:
             raise EventError(f"shapes: expected at most {LONGEST_SHAPES} characters of JSON, got more")
         object.__setattr__(self, "shapes", json.loads(text))  # as it will be read: tuples are lists
+        object.__setattr__(self, "_shapes_text", text)
 
     def measured(self, **numbers: int) -> "Event":
         """This event with some of its numbers as they turned out; its texts and shapes have been checked."""
-        other = copy(self)
         for name, value in numbers.items():
             check_number(name, value)
-            object.__setattr__(other, name, value)
+        other = object.__new__(Event)
+        vars(other).update(vars(self), **numbers)
         return other
 
     def row(self) -> dict:
         """As the table has it."""
-        return {**{name: getattr(self, name) for name in NAMES}, "shapes": _json(self.shapes)}
+        values = vars(self)
+        return {**{name: values[name] for name in NAMES}, "shapes": self._shapes_text}
 
     def line(self) -> bytes:
         """As a line of JSON, its end included."""
@@ -154,7 +157,7 @@ def check_number(name: str, value) -> None:
 
 def _json(shapes) -> str:
     try:
-        return json.dumps(shapes, separators=(",", ":"), sort_keys=True, allow_nan=False)
+        return _ENCODER.encode(shapes)
     except (TypeError, ValueError, RecursionError) as error:
         raise EventError(f"shapes: expected what JSON holds, got {error}") from None
 

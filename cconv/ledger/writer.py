@@ -9,6 +9,7 @@ After a failure everything is refused at once, until the thread, which tries fro
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -67,7 +68,11 @@ class Writer:
 
     def __init__(self, database: Database):
         self._database = database
-        self._changed = threading.Condition()
+        #: Held for whatever follows.
+        self._lock = threading.Lock()
+        #: Open when the thread has to look; a Condition would wake it through two locks more, at every request.
+        self._bell = threading.Lock()
+        self._bell.acquire()
         self._queue: deque[_Task] = deque()
         self._fault: LedgerUnavailable | None = None
         self._closed = False
@@ -96,7 +101,7 @@ class Writer:
         """
         self.check_process()
         task = _Task(function, argument)
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise LedgerClosed("ledger: it is closed")
             if self._fault is not None:
@@ -108,9 +113,9 @@ class Writer:
                 thread.start()  # first, as it may fail
                 self._thread = thread
             self._queue.append(task)
-            self._changed.notify()
+            self._ring()
         if not task.wait(timeout_s):
-            with self._changed:
+            with self._lock:
                 if task in self._queue:
                     self._queue.remove(task)
                     raise LedgerUnavailable(f"ledger: no turn in {timeout_s} s; nothing was recorded")
@@ -126,9 +131,9 @@ class Writer:
     def close(self, timeout_s: float) -> bool:
         """Take no more, finish what waits; whether that was done in time."""
         self.check_process()
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify()
+            self._ring()
         if self._thread is not None:
             self._thread.join(timeout_s)
         return self._thread is None or not self._thread.is_alive()
@@ -141,21 +146,30 @@ class Writer:
                 pause = RETRY_S[0]
             elif self._recovers():
                 log.warning("the ledger works again")
-                with self._changed:
+                with self._lock:
                     self._fault = None
             else:
                 pause = min(2 * pause, longest)
         self._refuse_waiting(LedgerClosed("ledger: it is closed; nothing was recorded"))
         self._disconnect()
 
+    def _ring(self) -> None:
+        """Have the thread look; the lock is held, so that nobody else opens the bell."""
+        if self._bell.locked():
+            self._bell.release()
+
     def _take(self, pause_s: float) -> list[_Task] | None:
         """The next group; an empty one when it is time to try again; None at the end."""
-        with self._changed:
-            if self._fault is not None:
-                self._changed.wait_for(lambda: self._closed, pause_s)
-                return None if self._closed else []
-            self._changed.wait_for(lambda: self._queue or self._closed)
-            return [self._queue.popleft() for _ in range(min(MOST_IN_GROUP, len(self._queue)))] or None
+        if self._fault is not None:
+            end = time.monotonic() + pause_s
+            while not self._closed and (left := end - time.monotonic()) > 0:
+                self._bell.acquire(timeout=left)
+            return None if self._closed else []
+        while True:
+            with self._lock:
+                if self._queue or self._closed:
+                    return [self._queue.popleft() for _ in range(min(MOST_IN_GROUP, len(self._queue)))] or None
+            self._bell.acquire()
 
     def _recovers(self) -> bool:
         try:
@@ -199,14 +213,14 @@ class Writer:
         """Refuse the group, what waits behind it and what comes; nobody's request thread is held up by a dead disk."""
         certain = LedgerUnavailable(str(error)) if isinstance(error, LedgerDoubtful) else error
         log.error("the ledger fails and refuses everything: %s", error)
-        with self._changed:
+        with self._lock:
             self._fault = certain
         self._refuse_waiting(certain)
         for task in group:
             task.fail(type(error)(str(error)))
 
     def _refuse_waiting(self, error: LedgerUnavailable) -> None:
-        with self._changed:
+        with self._lock:
             waiting = list(self._queue)
             self._queue.clear()
         for task in waiting:

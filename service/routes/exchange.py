@@ -46,16 +46,17 @@ def admitted(pipeline: Pipeline, view: Callable) -> Callable:
 
 def enter(pipeline: Pipeline) -> Permit:
     """A place for this request, which the caller has to release."""
-    key = request.headers.get("Idempotency-Key")
+    headers = request.headers
+    key = headers.get("Idempotency-Key")
     if key is not None and not key.strip():  # whoever sends one wants not to be billed twice
         raise InvalidRequest("Idempotency-Key: expected a text, got an empty one")
     length = request.content_length
-    if length is None and "Transfer-Encoding" not in request.headers:
+    if length is None and "Transfer-Encoding" not in headers:
         length = 0
     pipeline.body(length or 0)
     stream = request.stream  # refuses what it cannot read: nothing may fail once there is a permit
     asked = f"{request.method} {request.path}?{request.query_string.decode()}"
-    plain = request.headers.get("Content-Encoding", "identity").strip().lower() == "identity"
+    plain = headers.get("Content-Encoding", "identity").strip().lower() == "identity"
     permit = pipeline.enter(length if plain else None, g.account)  # how much a compressed body will be, nobody knows
     permit.came = lambda: stream.came
     permit.asked, permit.key, permit.request_id = asked, key or "", request_id()
@@ -143,19 +144,21 @@ def answer_format(*allowed: str) -> str:
     return types[best]
 
 
-def answer(pipeline: Pipeline, outcome: Outcome, parts: Sequence[bytes | np.ndarray], mimetype: str) -> Response:
+def answer(
+    pipeline: Pipeline, outcome: Outcome, parts: Sequence[bytes | np.ndarray], mimetype: str, **headers: str
+) -> Response:
     """A computed answer, written in pieces, with the bill in its headers."""
-    size = wire.total_bytes(parts)
+    size, content = wire.total_bytes(parts), wire.pieces(parts)
     pipeline.metrics.bytes_out.inc(size)
-    response = Response(wire.pieces(parts), mimetype=mimetype, headers=outcome.headers())
+    headers |= outcome.headers()
     # One encoding alone is a wish. Lists of them are what HTTP libraries send unasked, and maps compress poorly.
     encoding = request.headers.get("Accept-Encoding", "").strip().lower()
     if encoding in ENCODINGS:
-        response.response = _compressed(response.response, ENCODINGS[encoding])
-        response.headers["Content-Encoding"] = encoding
+        content = _compressed(content, ENCODINGS[encoding])
+        headers["Content-Encoding"] = encoding
     else:
-        response.content_length = size
-    return response
+        headers["Content-Length"] = str(size)
+    return Response(content, mimetype=mimetype, headers=headers)  # all at once: to set one looks at all others
 
 
 def _compressed(pieces: Iterable[bytes], bits: int) -> Iterator[bytes]:

@@ -202,10 +202,10 @@ class Oip:
         outcome, (header, tensors) = self._pipeline.run(
             permit, [task], encode, json_numbers=as_json, encoding_bytes=room
         )
-        response = answer(self._pipeline, outcome, [header, *tensors], "application/octet-stream" if tensors else JSON)
-        if tensors:
-            response.headers[HEADER_LENGTH] = str(len(header))
-        return response
+        if not tensors:
+            return answer(self._pipeline, outcome, [header], JSON)
+        length = {HEADER_LENGTH: str(len(header))}
+        return answer(self._pipeline, outcome, [header, *tensors], "application/octet-stream", **length)
 
     def _asked(self, permit: Permit, served: Served, data: bytes) -> wire.InferRequest:
         given = request.headers.get(HEADER_LENGTH)

@@ -4,6 +4,8 @@ In: a Scheduler with tasks whose runs do what the test says.  Out: who ran when,
 """
 
 import gc
+import os
+import sys
 import threading
 import time
 import weakref
@@ -95,6 +97,19 @@ def waste(scheduler, task) -> float:
 def until_cancelled(cancel) -> None:
     assert soon(cancel.is_set)
     raise DeadlineExceeded("cancelled")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no niceness of its own")
+def test_what_computes_gives_way_to_who_refuses_reads_and_writes(make, task):
+    seen = []
+
+    def look(cancel):
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    make(1).run([task(look), task(look)], later())  # two, which no request computes itself
+    assert set(seen) == {min(19, own + scheduling.NICE)}
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
 
 
 class Held:

@@ -4,6 +4,7 @@ In: tests/conftest.py's `postgres`.  Out: `url`, `book`, event makers.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +83,15 @@ def python(tmp_path):
 def folder(tmp_path):
     """Where a spool may lie."""
     return tmp_path / "spool"
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory):
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("the shim for fsync needs Linux and a C compiler")
+    folder = tmp_path_factory.mktemp("shim")
+    library = folder / "syncs.so"
+    source = Path(__file__).with_name("syncs.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return library

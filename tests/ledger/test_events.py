@@ -2,8 +2,8 @@
 
 import dataclasses
 import os
-import sqlite3
 import threading
+import time
 
 import pytest
 import sqlalchemy as sa
@@ -174,14 +174,18 @@ def test_closing_records_what_waits(sqlite_url, event):
     """Threads that wait for their turn are answered, not refused."""
     book = Ledger(sqlite_url)
     book.check()
-    lock = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    lock = ledger.sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")
     receipts = []
     threads = [threading.Thread(target=lambda: receipts.append(book.append(event()))) for _ in range(8)]
     for thread in threads:
         thread.start()
-    while len(book._writer._queue) < 7:
-        pass
+        if thread is threads[0]:
+            time.sleep(0.1)  # the writer has it, and waits for the lock; the others wait behind it
+    end = time.monotonic() + 3
+    while len(book._writer._queue) < 7 and time.monotonic() < end:
+        time.sleep(0.001)
+    assert len(book._writer._queue) == 7
     closer = threading.Thread(target=lambda: receipts.append(book.close()))
     closer.start()
     lock.execute("ROLLBACK")

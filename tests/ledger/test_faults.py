@@ -7,19 +7,14 @@ what its system has in memory.
 """
 
 import json
-import shutil
-import sqlite3
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from cconv import ArgumentError, ledger
-from cconv.ledger import Ledger, database
+from cconv import ledger
+from cconv.ledger import Ledger
 from cconv.ledger.rows import append_all
 
 #: A ledger that does what it is told, a line at a time, and answers with JSON.
@@ -27,8 +22,7 @@ OBEDIENT = """
 import ctypes, json, os, resource, sys
 from cconv import ArgumentError, ledger
 from cconv.ledger import Event, Ledger, database
-if os.environ.get("WAL"):
-    database.wal_is_safe = lambda version: True
+database.wal_is_safe = lambda version: bool(os.environ["WAL"])
 book = Ledger(sys.argv[1], timeout_s=5)
 sent = 0
 def syncs():
@@ -77,18 +71,6 @@ class Obedient:
                 return answers
             time.sleep(0.02)
         raise AssertionError(answers[-3:])
-
-
-@pytest.fixture(scope="session")
-def shim(tmp_path_factory):
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("the shim for fsync needs Linux and a C compiler")
-    folder = tmp_path_factory.mktemp("shim")
-    library = folder / "syncs.so"
-    source = Path(__file__).with_name("syncs.c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    return library
 
 
 @pytest.fixture
@@ -201,7 +183,7 @@ def test_a_full_disk_is_a_refusal_and_passes(obedient, sqlite_url):
     assert {a for a in everything if isinstance(a, str)} <= set(ids)
     assert not {a["refused"] for a in everything if isinstance(a, dict) and not a["doubtful"]} & set(ids)
     assert obedient("close") is True
-    check = sqlite3.connect(path)
+    check = ledger.sqlite3.connect(path)
     assert check.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     check.close()
 
@@ -209,7 +191,7 @@ def test_a_full_disk_is_a_refusal_and_passes(obedient, sqlite_url):
 def test_a_locked_database_is_a_refusal_and_passes(sqlite_url, event):
     with Ledger(sqlite_url, timeout_s=0.3) as book:
         book.append(event(id="before"))
-        lock = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+        lock = ledger.sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
         lock.execute("BEGIN IMMEDIATE")
         began = time.monotonic()
         with pytest.raises(ledger.LedgerUnavailable):
@@ -301,7 +283,7 @@ def test_without_time_it_stays_doubtful_and_may_be_there(url, event, slow_commit
 
 
 def test_a_failure_that_is_certain_is_not_waited_for(sqlite_url, event):
-    lock = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    lock = ledger.sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
     with Ledger(sqlite_url, timeout_s=0.2) as book:
         book.check()
         lock.execute("BEGIN IMMEDIATE")
@@ -348,7 +330,7 @@ def test_a_dead_database_does_not_pile_up_its_callers(sqlite_url, event, caplog)
     """A hundred threads are refused within the time of one."""
     with Ledger(sqlite_url, timeout_s=0.5) as book:
         book.check()
-        lock = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+        lock = ledger.sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
         lock.execute("BEGIN IMMEDIATE")
         refused = []
 
@@ -387,7 +369,7 @@ def test_tables_that_are_missing_are_named_and_awaited(tmp_path, event):
         with pytest.raises(ledger.LedgerUnavailable):
             book.append(event())
         assert not list(tmp_path.iterdir()), "an empty file would hide a wrong path"
-        sqlite3.connect(tmp_path / "usage.db").close()
+        ledger.sqlite3.connect(tmp_path / "usage.db").close()
         (tmp_path / "usage.db").touch()
         time.sleep(1.1)
         with pytest.raises(ledger.SchemaOutdated, match=r"python -m cconv\.ledger migrate"):
@@ -395,39 +377,3 @@ def test_tables_that_are_missing_are_named_and_awaited(tmp_path, event):
         ledger.migrate(url)
         _until_available(book.check)
         book.append(event())
-
-
-@pytest.mark.parametrize(
-    ("version", "safe"),
-    [
-        ((3, 40, 1), False), ((3, 44, 5), False), ((3, 44, 6), True), ((3, 45, 0), False), ((3, 46, 1), False),
-        ((3, 50, 6), False), ((3, 50, 7), True), ((3, 51, 0), False), ((3, 51, 2), False), ((3, 51, 3), True),
-        ((3, 53, 0), True),
-    ],
-)  # fmt: skip
-def test_the_write_ahead_log_is_for_versions_that_have_the_fix(sqlite_url, event, monkeypatch, version, safe):
-    assert database.wal_is_safe(version) is safe
-    monkeypatch.setattr(database.sqlite3, "sqlite_version_info", version)
-    with Ledger(sqlite_url) as book:
-        book.append(event())
-        cursor = book._writer._connection.connection.driver_connection
-        # The writer's own thread is idle, so its connection may be asked.
-        assert cursor.execute("PRAGMA journal_mode").fetchone() == ("wal" if safe else "persist",)
-
-
-def test_an_sqlite_without_returning_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(database.sqlite3, "sqlite_version_info", (3, 34, 1))
-    with pytest.raises(ArgumentError, match=r"expected SQLite 3\.35\.0 or newer"):
-        Ledger(f"sqlite:///{tmp_path}/usage.db")
-
-
-def test_a_log_that_an_unsafe_version_finds_is_given_up(sqlite_url, event, monkeypatch):
-    monkeypatch.setattr(database, "wal_is_safe", lambda _: True)
-    with Ledger(sqlite_url) as book:
-        book.append(event())
-    monkeypatch.setattr(database, "wal_is_safe", lambda _: False)
-    with Ledger(sqlite_url) as book:
-        book.append(event())
-        assert len(list(book.events())) == 2
-    with open(sqlite_url.removeprefix("sqlite:///"), "rb") as file:
-        assert file.read(20)[18:] == b"\1\1", "the file's own mark of its journal"

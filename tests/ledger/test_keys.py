@@ -78,9 +78,7 @@ def test_a_released_key_is_as_before(book, event):
 
 def test_a_key_that_nobody_could_look_up_is_free(sqlite_url, event):
     """The reservation of which its caller heard nothing holds nothing up."""
-    import sqlite3
-
-    lock = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    lock = ledger.sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
     with Ledger(sqlite_url, timeout_s=0.2) as book:
         book.check()
         lock.execute("BEGIN IMMEDIATE")

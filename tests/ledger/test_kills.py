@@ -6,13 +6,12 @@ on the same database.  Out: every noted event is there, once; what is there beyo
 
 import random
 import signal
-import sqlite3
 import time
 from collections import Counter
 
 import pytest
 
-from cconv.ledger import Ledger
+from cconv.ledger import Ledger, sqlite3
 
 THREADS = 8
 WRITER = """
@@ -20,8 +19,7 @@ import os, sys, threading
 from cconv import ledger
 from cconv.ledger import Event, Ledger, database
 url, log, round_, spool = sys.argv[1:]
-if os.environ.get("WAL"):
-    database.wal_is_safe = lambda version: True
+database.wal_is_safe = lambda version: bool(os.environ["WAL"])
 noted = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 book = Ledger(url, spool=spool or None, timeout_s=30)
 book.check()

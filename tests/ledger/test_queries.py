@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import random
-import sqlite3
 import time
 import tracemalloc
 from collections import defaultdict
@@ -203,7 +202,7 @@ def test_no_statement_of_a_question_looks_at_the_whole_table(sqlite_url, event, 
         listen(book._database._engine, "before_cursor_execute", lambda *a: statements.append((a[2], a[3])))
         list(book.events(since_us=NOON, until_us=NOON + 250, model="vgg16", account=account))
         list(book.totals(by=[], since_us=NOON, until_us=NOON + 250, account=account))
-    connection = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))
+    connection = ledger.sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))
     plans = [
         [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters)]
         for text, parameters in statements

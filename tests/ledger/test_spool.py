@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sqlite3
 import time
 
 import pytest
@@ -30,7 +29,7 @@ def test_events_reach_the_database(url, folder, event):
 
 def test_the_lag_is_the_age_of_the_oldest_event_that_waits(sqlite_url, folder, event):
     path = sqlite_url.removeprefix("sqlite:///")
-    lock = sqlite3.connect(path, isolation_level=None)
+    lock = ledger.sqlite3.connect(path, isolation_level=None)
     with Ledger(sqlite_url, spool=folder, timeout_s=0.5) as book:
         assert book.lag_s() == 0
         lock.execute("BEGIN EXCLUSIVE")
@@ -59,7 +58,7 @@ def test_closing_drains(url, folder, event):
 
 def test_without_its_database_it_takes_events_and_keeps_them_for_the_next_process(sqlite_url, folder, event):
     path = sqlite_url.removeprefix("sqlite:///")
-    lock = sqlite3.connect(path, isolation_level=None)
+    lock = ledger.sqlite3.connect(path, isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")
     events = [event() for _ in range(50)]
     book = Ledger(sqlite_url, spool=folder, timeout_s=0.2)
@@ -77,7 +76,7 @@ def test_without_its_database_it_takes_events_and_keeps_them_for_the_next_proces
 
 
 def test_it_recovers_when_the_database_does(sqlite_url, folder, event):
-    lock = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    lock = ledger.sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
     with Ledger(sqlite_url, spool=folder, timeout_s=0.2) as book:
         lock.execute("BEGIN IMMEDIATE")
         book.append(event())
@@ -89,7 +88,7 @@ def test_it_recovers_when_the_database_does(sqlite_url, folder, event):
 
 
 def test_it_takes_no_more_than_its_share_of_the_disk(sqlite_url, folder, event):
-    lock = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    lock = ledger.sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")
     with Ledger(sqlite_url, spool=folder, spool_bytes=5000, timeout_s=0.2) as book:
         taken = []
@@ -241,7 +240,7 @@ def test_lines_of_which_none_is_an_event_stop_nothing(sqlite_url, folder, event,
 def test_lines_are_refused_once_however_long_the_database_is_away(sqlite_url, folder, event):
     folder.mkdir()
     (folder / "1.events").write_bytes(b"[]\n" + event().line())
-    lock = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    lock = ledger.sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")
     with Ledger(sqlite_url, spool=folder, timeout_s=0.1) as book:
         time.sleep(2.0)
@@ -331,7 +330,7 @@ def test_what_waits_is_synced(sqlite_url, folder, event, monkeypatch):
 
     synced = []
     monkeypatch.setattr(spool.os, "fdatasync", synced.append)
-    lock = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    lock = ledger.sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")
     with Ledger(sqlite_url, spool=folder, timeout_s=0.1) as book:
         book.append(event())
