@@ -9,8 +9,10 @@ they look at some rows at a time (`pause`).
 """
 
 import logging
+import mmap
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -193,14 +195,14 @@ class Database:
 
     def _begin_log(self, connection: Connection) -> bool:
         """Whether there is one from now on."""
-        try:
-            begun = self._ask(connection, "journal_mode = wal") == "wal"
-            # The log's index is memory that processes share by mapping a file, which not every file system can do.
-            self._ask(connection, "schema_version")
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):  # as long as somebody uses the other journal
-                raise
-            raise LedgerUnavailable(f"ledger: {error}, of the write-ahead log; expected a local disk") from error
+        if not _maps_shared_files(self._path.parent):  # asked before: what the file has once been told to use, it wants
+            # Who has the file alone keeps a log's index in memory of its own, and so can give up a log that is there.
+            self._ask(connection, "locking_mode = exclusive")
+            self._pragma(connection, "journal_mode", "persist", "persist")
+            self._ask(connection, "locking_mode = normal")
+            return False
+        begun = self._ask(connection, "journal_mode = wal") == "wal"
+        self._ask(connection, "schema_version")  # opens it
         if begun:
             self._ask(connection, f"wal_autocheckpoint = {LOG_PAGES}")
             self._ask(connection, f"journal_size_limit = {LOG_BYTES}")
@@ -228,6 +230,17 @@ class Database:
             yield
         except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
             raise unavailable(error) from error
+
+
+def _maps_shared_files(folder: Path) -> bool:
+    """Whether a file system has what a write-ahead log's index needs: memory that processes share by mapping a file."""
+    with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:  # without one SQLite has more to say
+        file.truncate(1)
+        try:
+            mmap.mmap(file.fileno(), 1).close()
+        except OSError:
+            return False
+    return True
 
 
 def _unsafe() -> str:
