@@ -137,6 +137,7 @@ class Database:
         options = {} if self.is_sqlite else {"postgresql_readonly": True}
         with self.translated(), self._engine.connect().execution_options(**options) as connection:
             if self.is_sqlite:
+                self._make_durable(connection)  # the last to close a file writes its log back, whoever it is
                 self._pragma(connection, "query_only", "ON", 1)
             else:
                 self._set_timeouts(connection, "statement_timeout", "lock_timeout")
@@ -161,8 +162,7 @@ class Database:
         """What durability needs, set and read back."""
         if self.is_sqlite:
             self._choose_journal(connection)
-            self._pragma(connection, "synchronous", "FULL", 2)
-            self._pragma(connection, "fullfsync", "ON", 1)  # Apple's fsync leaves data in the disk's cache
+            self._make_durable(connection)
             self._pragma(connection, "mmap_size", "0", 0)
             return
         names = ("fsync", "full_page_writes", "synchronous_commit", "transaction_read_only")
@@ -176,6 +176,11 @@ class Database:
         if settings["synchronous_commit"] == "off":
             connection.exec_driver_sql("SET synchronous_commit = on")
         connection.commit()
+
+    def _make_durable(self, connection: Connection) -> None:
+        """What SQLite says is on the disk is there."""
+        self._pragma(connection, "synchronous", "FULL", 2)
+        self._pragma(connection, "fullfsync", "ON", 1)  # Apple's fsync leaves data in the disk's cache
 
     def _set_timeouts(self, connection: Connection, *names: str) -> None:
         if not self.is_sqlite:

@@ -198,6 +198,18 @@ with Ledger(sys.argv[1]) as book:
         assert file.read(20)[18:] == b"\1\1", "the file's own mark of its journal"
 
 
+def test_a_reader_who_is_the_last_to_close_and_so_writes_the_log_back_is_as_durable(sqlite_url, event, monkeypatch):
+    pretend(monkeypatch, safe=True)
+    log = Path(sqlite_url.removeprefix("sqlite:///") + "-wal")
+    with database.Database(sqlite_url).reading() as connection:
+        with Ledger(sqlite_url) as book:
+            book.append(event())
+        assert log.exists()
+        ask = connection.connection.driver_connection.execute
+        assert [ask(f"PRAGMA {name}").fetchone() for name in ("synchronous", "fullfsync")] == [(2,), (1,)]
+    assert not log.exists()
+
+
 def test_a_log_that_has_grown_shrinks_again(sqlite_url, event, monkeypatch):
     pretend(monkeypatch, safe=True)
     monkeypatch.setattr(database, "LOG_BYTES", 1 << 16)
