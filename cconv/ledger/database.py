@@ -164,6 +164,9 @@ class Database:
             self._choose_journal(connection)
             self._make_durable(connection)
             self._pragma(connection, "mmap_size", "0", 0)
+            # A log that is found may lie in the system's memory alone, where an fsync failed: nothing may follow on it
+            # until it is written back.
+            self._ask(connection, "wal_checkpoint")
             return
         names = ("fsync", "full_page_writes", "synchronous_commit", "transaction_read_only")
         settings = dict(zip(names, connection.exec_driver_sql(
