@@ -11,6 +11,7 @@ import errno
 import re
 import select
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -27,6 +28,9 @@ PATIENCE_S, SLOW_S = 1.0, 300.0
 LONGEST_HEAD = 1 << 16
 #: Bytes of one look at a socket: where it is not known how much will come, for a body, and of all looks in a turn.
 _FIRST, _MORE, _TURN = 1 << 16, 1 << 20, 4 << 20
+#: Where bytes go that nobody wants; of a TCP connection Linux does not even copy them.
+_WASTE = bytearray(_MORE)
+_UNSEEN = socket.MSG_DONTWAIT | (socket.MSG_TRUNC if sys.platform == "linux" else 0)
 #: The first piece of an answer's body, up to which it is copied behind the head: they leave in one packet.
 _JOINED = 1 << 16
 #: Longer lines between chunks are for the parser to refuse.
@@ -205,7 +209,9 @@ class Connection(TConn):
         before = self.bytes
         while not self.whole and self.bytes < before + (_FIRST if self.size is None else _TURN):
             try:
-                data = self.sock.recv(_FIRST if self.size is None else _MORE, socket.MSG_DONTWAIT)
+                # No more than is missing: a large piece of memory is fresh pages, a microsecond and more for each.
+                missing = _FIRST if self.size is None else min(_MORE, self.size - self.bytes)
+                data = self.sock.recv(missing, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
             except OSError:
@@ -289,14 +295,14 @@ class Connection(TConn):
         """Throw away what comes and is not wanted; whether that is all. None: no more will come."""
         while self.unwanted > 0:
             try:
-                data = self.sock.recv(min(self.unwanted, _MORE), socket.MSG_DONTWAIT)
+                taken = self.sock.recv_into(_WASTE, min(self.unwanted, _MORE), _UNSEEN)
             except BlockingIOError:
                 return False
             except OSError:
                 return None
-            if not data:
+            if not taken:
                 return None
-            self.unwanted -= len(data)
+            self.unwanted -= taken
         return True
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 Run = TypeVar("Run")
@@ -81,7 +82,8 @@ class Lanes(Generic[Run]):
     def _work(self) -> None:
         if self._nice and sys.platform == "linux":
             thread = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + self._nice)
+            with suppress(OSError):  # a sandbox may forbid it, which is no reason to compute nothing
+                os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + self._nice)
         while (run := self._next()) is not None:
             self._compute(run)
             with self._changed:

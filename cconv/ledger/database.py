@@ -9,8 +9,10 @@ they look at some rows at a time (`pause`).
 """
 
 import logging
+import mmap
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -135,6 +137,7 @@ class Database:
         options = {} if self.is_sqlite else {"postgresql_readonly": True}
         with self.translated(), self._engine.connect().execution_options(**options) as connection:
             if self.is_sqlite:
+                self._make_durable(connection)  # the last to close a file writes its log back, whoever it is
                 self._pragma(connection, "query_only", "ON", 1)
             else:
                 self._set_timeouts(connection, "statement_timeout", "lock_timeout")
@@ -159,9 +162,11 @@ class Database:
         """What durability needs, set and read back."""
         if self.is_sqlite:
             self._choose_journal(connection)
-            self._pragma(connection, "synchronous", "FULL", 2)
-            self._pragma(connection, "fullfsync", "ON", 1)  # Apple's fsync leaves data in the disk's cache
+            self._make_durable(connection)
             self._pragma(connection, "mmap_size", "0", 0)
+            # A log that is found may lie in the system's memory alone, where an fsync failed: nothing may follow on it
+            # until it is written back.
+            self._ask(connection, "wal_checkpoint")
             return
         names = ("fsync", "full_page_writes", "synchronous_commit", "transaction_read_only")
         settings = dict(zip(names, connection.exec_driver_sql(
@@ -174,6 +179,11 @@ class Database:
         if settings["synchronous_commit"] == "off":
             connection.exec_driver_sql("SET synchronous_commit = on")
         connection.commit()
+
+    def _make_durable(self, connection: Connection) -> None:
+        """What SQLite says is on the disk is there."""
+        self._pragma(connection, "synchronous", "FULL", 2)
+        self._pragma(connection, "fullfsync", "ON", 1)  # Apple's fsync leaves data in the disk's cache
 
     def _set_timeouts(self, connection: Connection, *names: str) -> None:
         if not self.is_sqlite:
@@ -193,14 +203,14 @@ class Database:
 
     def _begin_log(self, connection: Connection) -> bool:
         """Whether there is one from now on."""
-        try:
-            begun = self._ask(connection, "journal_mode = wal") == "wal"
-            # The log's index is memory that processes share by mapping a file, which not every file system can do.
-            self._ask(connection, "schema_version")
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):  # as long as somebody uses the other journal
-                raise
-            raise LedgerUnavailable(f"ledger: {error}, of the write-ahead log; expected a local disk") from error
+        if not _maps_shared_files(self._path.parent):  # asked before: what the file has once been told to use, it wants
+            # Who has the file alone keeps a log's index in memory of its own, and so can give up a log that is there.
+            self._ask(connection, "locking_mode = exclusive")
+            self._pragma(connection, "journal_mode", "persist", "persist")
+            self._ask(connection, "locking_mode = normal")
+            return False
+        begun = self._ask(connection, "journal_mode = wal") == "wal"
+        self._ask(connection, "schema_version")  # opens it
         if begun:
             self._ask(connection, f"wal_autocheckpoint = {LOG_PAGES}")
             self._ask(connection, f"journal_size_limit = {LOG_BYTES}")
@@ -228,6 +238,17 @@ class Database:
             yield
         except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
             raise unavailable(error) from error
+
+
+def _maps_shared_files(folder: Path) -> bool:
+    """Whether a file system has what a write-ahead log's index needs: memory that processes share by mapping a file."""
+    with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:  # without one SQLite has more to say
+        file.truncate(1)
+        try:
+            mmap.mmap(file.fileno(), 1).close()
+        except OSError:
+            return False
+    return True
 
 
 def _unsafe() -> str:

@@ -160,16 +160,17 @@ class Writer:
 
     def _take(self, pause_s: float) -> list[_Task] | None:
         """The next group; an empty one when it is time to try again; None at the end."""
-        if self._fault is not None:
-            end = time.monotonic() + pause_s
-            while not self._closed and (left := end - time.monotonic()) > 0:
-                self._bell.acquire(timeout=left)
-            return None if self._closed else []
         while True:
-            with self._lock:
+            with self._lock:  # for the fault too: who has just given up sets it, and rings no bell
+                if self._fault is not None:
+                    break
                 if self._queue or self._closed:
                     return [self._queue.popleft() for _ in range(min(MOST_IN_GROUP, len(self._queue)))] or None
             self._bell.acquire()
+        end = time.monotonic() + pause_s
+        while not self._closed and (left := end - time.monotonic()) > 0:
+            self._bell.acquire(timeout=left)
+        return None if self._closed else []
 
     def _recovers(self) -> bool:
         try:

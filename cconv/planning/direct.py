@@ -43,8 +43,8 @@ PACK_ROW, PACK_ELEMENT, READ_ELEMENT = 96, 2, 1
 UNEVEN = 0.05
 #: Parts of a tile for each thread, at most.
 MOST_PARTS = 24
-#: Panels that may read a piece of an image where it lies: more of them read faster what is packed. Elements from the
-#: first to the last that a table of offsets can reach.
+#: Panels of lanes "channels" that may read a piece of an image where it lies: more of them read faster what is packed.
+#: Elements from the first to the last that a table of offsets can reach.
 FEW_PANELS, FARTHEST = 2, 2**31 - 1
 #: A cache line, a result beyond the caches (docs/kernels.md), and more images than there are.
 LINE_BYTES, FAR_BYTES, NEVER = 64, 8 << 20, 2**62
@@ -179,7 +179,7 @@ def _flat(spec: ConvSpec) -> bool:
 
 
 def _lies_in_rows(spec: ConvSpec) -> bool:
-    """Whether lanes "channels" may read an image as it lies: channels are one long row each, and not too far apart."""
+    """Whether an image may be read as it lies: channels are one long row each, and not too far apart."""
     return _flat(spec) and not spec.preactivated and spec.depth * spec.H * spec.W <= FARTHEST
 
 

@@ -112,6 +112,17 @@ def test_what_computes_gives_way_to_who_refuses_reads_and_writes(make, task):
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
 
 
+def test_where_a_sandbox_forbids_to_be_nice_lanes_compute_all_the_same(make, task, monkeypatch):
+    def forbidden(which, who, priority):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "setpriority", forbidden)
+    scheduler, computed = make(1), []
+    scheduler.run([task(computed.append), task(computed.append)], later())
+    assert len(computed) == 2
+    assert scheduler.alive()
+
+
 class Held:
     """Runs that begin and go on until they are let go; `threads` are the limits they ran with."""
 

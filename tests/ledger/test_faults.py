@@ -166,6 +166,25 @@ def test_an_fsync_that_fails_is_a_refusal_and_passes(obedient, failing):
     assert obedient("close") is True
 
 
+def test_nothing_follows_in_a_log_on_what_a_failed_fsync_left_there(python, sqlite_url, shim, failing):
+    """The system takes such pages for written, and writes them no more: a power cut would take what follows, too."""
+    run = Obedient(python(OBEDIENT, sqlite_url, LD_PRELOAD=str(shim), SYNC_FAILS=str(failing), WAL="1"))
+
+    def salts() -> bytes:
+        """What every frame of a log that is begun anew has anew."""
+        with open(sqlite_url.removeprefix("sqlite:///") + "-wal", "rb") as file:
+            return file.read(24)[16:]
+
+    assert run("append") == "e1"
+    before = salts()
+    failing.touch()
+    assert run("append")["doubtful"]
+    assert salts() == before, "the log is found again"
+    failing.unlink()
+    run.append_until(str)
+    assert salts() != before
+
+
 def test_a_full_disk_is_a_refusal_and_passes(obedient, sqlite_url):
     for _ in range(3):
         assert isinstance(obedient("append"), str)

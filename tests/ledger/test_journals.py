@@ -173,21 +173,41 @@ def test_where_there_is_no_log_the_journal_is_a_rollback_journal(tmp_path, event
     assert "has no write-ahead log" in caplog.text
 
 
-def test_a_file_system_that_maps_no_shared_files_is_named(sqlite_url, python, shim, tmp_path):
+@pytest.mark.parametrize("log", [False, True], ids=["never had one", "has one"])
+def test_where_files_are_not_shared_as_memory_the_journal_is_a_rollback_journal(
+    tmp_path, python, shim, monkeypatch, event, log
+):
+    """Nor is a log begun there, which nobody could open again; one that was brought along is given up."""
     script = """
 import sys
-from cconv import ledger
-from cconv.ledger import Ledger, database
+from cconv.ledger import Event, Ledger, database
 database.wal_is_safe = lambda version: True
-try:
-    Ledger(sys.argv[1]).check()
-except ledger.LedgerUnavailable as error:
-    print(error)
+with Ledger(sys.argv[1]) as book:
+    book.append(Event(account="a", model="m", shapes=[], macs=1, flops=2, flops_other=0, id="there"))
+    print(*(event.id for event in book.events()))
 """
+    url = f"sqlite:///{tmp_path}/usage.db"
+    pretend(monkeypatch, safe=log)
+    ledger.migrate(url)
+    with Ledger(url) as book:
+        book.append(event(id="elsewhere"))
     preload = {"LD_PRELOAD": str(shim), "SYNC_FAILS": str(tmp_path / "never"), "MAPS_FAIL": "1"}
-    out, _ = python(script, sqlite_url, **preload).communicate(timeout=60)
-    assert "disk I/O error, of the write-ahead log" in out
-    assert "expected a local disk" in out
+    out, _ = python(script, url, **preload).communicate(timeout=60)
+    assert out == "elsewhere there\n"
+    with open(tmp_path / "usage.db", "rb") as file:
+        assert file.read(20)[18:] == b"\1\1", "the file's own mark of its journal"
+
+
+def test_a_reader_who_is_the_last_to_close_and_so_writes_the_log_back_is_as_durable(sqlite_url, event, monkeypatch):
+    pretend(monkeypatch, safe=True)
+    log = Path(sqlite_url.removeprefix("sqlite:///") + "-wal")
+    with database.Database(sqlite_url).reading() as connection:
+        with Ledger(sqlite_url) as book:
+            book.append(event())
+        assert log.exists()
+        ask = connection.connection.driver_connection.execute
+        assert [ask(f"PRAGMA {name}").fetchone() for name in ("synchronous", "fullfsync")] == [(2,), (1,)]
+    assert not log.exists()
 
 
 def test_a_log_that_has_grown_shrinks_again(sqlite_url, event, monkeypatch):

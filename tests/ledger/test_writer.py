@@ -123,6 +123,26 @@ def test_who_is_answered_as_its_patience_ends_has_its_answer_and_the_ledger_goes
     assert book.append(second) == (second, False)
 
 
+def test_who_finds_no_answer_just_before_there_is_one_has_it_and_the_ledger_goes_on(book, monkeypatch):
+    """It says that the ledger hangs while the thread, which has answered, looks for more to do."""
+    wait, hold = writer._Task.wait, Hold()
+
+    def early(task, timeout_s):
+        if timeout_s:
+            return wait(task, timeout_s)
+        monkeypatch.undo()
+        hold.ended.set()
+        time.sleep(0.1)  # the thread settles it, and comes as far as it can
+        return False
+
+    monkeypatch.setattr(writer._Task, "wait", early)
+    assert book._submit(hold, "done") == "done"
+    end = time.monotonic() + 10
+    while not recovered(book):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_a_group_is_done_even_if_a_caller_s_patience_ends_as_it_is_taken(book, event, monkeypatch):
     take = writer.Writer._take
 
