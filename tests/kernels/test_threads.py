@@ -337,6 +337,7 @@ assert np.array_equal(big(x), want)
 """)
 
     @linux
+    @pytest.mark.timed  # a sanitizer's runs take longer than a helper stays awake
     def test_short_runs_wake_no_helper_under_a_limit_either(self):
         """As without one: a single short run takes one thread, however many it may have."""
         process("""
