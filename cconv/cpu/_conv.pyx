@@ -10,7 +10,7 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
 from ._core cimport (
-    Buffer, Call, Kernel, Phases, Room, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share_tasks,
+    Buffer, Call, Kernel, Phases, Room, borrow, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share_tasks,
 )
 from .kernels cimport cconv_finish, cconv_kernels, cconv_rows
 
@@ -28,6 +28,7 @@ cdef struct Conv:
     int paired  # columns have two phases, side by side in the image: packed in one pass
     int fused  # the multiplication itself finishes whole rows
     int in_place  # the tile is a piece of the image, which is not packed
+    int unpacked  # weights are packed by the task that multiplies with them, chain by chain
     # Sizes: of the spec (with a 1x1 kernel the image may be one long row), per group, of a tile.
     long N, C, H, W, K, R, S, P, Q, groups, group_channels, group_outputs, depth
     long stride_h, stride_w, top, left, dilation_h, dilation_w
@@ -39,8 +40,8 @@ cdef struct Conv:
     const int32_t *image_offset  # the same in an image that is one long row
     # Work: tiles down and across an image, panels of a group.
     long tiles_p, tiles_q, panels
-    # Scratch: bytes before the sums, and before the transposed sums.
-    size_t sums_at, flipped_at
+    # Scratch: bytes before the sums, before the transposed sums, and before the weights of a chain.
+    size_t sums_at, flipped_at, weights_at
     # Memory: strides in bytes.
     const char *x
     Py_ssize_t x_n, x_c, x_h, x_w
@@ -164,7 +165,8 @@ cdef void channels_panels(
     # Rows without a gap are one run of pixels.
     cdef long runs = 1 if job.pitch == tile_q else tile_p, run_pixels = pixels // runs
     cdef const int32_t *offset = job.image_offset if job.in_place else job.offset
-    cdef long piece, panel, chain, begin, end, run, channel, k, width
+    cdef long piece, panel, chain, begin, end, run, channel, k, width, padded
+    cdef const char *panel_weights
     cdef const char *weights
     cdef const char *tile
     cdef char *sums
@@ -182,16 +184,23 @@ cdef void channels_panels(
         for panel in range(first, last):
             k = panel * vectors // job.panels * lanes
             width = (panel + 1) * vectors // job.panels * lanes - k
-            weights = job.weights + (group * vectors * lanes + k) * job.depth * job.itemsize
+            padded = job.group_outputs if job.unpacked else vectors * lanes
+            panel_weights = job.weights + (group * padded + k) * job.depth * job.itemsize
             sums = scratch + job.sums_at
             if job.pieces > 1:
                 sums += k * job.tile_pixels * job.itemsize
             for chain in range(piece * job.chains // job.pieces, (piece + 1) * job.chains // job.pieces):
                 begin, end = chain * job.depth // job.chains, (chain + 1) * job.depth // job.chains
+                if job.unpacked:
+                    weights = scratch + job.weights_at
+                    kernels.pack_panel(min(width, job.group_outputs - k), width, end - begin, job.depth,
+                                       panel_weights + begin * job.itemsize, scratch + job.weights_at)
+                else:
+                    weights = panel_weights + begin * width * job.itemsize
                 for run in range(runs):
                     kernels.multiply_channels(
                         <int>run_pixels, <int>(width // lanes), end - begin, end - begin,
-                        offset + begin, tile + run * job.pitch * job.itemsize, weights + begin * width * job.itemsize,
+                        offset + begin, tile + run * job.pitch * job.itemsize, weights,
                         sums + run * run_pixels * width * job.itemsize, width, chain > 0)
             if piece == job.pieces - 1:
                 channels_finish(job, n, group * job.group_outputs + k, min(width, job.group_outputs - k), width, p, q,
@@ -320,7 +329,7 @@ cdef void pack_task(const void *untyped, long index, char *scratch) noexcept nog
         width = (panel + 1) * vectors // job.panels * lanes - o
         end = min(o + width, job.group_outputs)
     job.kernels.pack_panel(
-        end - o, width, job.depth, panels.weight + (group * job.group_outputs + o) * job.depth * job.itemsize,
+        end - o, width, job.depth, job.depth, panels.weight + (group * job.group_outputs + o) * job.depth * job.itemsize,
         panels.packed + (group * panels.padded + o) * job.depth * job.itemsize)
 
 
@@ -341,7 +350,7 @@ cdef class Convolution(Kernel):
         job.itemsize = 4 if spec.dtype == "float32" else 8
         job.pixel_lanes = tiling.lanes == "pixels"
         job.across_images, job.joined = tiling.across_images, tiling.joined
-        job.in_place = tiling.in_place
+        job.in_place, job.unpacked = tiling.in_place, tiling.unpacked
         job.C, job.K, job.R, job.S, job.groups = spec.C, spec.K, spec.R, spec.S, spec.groups
         job.H, job.W, job.P, job.Q = (1, spec.H * spec.W, 1, spec.P * spec.Q) if tiling.flat else (
             spec.H, spec.W, spec.P, spec.Q)
@@ -382,7 +391,10 @@ cdef class Convolution(Kernel):
         cdef size_t tile = channels * job.plane if not job.across_images else job.depth * job.pitch
         job.sums_at = lines((tile + (kernels.widest[0] + 1) * kernels.lanes) * job.itemsize)
         job.flipped_at = job.sums_at + lines(pixels * held * job.itemsize)
-        self.scratch_size = lines(job.flipped_at + (0 if job.pixel_lanes else lines(pixels * panel * job.itemsize)))
+        job.weights_at = job.flipped_at + (0 if job.pixel_lanes else lines(pixels * panel * job.itemsize))
+        self.scratch_size = job.weights_at
+        if job.unpacked:
+            self.scratch_size += lines(panel * ceil_div(job.depth, job.chains) * job.itemsize)
 
     def _offsets(self, spec, tiling):
         """Where product k = (c, r, s) of a pixel lies in the tile, relative to the pixel."""
@@ -398,16 +410,18 @@ cdef class Convolution(Kernel):
         return self.job.groups * self.padded * self.job.depth * self.job.itemsize
 
     cpdef size_t packed_bytes(self):
-        return self.panels_size() + (2 * self.job.C * self.job.itemsize if self.preactivated else 0)
+        return 0 if self.job.unpacked else self.panels_size() + (2 * self.job.C * self.job.itemsize if self.preactivated else 0)
 
     cpdef size_t scratch_bytes(self, long images, int threads):
         return self.scratch_size * threads
 
     def pack(self, cnp.ndarray weight not None, int threads=1, cnp.ndarray before=None, Room room=None):
         """The panels of a C-ordered (K, C/G, R, S) weight, as run() wants them; behind them the (2, C) scale and shift
-        of a preactivated convolution."""
+        of a preactivated convolution. The weight itself where run() packs it."""
         cdef Panels job
         cdef Buffer packed
+        if self.job.unpacked:
+            return borrow(weight)
         job.conv, job.padded = &self.job, self.padded
         packed = Buffer(self.packed_bytes()) if room is None else room.take(self.packed_bytes())
         job.weight, job.packed = data_of(weight), packed.data

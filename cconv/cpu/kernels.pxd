@@ -71,7 +71,7 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*pack_rows)(const cconv_rows *, const void *, void *) noexcept nogil
         void (*preactivate)(
             long, long, Py_ssize_t, const void *, const void *, const void *, void *, long) noexcept nogil
-        void (*pack_panel)(long, long, long, const void *, void *) noexcept nogil
+        void (*pack_panel)(long, long, long, long, const void *, void *) noexcept nogil
         void (*multiply_channels)(
             int, int, long, long, const int32_t *, const void *, const void *, void *, long, int) noexcept nogil
         void (*multiply_pixels)(

@@ -193,7 +193,7 @@ def _ways(spec: ConvSpec, machine: Machine, images: int, packs: bool) -> list[_W
     """Every tiling; which ones there are does not depend on the machine's threads."""
     found: list[_Way] = []
     if spec.algorithm != "winograd":
-        found.append(_Way(0, lambda m: direct.tiling(spec, m, "channels")))
+        found.append(_Way(0, lambda m: direct.tiling(spec, m, "channels", packs and images == 1)))
         if spec.P * spec.Q > 1:
             found.append(_Way(0, lambda m: direct.tiling(spec, m, "pixels")))
         if not spec.preactivated and direct.depthwise(spec, machine):
@@ -236,7 +236,7 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
             spec, machine, tiling.rows, tiling.columns, tiling.lanes, tiling.executed_flops, images
         )
         return arithmetic + _beyond(spec, machine, tiling, images, packs) / images
-    weights = 0.5 * spec.K * spec.depth + _ahead(spec.K * spec.depth / vector, machine)
+    weights = 0.5 * spec.K * spec.depth + (0 if tiling.unpacked else _ahead(spec.K * spec.depth / vector, machine))
     # Rows of the image that two tiles share are packed twice.
     packing = packs * weights / images
     if not tiling.in_place:

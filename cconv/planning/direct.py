@@ -85,6 +85,8 @@ class Direct:
     joined: bool
     #: A tile is a piece of a flat image as it lies in memory, and read there.
     in_place: bool
+    #: Weights are not packed ahead: the task that multiplies with them packs them, chain by chain.
+    unpacked: bool
     tile_p: int
     tile_q: int
     #: Panels into which a group's output channels are cut.
@@ -110,7 +112,7 @@ class Direct:
     @property
     def packing(self) -> tuple:
         """What the packed form of a weight depends on."""
-        return "direct", self.lanes, self.panels
+        return "direct", self.lanes, self.panels, self.unpacked
 
     @property
     def plane(self) -> int:
@@ -263,8 +265,8 @@ def _vectors(height: int, width: int, tile_p: int, tile_q: int, pitch: int, vect
     )
 
 
-def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
-    """The tiling of a spec whose vectors hold `lanes`."""
+def tiling(spec: ConvSpec, machine: Machine, lanes: str, once: bool = False) -> Direct:
+    """The tiling of a spec whose vectors hold `lanes`; `once`: its weights serve one run on one image."""
     itemsize = ITEMSIZE[spec.dtype]
     vector = machine.vector_bytes // itemsize
     outputs = spec.K // spec.groups
@@ -301,10 +303,12 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
     if in_place:  # in pieces, every part reads it again; otherwise every panel does, in however many parts
         packing = READ_ELEMENT * tile_q if lanes == "channels" and (pieces > 1 or tile_q < width) else 0
     repacking = packing / (tile_p * tile_q * spec.R * spec.S * ceil_div(outputs, vector))
+    # Weights that one tile alone reads need not go to memory and back.
+    unpacked = once and lanes == "channels" and spatial == 1 and not spec.preactivated
     parts = _parts(spatial, units if spec.groups == 1 or in_place else spec.groups, machine.threads, repacking)
     return Direct(
-        lanes, flat, across_images, joined, in_place, tile_p, tile_q, panels, parts, chains(spec.depth), pieces, rows,
-        columns, far_images(spec, machine), 2 * products * spec.depth,
+        lanes, flat, across_images, joined, in_place, unpacked, tile_p, tile_q, panels, parts, chains(spec.depth),
+        pieces, rows, columns, far_images(spec, machine), 2 * products * spec.depth,
     )  # fmt: skip
 
 

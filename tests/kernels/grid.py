@@ -159,8 +159,9 @@ def winograd_layers(seed: int, count: int, kernels=(3, 3, 5, 7), channels=(16, 1
 
 
 def direct_tilings(layer: Layer, isa: str, dtype: str) -> tuple:
-    """Every direct way to compute a layer."""
-    return algorithm.candidates(layer.spec(dtype), layer.machine(isa), layer.x[0])
+    """Every direct way to compute a layer, with weights that are packed ahead or for one run."""
+    asked = layer.spec(dtype), layer.machine(isa), layer.x[0]
+    return tuple(dict.fromkeys(t for packs in (False, True) for t in algorithm.candidates(*asked, packs)))
 
 
 def winograd_tilings(layer: Layer, isa: str, dtype: str, precision: str = "highest") -> list:

@@ -131,9 +131,11 @@ static void NAME(preactivate)(long channels, long count, ptrdiff_t channel_strid
     }
 }
 
-/* panel[k][o] = weight[o][k] for o < outputs, 0 for the rest of the width: LANES x LANES at a time, and a cache line of
- * every output before the next one, for rows that lie a power of two apart meet in few sets of a cache. */
-static void NAME(pack_panel)(long outputs, long width, long depth, const void *weight, void *panel) {
+/* panel[k][o] = weight[o][k] for k < depth and o < outputs, whose rows are `pitch` elements apart, 0 for the rest of the
+ * width: LANES x LANES at a time, and a cache line of every output before the next one, for rows that lie a power of two
+ * apart meet in few sets of a cache. Of longer rows, those that follow are asked for: the pieces are too short for the
+ * processor to see where they lead. */
+static void NAME(pack_panel)(long outputs, long width, long depth, long pitch, const void *weight, void *panel) {
     const T *in = weight;
     T *out = panel;
     const long line = LANES * sizeof(T) < 64 ? 64 / sizeof(T) : LANES;
@@ -143,8 +145,11 @@ static void NAME(pack_panel)(long outputs, long width, long depth, const void *w
             for (long k = begin; k < begin + line && k < depth; k += LANES) {
                 const NAME(lanes) down = between(0, depth - k);
                 V v[LANES];
+                if (pitch > depth)
+                    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++)
+                        __builtin_prefetch(in + (o + i) * pitch + k + depth, 0, 2);
                 _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++)
-                    v[i] = o + i < outputs ? load_anywhere(in + (o + i) * depth + k, down) : (V){0};
+                    v[i] = o + i < outputs ? load_anywhere(in + (o + i) * pitch + k, down) : (V){0};
                 flip(v);
                 _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++)
                     if (k + i < depth) store_lanes(out + (k + i) * width + o, v[i], across);
