@@ -46,6 +46,8 @@ BLOCK_VECTORS = 4
 CALL, LINK, FAR, MEMORY = 40, 3.5, 0.7, 9
 #: Time of a vector of transformed input that a thread leaves for others, and of one that is read from the third level.
 SHARED, READ = 4, 1.4
+#: Time of transforming a filter of one input channel, and of each of its points: panels of "pixels" have odd widths.
+FILTER, POINT = 12, {"channels": 0.6, "pixels": 1.2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,9 +271,10 @@ def _beyond(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int, pac
     """Time beyond the arithmetic of so many images: what depends on the blocking."""
     time = _passing(spec, machine, tiling, images)
     if packs:
-        filters = tiling.points * spec.C * spec.K
-        vectors = filters / (machine.vector_bytes // ITEMSIZE[spec.dtype])
-        time += 2.5 * filters + (0 if tiling.fused else _ahead(vectors, machine))
+        filters = spec.C * spec.K
+        vectors = tiling.points * filters / (machine.vector_bytes // ITEMSIZE[spec.dtype])
+        time += filters * (FILTER + POINT[tiling.lanes] * tiling.points)
+        time += 0 if tiling.fused else _ahead(vectors, machine)
     return time
 
 
