@@ -23,9 +23,15 @@ static inline __attribute__((always_inline)) void NAME(pack_row)(const char *in,
             return;
         }
     } else if (stride == 2 * (ptrdiff_t)sizeof(T)) {
-        for (; j + LANES < length; j += LANES) store(out + j, EVEN(load(from + 2 * j), load(from + 2 * j + LANES)));
+        for (; j + LANES < length; j += LANES) {
+            __builtin_prefetch((const char *)(from + 2 * j) + ahead);
+            __builtin_prefetch((const char *)(from + 2 * j + LANES) + ahead);
+            store(out + j, EVEN(load(from + 2 * j), load(from + 2 * j + LANES)));
+        }
         if (j < length && length > LANES) {
             const T *odd = from + 2 * (length - LANES) - 1;
+            __builtin_prefetch((const char *)(odd) + ahead);
+            __builtin_prefetch((const char *)(odd + LANES) + ahead);
             store(out + length - LANES, ODD(load(odd), load(odd + LANES)));
             return;
         }
