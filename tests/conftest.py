@@ -52,7 +52,6 @@ def pytest_addoption(parser):
     parser.addoption("--need-postgresql", action="store_true", help="fail, not skip, where PostgreSQL is missing")
     parser.addoption("--one-in", type=int, default=1, help="of the generated layers, run only every so many-th")
     parser.addoption("--need-compilers", action="store_true", help="fail, not skip, where g++ or NVRTC is missing")
-    parser.addoption("--every-target", action="store_true", help="compile every GPU kernel for every architecture")
     parser.addoption("--sanitize", action="store_true", help="compile GPU kernels for the host with AddressSanitizer")
 
 

@@ -80,8 +80,8 @@ def test_every_run_has_another_order(host, scratch):
 #: Every source that has a kernel, and what it cannot be compiled without.
 SOURCES = {
     "conv.cu": {"OUTPUTS": 64, "PIXELS": 32, "ROWS": 4, "COLUMNS": 4, "DEPTH": 8, "PREACTIVATED": 0},
-    "depthwise.cu": {"R": 0}, "pack.cu": {}, "pool.cu": {"AVERAGE": 0}, "pointwise.cu": {},
-    "tensors.cu": {}, "matmul.cu": {},
+    "depthwise.cu": {"R": 0}, "pack.cu": {}, "pool.cu": {"AVERAGE": 0}, "pointwise.cu": {}, "tensors.cu": {},
+    "arithmetic.cu": {"KIND": "cc_add", "SWAPPED": 0}, "matmul.cu": {},
 }  # fmt: skip
 
 
