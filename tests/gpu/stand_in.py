@@ -4,6 +4,7 @@ In: a HostDevice, which runs the kernels; faults, planted by tests.  Out: module
 what was asked of them. It knows nothing that CALLED of test_door.py has not found in the CuPy that is installed.
 """
 
+import ctypes
 import json
 from types import SimpleNamespace
 
@@ -27,21 +28,17 @@ class Memory:
     """Plain memory: a row of bytes, in which nothing is a number yet."""
 
     def __init__(self, nbytes: int):
-        self.bytes = np.full(nbytes, 0xFF, np.uint8)
+        self.array = np.full(nbytes, 0xFF, np.uint8)
 
 
 class MemoryPointer:
-    """The beginning of a memory, or of an array's."""
+    """An address in a memory or an array, which lives as long."""
 
-    def __init__(self, memory: Memory, offset: int):
-        self.bytes = memory.bytes[offset:]
-
-    @property
-    def ptr(self) -> int:
-        return self.bytes.ctypes.data
+    def __init__(self, owner, offset: int):
+        self.owner, self.ptr = owner, owner.array.ctypes.data + offset
 
     def copy_from_device_async(self, source: "MemoryPointer", nbytes: int) -> None:
-        self.bytes[:nbytes] = source.bytes[:nbytes]
+        ctypes.memmove(self.ptr, source.ptr, nbytes)
 
 
 class ndarray(HostArray):
@@ -51,8 +48,8 @@ class ndarray(HostArray):
 
     def __init__(self, shape, dtype=float, memptr: MemoryPointer | None = None):
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        room = (memptr or Memory(nbytes)).bytes[:nbytes]
-        super().__init__(room.view(dtype).reshape(shape))
+        memory = memptr.owner if memptr else Memory(nbytes)
+        super().__init__(memory.array[:nbytes].view(dtype).reshape(shape))
         self.device = SimpleNamespace(id=0)
 
     def _like(self, array: np.ndarray) -> "ndarray":
@@ -62,8 +59,7 @@ class ndarray(HostArray):
 
     @property
     def data(self) -> MemoryPointer:
-        flat = self.array if self.array.flags.c_contiguous else self.array.ravel()
-        return MemoryPointer(SimpleNamespace(bytes=flat.reshape(-1).view(np.uint8)), 0)
+        return MemoryPointer(self, 0)
 
     def set(self, array: np.ndarray, stream=None) -> None:
         (stream.queue if stream else _now)(lambda: np.copyto(self.array, array))

@@ -3,6 +3,8 @@ the cache of what was compiled."""
 
 import os
 import re
+import subprocess
+import sys
 import threading
 from importlib import resources
 from itertools import product
@@ -263,11 +265,16 @@ class TestCache:
             compile.cubin(*self.PACK), compile.cubin(name, macros | {"T": "double"}, arch),
             compile.cubin(name, macros, "sm_80"),
         }  # fmt: skip
-        original = compile.source
-        monkeypatch.setattr(compile, "source", lambda file: original(file) + "\n")
-        compile.cubin(*self.PACK)
         assert len(found) == 3
-        assert len(list(cache.iterdir())) == len(compiled) == 4
+        for changed in (compile.HEADER, name):
+            original = compile.source
+            monkeypatch.setattr(compile, "source", lambda file, o=original, c=changed: o(file) + "\n" * (file == c))
+            compile.cubin(*self.PACK)
+        monkeypatch.setattr(compile, "OPTIONS", (*compile.OPTIONS, "--fmad=true"))
+        compile.cubin(*self.PACK)
+        monkeypatch.setattr(compile.nvrtc(), "version", "13.99")
+        compile.cubin(*self.PACK)
+        assert len(list(cache.iterdir())) == len(compiled) == 7
 
     def test_threads_that_want_the_same_wait_for_the_first(self, cache, compiled):
         threads = [threading.Thread(target=compile.cubin, args=self.PACK) for _ in range(6)]
@@ -277,6 +284,15 @@ class TestCache:
             thread.join()
         assert compiled == ["pack.cu"]
 
+    def test_processes_that_want_the_same_leave_one_file_that_is_whole(self, cache, nvrtc):
+        code = f"import sys; from cconv.gpu import compile; sys.stdout.buffer.write(compile.cubin(*{self.PACK!r}))"
+        processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(4)]
+        first, *others = (process.communicate(timeout=120)[0] for process in processes)
+        assert first[:4] == b"\x7fELF"
+        assert set(others) == {first}
+        (kept,) = cache.iterdir()
+        assert compile.read(kept) == first
+
     def test_a_failed_write_leaves_nothing_and_stops_nobody(self, cache, compiled, monkeypatch):
         def failing(*_):
             raise OSError("no space left")
@@ -284,6 +300,21 @@ class TestCache:
         monkeypatch.setattr(os, "fsync", failing)
         assert compile.cubin(*self.PACK)[:4] == b"\x7fELF"
         assert list(cache.iterdir()) == []
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path, monkeypatch):
+    """Whoever reads while it is written has the old one, whole."""
+    path, seen, sync = tmp_path / "kept.cubin", [], os.fsync
+
+    def spied(fd):
+        sync(fd)
+        seen.append(compile.read(path))
+
+    monkeypatch.setattr(os, "fsync", spied)
+    for content in (b"old", b"new"):
+        compile.write(path, content)
+    assert (seen, compile.read(path)) == ([None, b"old"], b"new")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_log_of_ptxas_is_understood():

@@ -53,6 +53,11 @@ def test_a_wait_left_out_is_seen(cuda, layer, whole, monkeypatch, host, left_out
     assert not np.isfinite(cuda.run(layer, whole((7, 3, 9, 10)))["y"]).all()
 
 
+def test_the_next_chunk_is_under_way_before_one_is_waited_for(cuda, layer, whole):
+    """How many chunks have been queued whenever one comes back."""
+    assert [len(layer.calls) for _ in cuda._twin.feed(layer, whole((7, 3, 9, 10)), 2)] == [2, 3, 4, 4]
+
+
 def test_maps_in_any_order_come_back(cuda, layer, whole, monkeypatch):
     """Views that no transfer can take as they lie: each is copied once it is computed, and not before."""
     x = whole((7, 3, 9, 10))
@@ -111,8 +116,11 @@ class TestTooLittleMemory:
         most.images = 0
         with pytest.raises(cconv.OutOfMemory, match="planted"):
             cuda.run(most, whole((4, 3, 9, 10)))
-        with pytest.raises(MemoryError):
+
+    def test_images_that_must_stay_together_are_not_halved(self, cuda, layer, most, whole):
+        with pytest.raises(MemoryError, match="planted"):
             cuda.run(most, whole((4, 3, 9, 10)), whole=True)
+        assert layer.calls == [-4]
 
 
 def test_a_set_flag_stops_before_the_next_chunk(cuda, layer, whole, monkeypatch):

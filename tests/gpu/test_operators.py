@@ -53,11 +53,13 @@ def test_subnormal_numbers_are_not_flushed(convolutions, twin_of_arrays, convolv
     convolutions.test_subnormal_numbers_are_not_flushed(twin_of_arrays, convolve)
 
 
-def test_cpu_and_gpu_agree_within_twice_the_bound(twin_of_arrays, normal, convolve):
-    x, weight = normal((2, 64, 12, 13)), normal((48, 64, 3, 3))
-    cpu, gpu = (convolve(twin, x, weight, padding=1) for twin in (cconv.backend.get("cpu"), twin_of_arrays))
-    for a, b in zip(cpu, gpu, strict=True):
-        assert np.linalg.norm(a - b) <= 2 * 2e-6 * np.linalg.norm(a)
+def test_cpu_and_gpu_agree_within_twice_the_bound(twin_of_arrays, dtype, case, normal, convolve, assert_within_bound):
+    """On data of any sign and on positive data."""
+    x, weight = normal(case.x, dtype), normal(case.weight, dtype)
+    for operands in ((x, weight), (abs(x), abs(weight))):
+        cpu, gpu = (convolve(twin, *operands, **case.options) for twin in (cconv.backend.get("cpu"), twin_of_arrays))
+        zero_mean = operands[0] is x and cpu[0].size >= 64
+        assert_within_bound(gpu, *operands, other=cpu, zero_mean=zero_mean, **case.options)
 
 
 class TestArguments:

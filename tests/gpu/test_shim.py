@@ -172,6 +172,7 @@ def test_a_barrier_taken_from_a_kernel_is_missed(host, scratch, monkeypatch, fil
 
     results, want = _results(host, scratch, file)
     assert all(np.allclose(got, want, 1e-6, 1e-6) for got in results)
+    assert len({got.tobytes() for got in results}) == 1
     monkeypatch.setattr(compile, "source", without)
     results, want = _results(host, scratch, file)
     assert not all(np.allclose(got, want, 1e-6, 1e-6) for got in results)
