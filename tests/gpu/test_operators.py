@@ -49,6 +49,14 @@ def test_a_sum_of_equal_terms_does_not_drift(convolutions, twin_of_arrays, depth
     convolutions.test_a_sum_of_equal_terms_does_not_drift(twin_of_arrays, depth, convolve, assert_within_bound)
 
 
+@pytest.mark.parametrize("depth", [512, 4608, 25088])
+def test_a_product_of_matrices_does_not_drift_either(twin_of_arrays, depth):
+    x, other = np.full((1, 1, 1, depth), 0.1, np.float32), np.full((1, 1, 1, depth), 0.7, np.float32)
+    got = _single(twin_of_arrays, tensors.matmul((1, depth), (depth, 1)), x, other).item()
+    exact = depth * float(x[0, 0, 0, 0]) * float(other[0, 0, 0, 0])
+    assert abs(got - exact) <= 2e-6 * max(1, (depth / 2304) ** 0.5) * exact
+
+
 def test_subnormal_numbers_are_not_flushed(convolutions, twin_of_arrays, convolve):
     convolutions.test_subnormal_numbers_are_not_flushed(twin_of_arrays, convolve)
 
