@@ -88,6 +88,30 @@ def test_a_depthwise_kernel_known_ahead_agrees_with_the_general_one(grid, isa, d
             )
 
 
+def test_arrays_may_begin_anywhere(grid, isa, dtype):
+    """Where a vector does not, nothing is loaded or stored as one."""
+    rng = np.random.default_rng(9)
+
+    def shifted(array):
+        room = np.empty(array.size + 1, array.dtype)[1:].reshape(array.shape)
+        room[...] = array
+        return room
+
+    for layer in (
+        grid.Layer((2, 5, 9, 12), (40, 5, 3, 3), padding=(1,) * 4, bias=True, residual=True),
+        grid.Layer((2, 3, 9, 16), (3, 1, 3, 3), padding=(1,) * 4, groups=3, residual=True),
+    ):
+        given = grid.operands(layer, dtype, lambda shape: rng.integers(-4, 5, shape))
+        want = grid.exact(layer, given)
+        for which in ("x", "residual", "out"):
+            moved = given if which == "out" else grid.replace(given, **{which: shifted(getattr(given, which))})
+            for tiling in grid.direct_tilings(layer, isa, dtype):
+                out = np.full(want.shape, np.nan, dtype)
+                out = shifted(out) if which == "out" else out
+                grid.run(grid.program(layer, isa, dtype, tiling, moved), moved, out)
+                np.testing.assert_array_equal(out, want)
+
+
 def test_a_depthwise_kernel_of_several_chains_is_exact(grid, isa, dtype):
     """121 and 240 products; a chain has 96."""
     rng = np.random.default_rng(8)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import cconv
+from cconv import ops
 from cconv.gpu import launch
 from cconv.planning import LrnSpec, PointwiseSpec, SoftmaxSpec, plan, specs, tensors
 from cconv.planning.specs import as_activation
@@ -148,6 +149,14 @@ def test_maps_that_no_block_can_number_are_refused():
         launch.blocks_of_maps(1, launch.MOST_BLOCKS - 255, 256)
 
 
+def test_more_blocks_than_a_launch_has_are_refused(device):
+    pack = launch.Launch(device, "pack.cu", "pack", launch.constant("pack.cu", "THREADS"), {"T": "float"})
+    before = device.launches
+    with pytest.raises(cconv.ShapeError, match=r"at most 2147483647 blocks on a GPU, got 2147483648"):
+        pack(launch.MOST_BLOCKS + 1)
+    assert device.launches == before
+
+
 def test_sizes_that_no_kernel_can_count_are_refused(machine_twin):
     """Before any memory is asked for: kernels count channels, rows and columns with 32 bits."""
     for spec in (
@@ -159,36 +168,55 @@ def test_sizes_that_no_kernel_can_count_are_refused(machine_twin):
             machine_twin.prepare(plan.single(spec, machine_twin.machine()))
 
 
-def _kept(monkeypatch, twin) -> list:
-    """What later allocations of a host device are: whether each may be kept."""
-    device, found = twin._device, []
-    empty = device.empty
+@pytest.fixture
+def events(twin_of_arrays, monkeypatch):
+    """What a host device is asked for, in order: memory that is kept, or a run's; waits; launches by their names."""
+    device, found = twin_of_arrays._device, []
+    kept, empty, settle, kernel = device.kept, device.empty, device.settle, device.kernel
 
-    def spied(shape, dtype, kept=False):
-        found.append(kept)
+    def spied_kernel(name, entry, macros):
+        launch = kernel(name, entry, macros)
+        return lambda *given: (found.append(entry), launch(*given))[1]
+
+    def spied_empty(shape, dtype, kept=False):
+        found.append("kept" if kept else "run's")
         return empty(shape, dtype, kept)
 
-    monkeypatch.setattr(device, "empty", spied)
+    monkeypatch.setattr(device, "kept", lambda array: (found.append("kept"), kept(array))[1])
+    monkeypatch.setattr(device, "settle", lambda: (found.append("settled"), settle())[1])
+    monkeypatch.setattr(device, "empty", spied_empty)
+    monkeypatch.setattr(device, "kernel", spied_kernel)
+    monkeypatch.setattr(ops, "_made", {})
     return found
 
 
 @pytest.mark.parametrize("twin_of_arrays", ["host"], indirect=True)
-def test_what_a_layer_keeps_is_no_streams_own_and_complete_before_it_runs(twin_of_arrays, whole, monkeypatch):
-    """Its packed weights serve whatever stream asks; those of one call alone need no waiting."""
-    device, found = twin_of_arrays._device, _kept(monkeypatch, twin_of_arrays)
-    x, weight = (twin_of_arrays.asarray(whole(s)) for s in ((2, 3, 6, 7), (4, 3, 3, 3)))
-    layer = cconv.Conv2d(weight)
-    layer(x)
-    assert found == [True, False]
-    before = device.settled
-    layer(x)
-    assert device.settled == before
-    assert found == [True, False, False]
-    cconv.conv2d(x, weight)
-    packing = device.settled - before
-    cconv.conv2d(x, weight)
-    assert device.settled == before + packing
-    assert found[3:] == [False] * 4
+class TestStreams:
+    """What a layer keeps serves whatever stream asks: it is no stream's own, and complete before anything reads it."""
+
+    def test_a_layer_keeps_its_table_and_what_it_packs(self, twin_of_arrays, whole, events):
+        x, weight, bias = (twin_of_arrays.asarray(whole(s)) for s in ((2, 3, 6, 7), (4, 3, 3, 3), (4,)))
+        layer = cconv.Conv2d(weight, bias)
+        layer(x)
+        table, weights = ["kept", "settled"], ["kept", "pack", "kept", "settled"]
+        assert events == [*table, *weights, "run's", "conv"]
+        events.clear()
+        layer(x)
+        assert events == ["run's", "conv"]
+
+    def test_a_depthwise_layer_keeps_its_weights_as_they_are(self, twin_of_arrays, whole, events):
+        x, weight, bias = (twin_of_arrays.asarray(whole(s)) for s in ((2, 3, 6, 7), (3, 1, 3, 3), (3,)))
+        cconv.Conv2d(weight, bias, groups=3)(x)
+        assert events == ["settled", "kept", "kept", "settled", "run's", "depthwise"]
+
+    def test_a_function_keeps_tables_alone(self, twin_of_arrays, whole, events):
+        """Its weights are used on one stream, so it need not wait for them."""
+        x, weight = (twin_of_arrays.asarray(whole(s)) for s in ((2, 3, 6, 7), (4, 3, 3, 3)))
+        cconv.conv2d(x, weight)
+        assert events == ["kept", "settled", "run's", "pack", "run's", "conv"]
+        events.clear()
+        cconv.max_pool2d(x, 2)
+        assert events == ["kept"] * 6 + ["settled", "run's", "pool"]
 
 
 @pytest.fixture(scope="session")
