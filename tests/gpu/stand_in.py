@@ -96,8 +96,8 @@ class StandIn:
         Errors of the next allocations of plain memory, the next one last.
     present : int
         The device that is current.
-    freed, loaded : int
-        How often the pool was emptied, and a module loaded.
+    freed, loaded, waited : int
+        How often the pool was emptied, a module loaded, the whole device waited for.
     pinned : list of arrays
         All page-locked memory that was asked for.
     streams : list of Lane
@@ -106,7 +106,7 @@ class StandIn:
     def __init__(self, kernels: HostDevice, capability: str = "90"):
         self._kernels, self._capability = kernels, capability
         self.refused, self.pinned, self.streams = [], [], []
-        self.present = self.freed = self.loaded = 0
+        self.present = self.freed = self.loaded = self.waited = 0
         self._current = [Lane()]
         self.cupy = SimpleNamespace(
             ndarray=ndarray, empty=ndarray, asarray=self._asarray, asnumpy=ndarray.get, cuda=self._cuda(),
@@ -127,7 +127,7 @@ class StandIn:
     def _device(self, number: int = 0) -> SimpleNamespace:
         attributes = {"MultiProcessorCount": 4, "L2CacheSize": 50 << 20}
         return SimpleNamespace(
-            id=number, compute_capability=self._capability, attributes=attributes, synchronize=lambda: None
+            id=number, compute_capability=self._capability, attributes=attributes, synchronize=self._wait
         )
 
     @staticmethod
@@ -144,6 +144,9 @@ class StandIn:
         if self.refused:
             raise CudaError(self.refused.pop())
         return Memory(nbytes)
+
+    def _wait(self) -> None:
+        self.waited += 1
 
     def _free(self) -> None:
         self.freed += 1

@@ -288,6 +288,24 @@ def test_sums_of_two_maps_are_exact(twin_of_arrays, dtype, size, whole):
     np.testing.assert_array_equal(_single(twin_of_arrays, spec, x, other), np.maximum(x + other, 0))
 
 
+def test_pieces_lie_side_by_side_wherever_they_begin(twin_of_arrays, dtype, whole):
+    """3, 4, 8 and 1 elements of each of two images: of none but the first is the place a vector's."""
+    sizes, n = (3, 4, 8, 1), 2
+    parts = [whole((n, 1, 1, size), dtype) for size in sizes]
+    operations = tuple(
+        plan.Operation(
+            tensors.move((size,), (16,), [tensors.Axis(size, 1, 1)], at=sum(sizes[:i]), dtype=dtype), (i,), len(sizes)
+        )
+        for i, size in enumerate(sizes)
+    )
+    assert all(operation.spec.whole for operation in operations)
+    inputs = {i: (1, 1, size) for i, size in enumerate(sizes)}
+    made = plan.make(operations, inputs, (len(sizes),), twin_of_arrays.machine())
+    got = twin_of_arrays.build(made, Weights({}.__getitem__)).run([twin_of_arrays.asarray(part) for part in parts])[0]
+    want = np.concatenate(parts, axis=3).reshape(n, 16)
+    np.testing.assert_array_equal(twin_of_arrays.to_numpy(got).reshape(n, 16), want)
+
+
 def _single(twin, spec, *inputs) -> np.ndarray:
     """The result of one operator without weights."""
     program = twin.build(plan.single(spec, twin.machine()), Weights({}.__getitem__))

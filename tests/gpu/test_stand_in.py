@@ -81,6 +81,17 @@ def test_dlpack_comes_in_without_a_copy(gpu, planted, whole):
     np.testing.assert_array_equal(gpu.to_numpy(got), cconv.conv2d(x, weight))
 
 
+def test_a_layers_weights_are_there_before_any_stream_reads_them(gpu, planted, whole):
+    gpu.synchronize()
+    assert planted.waited == 1
+    cconv.Conv2d(gpu.asarray(whole((4, 3, 3, 3))))
+    assert planted.waited == 2
+    place = cconv.device("cuda")
+    before = planted.waited
+    place.put(whole((1, 3, 6, 7)))
+    assert planted.waited == before + 1
+
+
 class TestProcesses:
     """CUDA belongs to the process that used it first."""
 
