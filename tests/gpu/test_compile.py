@@ -191,6 +191,13 @@ def test_a_planted_spill_is_found(nvrtc):
     assert found.spill_bytes > 0 or found.stack_bytes > 0
 
 
+def test_a_kernel_that_leaves_no_room_for_a_second_block_is_found(nvrtc):
+    """Trust check: four rows of 7x7 at stride 2, for which planning has two."""
+    strip = {"R": 7, "S": 7, "STRIDE": 2, "STRIP": 4}
+    with pytest.raises(AssertionError, match=r"registers=1[3-9]"):
+        _check(nvrtc, "depthwise.cu", {"T": "float", "ACTIVATE": "cc_none"} | strip, "sm_100")
+
+
 def test_subnormal_numbers_are_not_flushed(nvrtc):
     """Flushing would give other instructions; last of an option's values counts."""
     headers, text = {compile.HEADER: compile.source(compile.HEADER)}, compile.text("matmul.cu", {"T": "float"})

@@ -1,13 +1,15 @@
 """Operators: the public functions on a device's arrays, the kernels' sources run on the host, against the same cases,
 definitions and bounds as on the CPU."""
 
+import typing
+
 import numpy as np
 import pytest
 
 import cconv
 from cconv import ops
-from cconv.gpu import launch
-from cconv.planning import LrnSpec, PointwiseSpec, SoftmaxSpec, plan, specs, tensors
+from cconv.gpu import launch, program
+from cconv.planning import ConvSpec, LrnSpec, PointwiseSpec, SoftmaxSpec, cuda, plan, specs, tensors
 from cconv.planning.specs import as_activation
 from cconv.weights import Weights
 
@@ -140,6 +142,12 @@ class TestArguments:
     def test_winograd_is_refused(self, operands):
         with pytest.raises(cconv.ArgumentError, match="on a GPU, got 'winograd'"):
             cconv.conv2d(*operands, algorithm="winograd")
+
+
+def test_whatever_planning_knows_has_a_kernel():
+    """As on the CPU; of convolutions every kind of tiling."""
+    known = {*typing.get_args(tensors.Spec), cuda.Ffma, cuda.Strips} - {ConvSpec}
+    assert set(program._KERNELS) == known
 
 
 def test_maps_that_no_block_can_number_are_refused():
