@@ -34,10 +34,9 @@ test-spills: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto -m "slow and not gpu" $(POSTGRESQL)
 
-# The GPU kernels for sm_90, the large ones for other generations too, by a compiler from PyPI; and CuPy's import, without
-# a GPU. OPTIONS=--every-target: every kernel for every architecture, ten minutes.
+# Every GPU kernel for every architecture, by a compiler from PyPI; and CuPy's import, without a GPU.
 test-cuda: $(VENV)/.dev .venv-cuda/.ready
-	PYTHONPATH=. .venv-cuda/bin/python -m pytest -q -n auto --need-compilers $(OPTIONS) \
+	PYTHONPATH=. .venv-cuda/bin/python -m pytest -q -n auto --dist worksteal --need-compilers \
 		tests/gpu/test_compile.py tests/gpu/test_door.py tests/backends/test_twins.py
 
 ## lint: style of Python

@@ -170,7 +170,7 @@ class Scheduler:
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Cancel what runs, refuse what comes, and wait for all threads that compute."""
-        self._refuse()
+        self._refuse(*self._lanes)
         with self._lock:
             self._drained.wait_for(lambda: not self._runs, timeout_s)
         for lanes in self._lanes.values():
@@ -179,23 +179,24 @@ class Scheduler:
             self._watchdog.join(timeout_s)
 
     def lose(self, error: DeviceLost) -> None:
-        """The GPU has failed: this process can compute nothing any more."""
+        """The GPU has failed, and this process must end: what the CPU computes is finished, nothing else begun."""
         with self._lock:
             before, self._lost = self._lost, True
         if not before:
             log.critical("the GPU failed; this process ends", exc_info=error)
-            self._refuse()
+            self._refuse("cuda")
             self.on_lost()
 
-    def _refuse(self) -> None:
-        """Nothing is computed any more: neither what waits nor what comes."""
+    def _refuse(self, *called_off: str) -> None:
+        """Nothing is begun any more, neither what waits nor what comes; what runs on these devices is called off."""
         with self._lock:
             self._closed = True
             self._ended.set()
             for request in {entry.request for queue in self._queues.values() for entry in queue}:
                 self._fail(request, Overloaded(CLOSING))
             for run in self._runs:
-                run.cancel.set()
+                if run.device in called_off:
+                    run.cancel.set()
             for lanes in self._lanes.values():
                 lanes.close()
 

@@ -140,10 +140,10 @@ class Arithmetic:
 
     def __init__(self, spec, _, device):
         self._count = prod(spec.output)
-        self._threads = constant("tensors.cu", "THREADS")
+        self._threads = constant("arithmetic.cu", "THREADS")
         code = macros(spec.dtype, spec.activation) | {"KIND": f"cc_{spec.kind}", "SWAPPED": int(spec.swapped)}
         self._launch = Launch(
-            device, "tensors.cu", "arithmetic", self._threads, code, count=self._count, x_size=spec.x_size,
+            device, "arithmetic.cu", "arithmetic", self._threads, code, count=self._count, x_size=spec.x_size,
             other_size=0 if spec.constant else spec.other_size, loops=len(spec.loops),
             size=tuple(loop.count for loop in spec.loops), source=tuple(loop.x for loop in spec.loops),
             target=tuple(loop.other for loop in spec.loops), alpha=alpha(spec),

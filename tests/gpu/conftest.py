@@ -34,6 +34,7 @@ def _load(name: str, path: Path):
 
 
 HOST = _load("gpu_host", TESTS / "gpu/host.py")
+STAND_IN = _load("gpu_stand_in", TESTS / "gpu/stand_in.py")
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +49,12 @@ def host(lacking):
     if shutil.which("g++") is None:
         lacking("expected g++ to compile the kernels for the host, found none")
     return HOST
+
+
+@pytest.fixture(scope="session")
+def stand_in():
+    """The module stand_in.py."""
+    return STAND_IN
 
 
 @pytest.fixture(scope="session")

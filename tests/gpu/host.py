@@ -55,20 +55,23 @@ class HostArray:
     def __len__(self) -> int:
         return len(self.array)
 
+    def _like(self, array: np.ndarray):
+        return HostArray(array)
+
     def __getitem__(self, key):
-        return HostArray(self.array[key])
+        return self._like(self.array[key])
 
     def __setitem__(self, key, value) -> None:
         self.array[key] = value.array
 
     def reshape(self, *shape):
-        return HostArray(self.array.reshape(*shape))
+        return self._like(self.array.reshape(*shape))
 
     def copy(self, order: str = "C"):
-        return HostArray(self.array.copy(order))
+        return self._like(self.array.copy(order))
 
     def sum(self, axis: int):
-        return HostArray(self.array.sum(axis=axis))
+        return self._like(self.array.sum(axis=axis))
 
 
 class Lane:

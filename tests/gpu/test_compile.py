@@ -3,7 +3,10 @@ the cache of what was compiled."""
 
 import os
 import re
+import subprocess
+import sys
 import threading
+from importlib import resources
 from itertools import product
 from typing import NamedTuple
 
@@ -15,8 +18,8 @@ from cconv.planning import cuda, plan, specs, tensors
 
 #: From the A100's to the newest workstation cards'.
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120")
-#: Of those, other generations than sm_90's: what `make test-all` compiles the large kernels for.
-GENERATIONS = ("sm_80", "sm_100", "sm_120")
+#: The one that `make test` compiles for; `make test-all` has them all.
+FIRST = "sm_90"
 #: Registers of a multiprocessor, and static shared memory of a block.
 REGISTERS, SHARED_BYTES = 65536, 48 << 10
 
@@ -26,15 +29,16 @@ TYPES = {"float32": "float", "float64": "double", "float16": "Half", "bfloat16":
 
 
 def variants(dtype: str, every: bool = False):
-    """(file, macros) of what programs compile: every tile, and every form of the others; all activations if `every`."""
+    """(file, macros) of what programs compile: every tile, and every form of the others; all activations if `every`,
+    else the one with the most code."""
     plain = {"T": TYPES[dtype], "ACTIVATE": "cc_none"}
     activations = ("none", *specs.ACTIVATIONS) if every else ("gelu",)
-    for activation, before in product(activations, (0, 1)):
-        if before and every and activation not in ("none", "relu"):
-            continue
-        for outputs, pixels, rows, columns in cuda.TILES[dtype]:
-            tile = {"OUTPUTS": outputs, "PIXELS": pixels, "ROWS": rows, "COLUMNS": columns, "DEPTH": cuda.STEP}
-            yield "conv.cu", plain | tile | {"ACTIVATE": f"cc_{activation}", "PREACTIVATED": before}
+    # What comes before a convolution is a ReLU, and so are most that follow one.
+    forms = [(name, 0) for name in activations] + [(name, 1) for name in (("none", "relu") if every else ("relu",))]
+    for (activation, before), tile in product(forms, cuda.TILES[dtype]):
+        sizes = dict(zip(("OUTPUTS", "PIXELS", "ROWS", "COLUMNS"), tile, strict=True))
+        code = {"ACTIVATE": f"cc_{activation}", "DEPTH": cuda.STEP, "PREACTIVATED": before}
+        yield "conv.cu", plain | sizes | code
     for activation in activations:
         known = plain | {"ACTIVATE": f"cc_{activation}"}
         for kernel, stride in product(cuda.known_kernels(dtype), cuda.KNOWN_STRIDES):
@@ -48,7 +52,7 @@ def variants(dtype: str, every: bool = False):
     for function in ("ramp", "clip", "gelu_tanh", "swish"):
         yield "pointwise.cu", plain | {"FUNCTION": f"cc_{function}"}
     for kind, swapped in product(tensors.ARITHMETIC, (0, 1) if every else (1,)):
-        yield "tensors.cu", plain | {"KIND": f"cc_{kind}", "SWAPPED": swapped}
+        yield "arithmetic.cu", plain | {"KIND": f"cc_{kind}", "SWAPPED": swapped}
     for file in ("tensors.cu", "matmul.cu", "pack.cu"):
         yield file, plain
 
@@ -112,9 +116,14 @@ def _label(macros) -> str:
     return "-".join(str(value) for value in macros.values())
 
 
+def kernels(name: str) -> set[str]:
+    """What a file's kernels are called."""
+    return set(re.findall(r"^CC_KERNEL\(.*\) (\w+)\(const", compile.source(name), re.M))
+
+
 def _check(nvrtc, name, macros, arch):
     used = _used(nvrtc, name, macros, arch)
-    assert used, "ptxas said nothing"
+    assert used.keys() == kernels(name)
     for kernel, one in used.items():
         assert one.spill_bytes == 0, (kernel, one)
         assert one.stack_bytes == 0, (kernel, one)
@@ -128,28 +137,25 @@ def _check(nvrtc, name, macros, arch):
         assert all(blocks * 256 * one.registers <= REGISTERS for one in used.values()), used
 
 
-@pytest.mark.parametrize(
-    ("name", "macros"),
-    [one for one in VARIANTS if one[1]["T"] != "Bfloat"],
-    ids=lambda v: v if isinstance(v, str) else _label(v),
-)
+@pytest.mark.parametrize(("name", "macros"), VARIANTS, ids=lambda v: v if isinstance(v, str) else _label(v))
 def test_kernels_fit_the_registers_of_one_target(nvrtc, name, macros):
-    """Those of Bfloat, which are Half's but for the conversion, with --every-target."""
-    _check(nvrtc, name, macros, "sm_90")
+    _check(nvrtc, name, macros, FIRST)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("T", TYPES.values())
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_kernels_fit_the_registers_of_other_targets(nvrtc, arch, T, request):
-    """All of them with --every-target, which takes minutes; else those whose registers are scarce."""
-    every = request.config.getoption("--every-target")
-    if not every and (arch not in GENERATIONS or T not in ("float", "double")):
-        pytest.skip("without --every-target")
+@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch != FIRST])
+def test_kernels_fit_the_registers_of_all_others(nvrtc, arch, T):
     for name, macros in VARIANTS:
-        large = name in ("conv.cu", "depthwise.cu") and not macros.get("PREACTIVATED")
-        if macros["T"] == T and (every or large):
+        if macros["T"] == T:
             _check(nvrtc, name, macros, arch)
+
+
+def test_every_file_of_kernels_is_compiled():
+    files = {file.name for file in (resources.files("cconv.gpu") / "kernels").iterdir() if file.name.endswith(".cu")}
+    for dtype in TYPES:
+        assert {name for name, _ in variants(dtype)} == files
+    assert all(kernels(name) for name in files)
 
 
 def test_every_kernel_that_is_asked_for_can_be_compiled_ahead(host, device, monkeypatch):
@@ -183,6 +189,13 @@ def test_a_planted_spill_is_found(nvrtc):
     tile = {"OUTPUTS": 128, "PIXELS": 64, "ROWS": 16, "COLUMNS": 8, "DEPTH": 8, "PREACTIVATED": 0}
     found = _used(nvrtc, "conv.cu", {"T": "float", "ACTIVATE": "cc_none"} | tile, "sm_90")["conv"]
     assert found.spill_bytes > 0 or found.stack_bytes > 0
+
+
+def test_a_kernel_that_leaves_no_room_for_a_second_block_is_found(nvrtc):
+    """Trust check: four rows of 7x7 at stride 2, for which planning has two."""
+    strip = {"R": 7, "S": 7, "STRIDE": 2, "STRIP": 4}
+    with pytest.raises(AssertionError, match=r"registers=1[3-9]"):
+        _check(nvrtc, "depthwise.cu", {"T": "float", "ACTIVATE": "cc_none"} | strip, "sm_100")
 
 
 def test_subnormal_numbers_are_not_flushed(nvrtc):
@@ -259,11 +272,16 @@ class TestCache:
             compile.cubin(*self.PACK), compile.cubin(name, macros | {"T": "double"}, arch),
             compile.cubin(name, macros, "sm_80"),
         }  # fmt: skip
-        original = compile.source
-        monkeypatch.setattr(compile, "source", lambda file: original(file) + "\n")
-        compile.cubin(*self.PACK)
         assert len(found) == 3
-        assert len(list(cache.iterdir())) == len(compiled) == 4
+        for changed in (compile.HEADER, name):
+            original = compile.source
+            monkeypatch.setattr(compile, "source", lambda file, o=original, c=changed: o(file) + "\n" * (file == c))
+            compile.cubin(*self.PACK)
+        monkeypatch.setattr(compile, "OPTIONS", (*compile.OPTIONS, "--fmad=true"))
+        compile.cubin(*self.PACK)
+        monkeypatch.setattr(compile.nvrtc(), "version", "13.99")
+        compile.cubin(*self.PACK)
+        assert len(list(cache.iterdir())) == len(compiled) == 7
 
     def test_threads_that_want_the_same_wait_for_the_first(self, cache, compiled):
         threads = [threading.Thread(target=compile.cubin, args=self.PACK) for _ in range(6)]
@@ -273,6 +291,15 @@ class TestCache:
             thread.join()
         assert compiled == ["pack.cu"]
 
+    def test_processes_that_want_the_same_leave_one_file_that_is_whole(self, cache, nvrtc):
+        code = f"import sys; from cconv.gpu import compile; sys.stdout.buffer.write(compile.cubin(*{self.PACK!r}))"
+        processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(4)]
+        first, *others = (process.communicate(timeout=120)[0] for process in processes)
+        assert first[:4] == b"\x7fELF"
+        assert set(others) == {first}
+        (kept,) = cache.iterdir()
+        assert compile.read(kept) == first
+
     def test_a_failed_write_leaves_nothing_and_stops_nobody(self, cache, compiled, monkeypatch):
         def failing(*_):
             raise OSError("no space left")
@@ -280,6 +307,21 @@ class TestCache:
         monkeypatch.setattr(os, "fsync", failing)
         assert compile.cubin(*self.PACK)[:4] == b"\x7fELF"
         assert list(cache.iterdir()) == []
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path, monkeypatch):
+    """Whoever reads while it is written has the old one, whole."""
+    path, seen, sync = tmp_path / "kept.cubin", [], os.fsync
+
+    def spied(fd):
+        sync(fd)
+        seen.append(compile.read(path))
+
+    monkeypatch.setattr(os, "fsync", spied)
+    for content in (b"old", b"new"):
+        compile.write(path, content)
+    assert (seen, compile.read(path)) == ([None, b"old"], b"new")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_log_of_ptxas_is_understood():

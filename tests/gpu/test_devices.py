@@ -53,6 +53,26 @@ def test_a_wait_left_out_is_seen(cuda, layer, whole, monkeypatch, host, left_out
     assert not np.isfinite(cuda.run(layer, whole((7, 3, 9, 10)))["y"]).all()
 
 
+def test_the_next_chunk_is_under_way_before_one_is_waited_for(cuda, layer, whole):
+    """How many chunks have been queued whenever one comes back."""
+    assert [len(layer.calls) for _ in cuda._twin.feed(layer, whole((7, 3, 9, 10)), 2)] == [2, 3, 4, 4]
+
+
+@pytest.mark.parametrize("twin_of_arrays", ["host"], indirect=True)
+def test_nothing_is_uploaded_over_what_the_pools_memory_was_used_for(cuda, layer, whole, monkeypatch):
+    """The first of all: the stream up waits for the stream of whom the memory is."""
+    streams, waits = cuda._twin._device.streams(), []
+    up, work, _ = streams
+    done = work.record()
+    for stream in streams:
+        monkeypatch.setattr(stream, "queue", lambda copy, q=stream.queue: (waits.append("a copy"), q(copy))[1])
+    monkeypatch.setattr(up, "wait_event", lambda event: waits.append(event))
+    monkeypatch.setattr(work, "record", lambda: done)
+    monkeypatch.setattr(cuda._twin._device, "streams", lambda: streams)
+    cuda.run(layer, whole((1, 3, 9, 10)))
+    assert waits == [done, "a copy", "a copy", "a copy"]
+
+
 def test_maps_in_any_order_come_back(cuda, layer, whole, monkeypatch):
     """Views that no transfer can take as they lie: each is copied once it is computed, and not before."""
     x = whole((7, 3, 9, 10))
@@ -111,8 +131,11 @@ class TestTooLittleMemory:
         most.images = 0
         with pytest.raises(cconv.OutOfMemory, match="planted"):
             cuda.run(most, whole((4, 3, 9, 10)))
-        with pytest.raises(MemoryError):
+
+    def test_images_that_must_stay_together_are_not_halved(self, cuda, layer, most, whole):
+        with pytest.raises(MemoryError, match="planted"):
             cuda.run(most, whole((4, 3, 9, 10)), whole=True)
+        assert layer.calls == [-4]
 
 
 def test_a_set_flag_stops_before_the_next_chunk(cuda, layer, whole, monkeypatch):

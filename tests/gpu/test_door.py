@@ -8,10 +8,12 @@ import sys
 import textwrap
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from cconv import BackendUnavailable, DeviceError, OutOfMemory
 from cconv.gpu import device as real
+from cconv.gpu import launch
 
 
 def _fresh(code: str) -> str:
@@ -154,15 +156,37 @@ def test_errors_of_cuda_are_cconvs():
             raise raised
 
 
-#: What device.py calls of CuPy's, and the parameters that it gives by name.
+#: What device.py and feeding.py call of CuPy's, and the parameters that they give by name.
 CALLED = {
-    "ndarray.set": "stream", "ndarray.get": "stream out blocking", "ndarray": "memptr", "from_dlpack": "",
-    "ascontiguousarray": "", "asnumpy": "", "get_default_memory_pool": "", "cuda.is_available": "", "cuda.Memory": "",
-    "cuda.MemoryPointer": "", "cuda.MemoryPointer.copy_from_device_async": "", "cuda.Stream": "non_blocking",
+    "ndarray.set": "stream", "ndarray.get": "stream out blocking", "ndarray": "memptr", "ndarray.data": "",
+    "ndarray.device": "", "empty": "", "asarray": "", "from_dlpack": "", "ascontiguousarray": "", "asnumpy": "",
+    "get_default_memory_pool": "", "cuda.is_available": "", "cuda.Memory": "", "cuda.MemoryPointer": "",
+    "cuda.MemoryPointer.copy_from_device_async": "", "cuda.Stream": "non_blocking", "cuda.Stream.record": "",
+    "cuda.Stream.wait_event": "", "cuda.Stream.synchronize": "", "cuda.Event.synchronize": "",
     "cuda.get_current_stream": "", "cuda.Device.compute_capability": "", "cuda.Device.attributes": "",
-    "cuda.runtime.getDevice": "", "cuda.runtime.CUDARuntimeError": "", "cuda.driver.CUDADriverError": "",
-    "cuda.memory.OutOfMemoryError": "", "cuda.function.Module.load": "cubin", "cuda.function.Module.get_function": "",
+    "cuda.Device.synchronize": "", "cuda.runtime.getDevice": "", "cuda.runtime.CUDARuntimeError": "",
+    "cuda.driver.CUDADriverError": "", "cuda.memory.OutOfMemoryError": "", "cuda.function.Module.load": "cubin",
+    "cuda.function.Module.get_function": "",
 }  # fmt: skip
+
+
+def _names(module, before: str = ""):
+    """Of all that a namespace has, in full."""
+    for name, value in vars(module).items():
+        yield from _names(value, f"{before}{name}.") if isinstance(value, SimpleNamespace) else [before + name]
+
+
+def test_the_stand_in_of_the_tests_has_nothing_else(stand_in):
+    found = set(_names(stand_in.StandIn(None).cupy))
+    assert {name for name in found if not any(f"{called}.".startswith(f"{name}.") for called in CALLED)} == set()
+    assert len(found) > 15
+
+
+def test_cupy_passes_a_struct_by_value():
+    """The address that a launch gets is the one of the struct itself."""
+    function = pytest.importorskip("cupy.cuda.function")
+    parameters = np.zeros((), launch.parameters("conv.cu", "conv"))
+    assert function.CNumpyArray(parameters).ptr == parameters.ctypes.data
 
 
 @pytest.mark.parametrize("name", CALLED)

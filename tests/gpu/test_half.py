@@ -5,6 +5,7 @@ import pytest
 
 import cconv
 from cconv import reference
+from cconv.gpu import compile
 from cconv.planning import cuda, plan, specs, tensors
 from cconv.planning.specs import as_activation
 from cconv.weights import Weights
@@ -87,6 +88,31 @@ def test_all_numbers_come_through_and_sums_round_to_even(twin_of_arrays, half):
     moved = _run(twin_of_arrays, tensors.move((1 << 16,), (1 << 16,), [tensors.Axis(1 << 16, 1, 1)], dtype=half),
                  numbers.reshape(shape))  # fmt: skip
     assert moved.tobytes() == numbers.tobytes()
+
+
+#: Floats as they come to be stored.
+NARROW = """
+#define THREADS 64
+struct Narrow {
+    const float *x;
+    T *y;
+};
+CC_KERNEL(THREADS) narrow(const Narrow p) {
+    const int i = cc_block() * THREADS + cc_thread();
+    p.y[i] = p.x[i];
+}
+"""
+
+
+def test_any_float_becomes_the_nearest_bfloat_and_nan_stays_nan(host, scratch):
+    """A device's own NaN has all bits set: rounded like a number it would be zero. No sum on a host is such a one."""
+    upper, lower = np.meshgrid(np.arange(1 << 16), (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF), indexing="ij")
+    x = (upper << 16 | lower).astype(np.uint32).view(np.float32).ravel()
+    y = np.zeros(x.size, HALVES["bfloat16"])
+    library = host.library(f'#define T Bfloat\n#include "{compile.HEADER}"\n{NARROW}', "narrow", scratch)
+    assert host.run(library, np.array((x.ctypes.data, y.ctypes.data), np.uint64), x.size // 64, 64, 1) is None
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(y.astype(np.float32), x.astype(HALVES["bfloat16"]).astype(np.float32))
 
 
 def test_activations_are_the_nearest_number(twin_of_arrays, half, activation, rng):

@@ -73,10 +73,12 @@ def test_no_bit_depends_on_the_tile_the_batch_or_the_place(grid, isa, dtype):
 def test_a_depthwise_kernel_known_ahead_agrees_with_the_general_one(grid, isa, dtype):
     rng = np.random.default_rng(6)
     heights = {16: 19, 37: 17, 40: 21}  # a strip's last rows are there, or not, with vectors and without
-    for kernel, stride, padding, width in product((3, 5, 7), (1, 2), (None, (1, 2, 3, 0)), heights):
-        layer = grid.Layer((2, 3, heights[width], width), (6, 1, kernel, kernel), (stride,) * 2,
-                           padding or (kernel // 2,) * 4, groups=3, bias=True, residual=True,
-                           activation="relu6")  # fmt: skip
+    for kernel, stride, kind, width in product((3, 5, 7), (1, 2), ("even", "uneven", "beyond"), heights):
+        half = kernel // 2
+        # The last: whole vectors of outputs have their inputs behind the end of a row.
+        padding = {"even": (half,) * 4, "uneven": (1, 2, 3, 0), "beyond": (half, half, half, half + 4 * stride)}[kind]
+        layer = grid.Layer((2, 3, heights[width], width), (6, 1, kernel, kernel), (stride,) * 2, padding, groups=3,
+                           bias=True, residual=True, activation="relu6")  # fmt: skip
         given = grid.operands(layer, dtype, lambda shape: rng.integers(-4, 5, shape))
         tilings = grid.direct_tilings(layer, isa, dtype)
         assert [tiling.known for tiling in tilings] == [True, False]
@@ -84,6 +86,41 @@ def test_a_depthwise_kernel_known_ahead_agrees_with_the_general_one(grid, isa, d
             np.testing.assert_array_equal(
                 grid.run(grid.program(layer, isa, dtype, tiling, given), given), grid.exact(layer, given)
             )
+
+
+def test_arrays_may_begin_anywhere(grid, isa, dtype):
+    """Where a vector does not, nothing is loaded or stored as one."""
+    rng = np.random.default_rng(9)
+
+    def shifted(array):
+        room = np.empty(array.size + 1, array.dtype)[1:].reshape(array.shape)
+        room[...] = array
+        return room
+
+    for layer in (
+        grid.Layer((2, 5, 9, 12), (40, 5, 3, 3), padding=(1,) * 4, bias=True, residual=True),
+        grid.Layer((2, 3, 9, 16), (3, 1, 3, 3), padding=(1,) * 4, groups=3, residual=True),
+    ):
+        given = grid.operands(layer, dtype, lambda shape: rng.integers(-4, 5, shape))
+        want = grid.exact(layer, given)
+        for which in ("x", "residual", "out"):
+            moved = given if which == "out" else grid.replace(given, **{which: shifted(getattr(given, which))})
+            for tiling in grid.direct_tilings(layer, isa, dtype):
+                out = np.full(want.shape, np.nan, dtype)
+                out = shifted(out) if which == "out" else out
+                grid.run(grid.program(layer, isa, dtype, tiling, moved), moved, out)
+                np.testing.assert_array_equal(out, want)
+
+
+def test_a_depthwise_kernel_of_several_chains_is_exact(grid, isa, dtype):
+    """121 and 240 products; a chain has 96."""
+    rng = np.random.default_rng(8)
+    for rows, columns in ((11, 11), (16, 15)):
+        layer = grid.Layer((2, 2, 18, 19), (4, 1, rows, columns), padding=(5,) * 4, groups=2, bias=True)
+        given = grid.operands(layer, dtype, lambda shape: rng.integers(-4, 5, shape))
+        for tiling in grid.direct_tilings(layer, isa, dtype):
+            got = grid.run(grid.program(layer, isa, dtype, tiling, given), given)
+            np.testing.assert_array_equal(got, grid.exact(layer, given))
 
 
 def test_the_grid_reaches_every_tile(grid, isa):

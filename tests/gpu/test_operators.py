@@ -1,12 +1,15 @@
 """Operators: the public functions on a device's arrays, the kernels' sources run on the host, against the same cases,
 definitions and bounds as on the CPU."""
 
+import typing
+
 import numpy as np
 import pytest
 
 import cconv
-from cconv.gpu import launch
-from cconv.planning import LrnSpec, PointwiseSpec, SoftmaxSpec, plan, specs, tensors
+from cconv import ops
+from cconv.gpu import launch, program
+from cconv.planning import ConvSpec, LrnSpec, PointwiseSpec, SoftmaxSpec, cuda, plan, specs, tensors
 from cconv.planning.specs import as_activation
 from cconv.weights import Weights
 
@@ -49,15 +52,25 @@ def test_a_sum_of_equal_terms_does_not_drift(convolutions, twin_of_arrays, depth
     convolutions.test_a_sum_of_equal_terms_does_not_drift(twin_of_arrays, depth, convolve, assert_within_bound)
 
 
+@pytest.mark.parametrize("depth", [512, 4608, 25088])
+def test_a_product_of_matrices_does_not_drift_either(twin_of_arrays, depth):
+    x, other = np.full((1, 1, 1, depth), 0.1, np.float32), np.full((1, 1, 1, depth), 0.7, np.float32)
+    got = _single(twin_of_arrays, tensors.matmul((1, depth), (depth, 1)), x, other).item()
+    exact = depth * float(x[0, 0, 0, 0]) * float(other[0, 0, 0, 0])
+    assert abs(got - exact) <= 2e-6 * max(1, (depth / 2304) ** 0.5) * exact
+
+
 def test_subnormal_numbers_are_not_flushed(convolutions, twin_of_arrays, convolve):
     convolutions.test_subnormal_numbers_are_not_flushed(twin_of_arrays, convolve)
 
 
-def test_cpu_and_gpu_agree_within_twice_the_bound(twin_of_arrays, normal, convolve):
-    x, weight = normal((2, 64, 12, 13)), normal((48, 64, 3, 3))
-    cpu, gpu = (convolve(twin, x, weight, padding=1) for twin in (cconv.backend.get("cpu"), twin_of_arrays))
-    for a, b in zip(cpu, gpu, strict=True):
-        assert np.linalg.norm(a - b) <= 2 * 2e-6 * np.linalg.norm(a)
+def test_cpu_and_gpu_agree_within_twice_the_bound(twin_of_arrays, dtype, case, normal, convolve, assert_within_bound):
+    """On data of any sign and on positive data."""
+    x, weight = normal(case.x, dtype), normal(case.weight, dtype)
+    for operands in ((x, weight), (abs(x), abs(weight))):
+        cpu, gpu = (convolve(twin, *operands, **case.options) for twin in (cconv.backend.get("cpu"), twin_of_arrays))
+        zero_mean = operands[0] is x and cpu[0].size >= 64
+        assert_within_bound(gpu, *operands, other=cpu, zero_mean=zero_mean, **case.options)
 
 
 class TestArguments:
@@ -131,11 +144,25 @@ class TestArguments:
             cconv.conv2d(*operands, algorithm="winograd")
 
 
+def test_whatever_planning_knows_has_a_kernel():
+    """As on the CPU; of convolutions every kind of tiling."""
+    known = {*typing.get_args(tensors.Spec), cuda.Ffma, cuda.Strips} - {ConvSpec}
+    assert set(program._KERNELS) == known
+
+
 def test_maps_that_no_block_can_number_are_refused():
     """Before anything is launched: between the last block's threads an int would overflow."""
     assert launch.blocks_of_maps(1, launch.MOST_BLOCKS - 256, 256)[0] == 2**23 - 1
     with pytest.raises(cconv.ShapeError, match="places on a GPU"):
         launch.blocks_of_maps(1, launch.MOST_BLOCKS - 255, 256)
+
+
+def test_more_blocks_than_a_launch_has_are_refused(device):
+    pack = launch.Launch(device, "pack.cu", "pack", launch.constant("pack.cu", "THREADS"), {"T": "float"})
+    before = device.launches
+    with pytest.raises(cconv.ShapeError, match=r"at most 2147483647 blocks on a GPU, got 2147483648"):
+        pack(launch.MOST_BLOCKS + 1)
+    assert device.launches == before
 
 
 def test_sizes_that_no_kernel_can_count_are_refused(machine_twin):
@@ -149,36 +176,55 @@ def test_sizes_that_no_kernel_can_count_are_refused(machine_twin):
             machine_twin.prepare(plan.single(spec, machine_twin.machine()))
 
 
-def _kept(monkeypatch, twin) -> list:
-    """What later allocations of a host device are: whether each may be kept."""
-    device, found = twin._device, []
-    empty = device.empty
+@pytest.fixture
+def events(twin_of_arrays, monkeypatch):
+    """What a host device is asked for, in order: memory that is kept, or a run's; waits; launches by their names."""
+    device, found = twin_of_arrays._device, []
+    kept, empty, settle, kernel = device.kept, device.empty, device.settle, device.kernel
 
-    def spied(shape, dtype, kept=False):
-        found.append(kept)
+    def spied_kernel(name, entry, macros):
+        launch = kernel(name, entry, macros)
+        return lambda *given: (found.append(entry), launch(*given))[1]
+
+    def spied_empty(shape, dtype, kept=False):
+        found.append("kept" if kept else "run's")
         return empty(shape, dtype, kept)
 
-    monkeypatch.setattr(device, "empty", spied)
+    monkeypatch.setattr(device, "kept", lambda array: (found.append("kept"), kept(array))[1])
+    monkeypatch.setattr(device, "settle", lambda: (found.append("settled"), settle())[1])
+    monkeypatch.setattr(device, "empty", spied_empty)
+    monkeypatch.setattr(device, "kernel", spied_kernel)
+    monkeypatch.setattr(ops, "_made", {})
     return found
 
 
 @pytest.mark.parametrize("twin_of_arrays", ["host"], indirect=True)
-def test_what_a_layer_keeps_is_no_streams_own_and_complete_before_it_runs(twin_of_arrays, whole, monkeypatch):
-    """Its packed weights serve whatever stream asks; those of one call alone need no waiting."""
-    device, found = twin_of_arrays._device, _kept(monkeypatch, twin_of_arrays)
-    x, weight = (twin_of_arrays.asarray(whole(s)) for s in ((2, 3, 6, 7), (4, 3, 3, 3)))
-    layer = cconv.Conv2d(weight)
-    layer(x)
-    assert found == [True, False]
-    before = device.settled
-    layer(x)
-    assert device.settled == before
-    assert found == [True, False, False]
-    cconv.conv2d(x, weight)
-    packing = device.settled - before
-    cconv.conv2d(x, weight)
-    assert device.settled == before + packing
-    assert found[3:] == [False] * 4
+class TestStreams:
+    """What a layer keeps serves whatever stream asks: it is no stream's own, and complete before anything reads it."""
+
+    def test_a_layer_keeps_its_table_and_what_it_packs(self, twin_of_arrays, whole, events):
+        x, weight, bias = (twin_of_arrays.asarray(whole(s)) for s in ((2, 3, 6, 7), (4, 3, 3, 3), (4,)))
+        layer = cconv.Conv2d(weight, bias)
+        layer(x)
+        table, weights = ["kept", "settled"], ["kept", "pack", "kept", "settled"]
+        assert events == [*table, *weights, "run's", "conv"]
+        events.clear()
+        layer(x)
+        assert events == ["run's", "conv"]
+
+    def test_a_depthwise_layer_keeps_its_weights_as_they_are(self, twin_of_arrays, whole, events):
+        x, weight, bias = (twin_of_arrays.asarray(whole(s)) for s in ((2, 3, 6, 7), (3, 1, 3, 3), (3,)))
+        cconv.Conv2d(weight, bias, groups=3)(x)
+        assert events == ["settled", "kept", "kept", "settled", "run's", "depthwise"]
+
+    def test_a_function_keeps_tables_alone(self, twin_of_arrays, whole, events):
+        """Its weights are used on one stream, so it need not wait for them."""
+        x, weight = (twin_of_arrays.asarray(whole(s)) for s in ((2, 3, 6, 7), (4, 3, 3, 3)))
+        cconv.conv2d(x, weight)
+        assert events == ["kept", "settled", "run's", "pack", "run's", "conv"]
+        events.clear()
+        cconv.max_pool2d(x, 2)
+        assert events == ["kept"] * 6 + ["settled", "run's", "pool"]
 
 
 @pytest.fixture(scope="session")
@@ -248,6 +294,24 @@ def test_sums_of_two_maps_are_exact(twin_of_arrays, dtype, size, whole):
     spec = PointwiseSpec(1, 1, size, True, as_activation("relu"), dtype)
     x, other = whole((3, 1, 1, size), dtype), whole((3, 1, 1, size), dtype)
     np.testing.assert_array_equal(_single(twin_of_arrays, spec, x, other), np.maximum(x + other, 0))
+
+
+def test_pieces_lie_side_by_side_wherever_they_begin(twin_of_arrays, dtype, whole):
+    """3, 4, 8 and 1 elements of each of two images: of none but the first is the place a vector's."""
+    sizes, n = (3, 4, 8, 1), 2
+    parts = [whole((n, 1, 1, size), dtype) for size in sizes]
+    operations = tuple(
+        plan.Operation(
+            tensors.move((size,), (16,), [tensors.Axis(size, 1, 1)], at=sum(sizes[:i]), dtype=dtype), (i,), len(sizes)
+        )
+        for i, size in enumerate(sizes)
+    )
+    assert all(operation.spec.whole for operation in operations)
+    inputs = {i: (1, 1, size) for i, size in enumerate(sizes)}
+    made = plan.make(operations, inputs, (len(sizes),), twin_of_arrays.machine())
+    got = twin_of_arrays.build(made, Weights({}.__getitem__)).run([twin_of_arrays.asarray(part) for part in parts])[0]
+    want = np.concatenate(parts, axis=3).reshape(n, 16)
+    np.testing.assert_array_equal(twin_of_arrays.to_numpy(got).reshape(n, 16), want)
 
 
 def _single(twin, spec, *inputs) -> np.ndarray:

@@ -80,8 +80,8 @@ def test_every_run_has_another_order(host, scratch):
 #: Every source that has a kernel, and what it cannot be compiled without.
 SOURCES = {
     "conv.cu": {"OUTPUTS": 64, "PIXELS": 32, "ROWS": 4, "COLUMNS": 4, "DEPTH": 8, "PREACTIVATED": 0},
-    "depthwise.cu": {"R": 0}, "pack.cu": {}, "pool.cu": {"AVERAGE": 0}, "pointwise.cu": {},
-    "tensors.cu": {}, "matmul.cu": {},
+    "depthwise.cu": {"R": 0}, "pack.cu": {}, "pool.cu": {"AVERAGE": 0}, "pointwise.cu": {}, "tensors.cu": {},
+    "arithmetic.cu": {"KIND": "cc_add", "SWAPPED": 0}, "matmul.cu": {},
 }  # fmt: skip
 
 
@@ -172,6 +172,7 @@ def test_a_barrier_taken_from_a_kernel_is_missed(host, scratch, monkeypatch, fil
 
     results, want = _results(host, scratch, file)
     assert all(np.allclose(got, want, 1e-6, 1e-6) for got in results)
+    assert len({got.tobytes() for got in results}) == 1
     monkeypatch.setattr(compile, "source", without)
     results, want = _results(host, scratch, file)
     assert not all(np.allclose(got, want, 1e-6, 1e-6) for got in results)

@@ -365,6 +365,29 @@ class TestFailures:
         assert not scheduler._queues["cpu"]
         held.go.set()
 
+    def test_what_the_cpu_computes_is_finished_when_the_gpu_is_lost(self, make, task, pool):
+        scheduler, began, go = make(1), threading.Event(), threading.Event()
+
+        def run(cancel):
+            began.set()
+            assert go.wait(WAIT_S)
+            if cancel.is_set():
+                raise DeadlineExceeded("cancelled")
+
+        def lose(cancel):
+            raise DeviceLost("gone")
+
+        running = pool.submit(scheduler.run, [task(run)], later())
+        assert began.wait(WAIT_S)
+        waiting = pool.submit(scheduler.run, [task()], later())
+        assert soon(lambda: scheduler._queues["cpu"])
+        with pytest.raises(DeviceLost):
+            scheduler.run([task(lose, device="cuda")], later())
+        assert str(waiting.exception()) == scheduling.CLOSING
+        go.set()
+        assert running.result()[0].maps["y"].size == 9
+        assert waste(scheduler, task()) == 0
+
     def test_the_gpu_is_lost_once(self, make, task, pool):
         scheduler, lost, together = make(2), [], threading.Barrier(2)
         scheduler.on_lost = lambda: lost.append(1)

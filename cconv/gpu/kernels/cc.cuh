@@ -105,6 +105,7 @@ CC_DEVICE float cc_sqrt(float x) { return sqrtf(x); }
 CC_DEVICE double cc_sqrt(double x) { return sqrt(x); }
 CC_DEVICE float cc_pow(float x, float y) { return powf(x, y); }
 CC_DEVICE double cc_pow(double x, double y) { return pow(x, y); }
+CC_DEVICE A cc_max(A a, A b) { return a > b || a != a ? a : b; }
 
 /* Activations, under the names of planning/specs.py. Comparisons are written so that NaN passes through. */
 CC_DEVICE A cc_none(A x, A) { return x; }
