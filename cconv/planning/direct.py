@@ -300,7 +300,8 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str) -> Direct:
     packing = rows.size * len(columns.starts) * (PACK_ROW + PACK_ELEMENT * columns.extent)
     if in_place:  # in pieces, every part reads it again; otherwise every panel does, in however many parts
         packing = READ_ELEMENT * tile_q if lanes == "channels" and (pieces > 1 or tile_q < width) else 0
-    repacking = packing / (tile_p * tile_q * spec.R * spec.S * ceil_div(outputs, vector))
+    # Groups of channels, but not panels of one, share nothing that is packed.
+    repacking = packing / (tile_p * tile_q * spec.R * spec.S * ceil_div(outputs, vector)) if spec.groups == 1 else 0.0
     parts = _parts(spatial, units if spec.groups == 1 or in_place else spec.groups, machine.threads, repacking)
     return Direct(
         lanes, flat, across_images, joined, in_place, tile_p, tile_q, panels, parts, chains(spec.depth), pieces, rows,
