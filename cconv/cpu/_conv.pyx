@@ -260,14 +260,13 @@ cdef void pixels_panels(
     const Conv *job, long n, long group, long first, long last, long p, long q, long tile_p, long tile_q, char *scratch
 ) noexcept nogil:
     """Panels first .. last-1 of a group's output channels over a tile: pack, unless it can be read where it lies, then
-    multiply and finish. The multiplication can finish rows of whole vectors, and others, but for what is added to
-    them, if they are long enough for a second register tile."""
+    multiply and finish. The multiplication can finish rows of whole vectors, and others but for what is added to them;
+    those that need one register tile it reads to the end of their last vector, which only a packed tile has."""
     cdef const char *tile = scratch
     cdef const int32_t *offset = job.offset
     cdef long lanes = job.kernels.lanes, outputs = job.group_outputs // job.panels, panel
-    cdef bint fused = job.fused and (
-        tile_q % lanes == 0 or job.residual == NULL and tile_q > job.kernels.widest[outputs - 1] * lanes)
-    if job.in_place and fused:
+    cdef bint fused = job.fused and (tile_q % lanes == 0 or job.residual == NULL)
+    if job.in_place and fused and (tile_q % lanes == 0 or tile_q > job.kernels.widest[outputs - 1] * lanes):
         tile = job.x + n * job.x_n + group * job.group_channels * job.x_c + q * job.itemsize
         offset = job.image_offset
     elif job.across_images:

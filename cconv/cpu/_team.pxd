@@ -11,9 +11,11 @@ cdef struct Phase:
     size_t scratch_size  # of a thread
     long asks  # whether the caller asks first if the rest is still wanted
     char apart[64 - 6 * 8]  # what every thread writes has a cache line of its own
-    long next  # the first that nobody has; at the beginning, the first of all
-    long done  # the same, before it is posted; then tasks done, and those before the first
-    char apart_too[64 - 2 * 8]
+    long next  # the first that no helper has; at the beginning, the first of all
+    long behind  # those that the caller has taken, from the last one back
+    long left  # those that nobody has
+    long done  # tasks done, and those before the first; before it is posted, as `next`
+    char apart_too[64 - 4 * 8]
 
 cdef extern from * nogil:
     """

@@ -6,9 +6,13 @@ The only file with OpenMP in it.
 
 The caller works itself, whichever thread it is, and posts its phases on a board; a leader thread that belongs to nobody
 takes what is posted, with as many helpers as were asked for, an OpenMP team of its own. So there is one team, where
-libgomp alone keeps one for every thread that ever called. A phase's tasks are handed out by one counter, each exactly
+libgomp alone keeps one for every thread that ever called. A phase's tasks are handed out one by one, each exactly
 once; a thread that gets none waits until those of the others are done, then goes on to the next phase. A whole network
 is posted once.
+
+Helpers take tasks from the first on, the caller from the last one back: its core then finds, call after call and step
+after step, the same part of every map in its own caches, and the smaller tasks, which are last, are not a helper's, who
+comes later.
 
     caller   --post-->  [ board ]  <--watches--  leader (helper 1)  --prange-->  helpers 2, 3, ... of libgomp
     takes tasks             |                    takes tasks                     take tasks
@@ -236,11 +240,14 @@ cdef void take_tasks(Phase *phases, long count, int thread, Ask ask, void *asked
             swap(&board.stop, 1)
             wake_all()
         taken = 0
-        i = take_next(&phase.next)
-        while i < phase.tasks and not load(&board.stop):
+        while add(&phase.left, -1) >= 0 and not load(&board.stop):
+            if thread:
+                i = take_next(&phase.next)
+            else:
+                phase.behind += 1
+                i = phase.tasks - phase.behind
             phase.task(phase.job, i, phase.scratch + thread * phase.scratch_size)
             taken += 1
-            i = take_next(&phase.next)
         if load(&board.stop):
             return
         if p + 1 < count and add(&phase.done, taken) != phase.tasks:
@@ -309,6 +316,9 @@ cdef void share(Phase *phases, long count, int threads, Ask ask, void *asked) no
 cdef void post(Phase *phases, long count, int helpers, Ask ask, void *asked) noexcept nogil:
     """Run what is left with helpers. The board is the caller's."""
     global board
+    cdef long p
+    for p in range(count):
+        phases[p].behind, phases[p].left = 0, phases[p].tasks - phases[p].next
     phases.done = phases.next
     board.phases, board.count, board.helpers, board.stop, board.sleepers = phases, count, helpers, 0, 0
     if have_leader() and swap(&state, POSTED) == ASLEEP:

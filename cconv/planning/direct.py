@@ -302,7 +302,8 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str, once: bool = False) -> 
     packing = rows.size * len(columns.starts) * (PACK_ROW + PACK_ELEMENT * columns.extent)
     if in_place:  # in pieces, every part reads it again; otherwise every panel does, in however many parts
         packing = READ_ELEMENT * tile_q if lanes == "channels" and (pieces > 1 or tile_q < width) else 0
-    repacking = packing / (tile_p * tile_q * spec.R * spec.S * ceil_div(outputs, vector))
+    # Groups of channels, but not panels of one, share nothing that is packed.
+    repacking = packing / (tile_p * tile_q * spec.R * spec.S * ceil_div(outputs, vector)) if spec.groups == 1 else 0.0
     # Weights that one tile alone reads need not go to memory and back.
     unpacked = once and lanes == "channels" and spatial == 1 and not spec.preactivated
     parts = _parts(spatial, units if spec.groups == 1 or in_place else spec.groups, machine.threads, repacking)

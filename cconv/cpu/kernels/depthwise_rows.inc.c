@@ -3,14 +3,15 @@
  * In: what depthwise.inc.c has, depthwise_store() and activate() of it.  Out: DEPTHWISE(stride, size), a function for
  * filters of size x size.
  *
- * At stride 1 a tap is one load, at stride 2 a pair of loads gives two taps, sorted by EVEN and ODD. Lanes outside the image
- * are masked away, which costs nothing on AVX-512; a row outside it is read from ZEROS.
+ * At stride 1 a tap is one load, at stride 2 a pair of loads gives two taps, sorted by EVEN and ODD, and the one before them,
+ * which is one element and the second of them but for its last lane: with one column of padding, both loads are of whole
+ * lines. Lanes outside the image are masked away; a row outside it is read from ZEROS.
  *
- *     row of the image       x0 x1 x2 x3 x4 ...              left = 1: outputs q .. q + LANES - 1 read
- *     stride 1, tap s        x(q - 1 + s) ...                LANES neighbours
- *     stride 2, taps 0, 1    x(2q - 1) x(2q) x(2q + 1) ...   of 2 * LANES neighbours the even ones, and the odd ones
+ *     row of the image         x0 x1 x2 x3 x4 ...              left = 1: outputs q .. q + LANES - 1 read
+ *     stride 1, tap s          x(q - 1 + s) ...                LANES neighbours
+ *     stride 2, taps 0, 1, 2   x(2q - 1) x(2q) x(2q + 1) ...   of 2 * LANES neighbours of x(2q) the even ones, and the odd ones
  *
- * A block takes one column of taps after the other (two, at stride 2), whose weights stay in registers. Where rows are
+ * A block takes one column of taps after the other (at stride 2 two or three), whose weights stay in registers. Where rows are
  * dilated or strides differ, a block is one row.
  */
 #define MOST_LEFT (1L << 40) /* any */
@@ -18,19 +19,31 @@
 
 static const T NAME(ZEROS)[2 * LANES + WIDEST_ROW];
 
-/* The vectors of taps s and s + 1 (if the stride is 2; else of tap s) of a row, of which tap s is element c, at p; with
- * `edge`, elements outside 0 .. W - 1 are zeros. */
-static inline __attribute__((always_inline)) void NAME(load_taps)(const T *p, long c, long W, const int edge,
-                                                                  const int stride, V *tap, V *next) {
-    const V a = edge ? load_lanes(p, between(-c, W - c)) : load(p);
+/* Which of LANES elements from element c of a row on are inside it. */
+#define INSIDE(c) between(-(c), how->W - (c))
+
+/* The vectors of `taps` taps that begin at p: 1 at stride 1, 2 or 3 at stride 2. With `edge`, what lies outside the row is
+ * zero: all but the `inside` elements of the vectors that are loaded, and the first of three taps unless it is `within`. */
+static inline __attribute__((always_inline)) void NAME(load_taps)(const T *p, const NAME(lanes) *inside, int within,
+                                                                  const int edge, const int stride, const int taps,
+                                                                  V *tap) {
+    const int before = taps - stride;
+    const V a = edge ? load_lanes(p + before, inside[0]) : load(p + before);
     if (stride == 1) {
-        *tap = a;
+        tap[0] = a;
         return;
     }
-    const V b = edge ? load_lanes(p + LANES, between(-c - LANES, W - c - LANES)) : load(p + LANES);
-    *tap = EVEN(a, b);
-    *next = ODD(a, b);
+    const V b = edge ? load_lanes(p + before + LANES, inside[1]) : load(p + before + LANES);
+    tap[before] = EVEN(a, b);
+    tap[before + 1] = ODD(a, b);
+    if (before) tap[0] = PREVIOUS(tap[2], !edge || within ? splat(*p) : (V){0});
 }
+
+/* Columns of taps that a block takes at once: three of a 5 x 5 filter do not stay in registers. */
+#define TAPS(stride, size) ((stride) == 2 && (size) == 3 ? 3 : (stride))
+/* Elements from the first to the last that a block reads of a row, which are more than its taps where pairs are loaded. */
+#define REACH(stride, size) ((size) - 1 - (TAPS(stride, size) == 3) + LANES * (stride))
+#define EACH_TAP _Pragma("GCC unroll 3") for (int t = 0; t < taps && s + t < size; t++)
 
 /* Outputs q .. q + LANES - 1 of the rows from p on, with every size a constant. row[i]: the first tap of output q in the
  * i-th row that is read, which is element c of its row. */
@@ -39,21 +52,20 @@ static inline __attribute__((always_inline)) void NAME(depthwise_block)(
     const T *residual, T *y, long p, long q, const int edge, const int rows, const int stride, const int size) {
     V sum[BLOCK];
     _Pragma("GCC unroll 8") for (int b = 0; b < rows; b++) sum[b] = (V){0};
-    _Pragma("GCC unroll 5") for (int s = 0; s < size; s += stride) {
-        const int two = stride == 2 && s + 1 < size;
-        V weight[WIDEST_ROW], beside[WIDEST_ROW];
-        _Pragma("GCC unroll 5") for (int r = 0; r < size; r++) {
-            weight[r] = splat(w[r * size + s]);
-            if (two) beside[r] = splat(w[r * size + s + 1]);
-        }
+    const int taps = TAPS(stride, size);
+    _Pragma("GCC unroll 5") for (int s = 0; s < size; s += taps) {
+        V weight[3][WIDEST_ROW];
+        _Pragma("GCC unroll 5") for (int r = 0; r < size; r++)
+            EACH_TAP weight[t][r] = splat(w[r * size + s + t]);
+        const long d = c + s + taps - stride;
+        const NAME(lanes) inside[] = {INSIDE(d), INSIDE(d + LANES)};
+        const int within = c >= 0 && c < how->W;
         _Pragma("GCC unroll 17") for (int i = 0; i < size + (rows - 1) * stride; i++) { /* row i - b * stride of b */
-            V tap, next;
-            NAME(load_taps)(row[i] + s, c + s, how->W, edge, stride, &tap, &next);
+            V tap[3];
+            NAME(load_taps)(row[i] + s, inside, within, edge, stride, taps, tap);
             _Pragma("GCC unroll 8") for (int b = 0; b < rows; b++)
-                if (i >= b * stride && i - b * stride < size) {
-                    sum[b] += tap * weight[i - b * stride];
-                    if (two) sum[b] += next * beside[i - b * stride];
-                }
+                if (i >= b * stride && i - b * stride < size)
+                    EACH_TAP sum[b] += tap[t] * weight[t][i - b * stride];
         }
     }
     NAME(depthwise_store)(how, finish, sum, bias, residual, y, p, q, rows);
@@ -66,12 +78,14 @@ static inline __attribute__((always_inline)) void NAME(depthwise_block)(
         for (long q = 0; q < how->Q; q += LANES) {                                                                     \
             if (q + LANES > how->Q && q && !residual) q = how->Q - LANES;                                              \
             const long c = q * STRIDE - how->left, h = p * how->stride_h - how->top;                                   \
-            const T *row[MOST_READ];                                                                                   \
-            _Pragma("GCC unroll 17") for (int i = 0; i < SIZE + (rows - 1) * STRIDE; i++) {                            \
+            const T *row[MOST_READ], *const from = x + h * how->row_pitch + c;                                         \
+            const long reads = SIZE + (rows - 1) * STRIDE, apart = how->dilation_h * how->row_pitch;                   \
+            const int inside = h >= 0 && h + (reads - 1) * how->dilation_h < how->H;                                   \
+            _Pragma("GCC unroll 17") for (int i = 0; i < reads; i++) {                                                 \
                 const long at = h + i * how->dilation_h;                                                               \
-                row[i] = at >= 0 && at < how->H ? x + at * how->row_pitch + c : NAME(ZEROS);                           \
+                row[i] = inside || (at >= 0 && at < how->H) ? from + i * apart : NAME(ZEROS);                          \
             }                                                                                                          \
-            if (c >= 0 && c + (SIZE - 1) / STRIDE * STRIDE + LANES * STRIDE <= how->W)                                 \
+            if (c >= 0 && c + REACH(STRIDE, SIZE) <= how->W)                                                           \
                 NAME(depthwise_block)(how, finish, row, c, w, b, residual, y, p, q, 0, rows, STRIDE, SIZE);            \
             else                                                                                                       \
                 NAME(depthwise_block)(how, finish, row, c, w, b, residual, y, p, q, 1, rows, STRIDE, SIZE);            \

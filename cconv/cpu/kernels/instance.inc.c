@@ -58,6 +58,7 @@ static const cconv_kernels NAME(kernels) = {
 #undef EVEN
 #undef ODD
 #undef NEXT
+#undef PREVIOUS
 #undef CHANNELS
 #undef CHANNELS_BOTH
 #undef CHANNELS_ENTRY
@@ -92,6 +93,10 @@ static const cconv_kernels NAME(kernels) = {
 #undef WIDEST_ROW
 #undef MOST_LEFT
 #undef MOST_READ
+#undef INSIDE
+#undef TAPS
+#undef REACH
+#undef EACH_TAP
 #undef STRIP_ROWS
 #undef STRIP_OUTPUTS
 #undef STRIP_PITCH

@@ -39,6 +39,20 @@ static inline __attribute__((always_inline)) void NAME(pack_row)(const char *in,
     for (; j < length; j++) out[j] = *(const T *)(in + j * stride);
 }
 
+/* A packed row whose elements lie side by side from `from` on: whole vectors, of which the first one and the last one, which
+ * overlaps the one before, have no other lanes than `head` and `tail`. */
+static inline __attribute__((always_inline)) void NAME(pack_whole)(const T *from, T *out, long pitch, NAME(lanes) head,
+                                                                   NAME(lanes) tail, ptrdiff_t ahead) {
+    const long end = pitch - LANES;
+    __builtin_prefetch((const char *)from + ahead);
+    store(out, load_lanes(from, head));
+    for (long j = LANES; j < end; j += LANES) {
+        __builtin_prefetch((const char *)(from + j) + ahead);
+        store(out + j, load(from + j));
+    }
+    store(out + end, load_lanes(from + end, tail));
+}
+
 /* Every other element from `in` on to `even`, those between to `odd`, so many of each: one pass over a row. */
 static inline __attribute__((always_inline)) void NAME(pack_pairs)(const T *in, T *even, T *odd, long pairs,
                                                                    ptrdiff_t ahead) {
@@ -82,6 +96,11 @@ static inline __attribute__((always_inline)) void NAME(pack_phases)(const long p
         if (last[1] - first[1] < pairs) pairs = last[1] - first[1];
     }
     const ptrdiff_t ahead = CHANNELS_AHEAD * rows->channel_stride;
+    /* Rows of whole vectors, all but the first and the last of which lie inside the image. */
+    const long end = rows->pitch - LANES, inner = (end + LANES - 1) / LANES * LANES;
+    const int whole = phases == 1 && stride == sizeof(T) && end >= 0 && first[0] <= LANES && last[0] >= inner;
+    const NAME(lanes) head = between(first[0], last[0]), tail = between(first[0] - end, last[0] - end);
+    const ptrdiff_t begin = from[0] * rows->column_stride - first[0] * (ptrdiff_t)sizeof(T);
     for (long c = 0; c < rows->channels; c++) {
         const char *channel = (const char *)source + c * rows->channel_stride;
         T *out = (T *)target + c * rows->plane;
@@ -89,6 +108,10 @@ static inline __attribute__((always_inline)) void NAME(pack_phases)(const long p
             const long row = rows->top + i * rows->row_step;
             const int outside = row < 0 || row >= rows->source_height;
             const char *in = channel + row * rows->row_stride;
+            if (whole && !outside) {
+                NAME(pack_whole)((const T *)(in + begin), out, rows->pitch, head, tail, ahead);
+                continue;
+            }
             if (pairs && !outside)
                 NAME(pack_pairs)((const T *)(in + from[e] * rows->column_stride), out + e * rows->pair + first[e],
                                  out + !e * rows->pair + first[!e], pairs, ahead);

@@ -179,27 +179,32 @@ static inline __attribute__((always_inline)) V NAME(select)(NAME(comparison) hol
 #endif
 
 /* LOW, HIGH: the lower (upper) halves of a and b, interleaved: a0 b0 a1 b1 ...
- * EVEN, ODD: every other lane of a, then of b: the inverse.  NEXT: a without its first lane, then b's first. */
+ * EVEN, ODD: every other lane of a, then of b: the inverse.  NEXT: a without its first lane, then b's first.
+ * PREVIOUS: b's last lane, then a without its last. */
 #if LANES == 2
 #define NEXT(a, b) __builtin_shufflevector(a, b, 1, 2)
+#define PREVIOUS(a, b) __builtin_shufflevector(a, b, 3, 0)
 #define LOW(a, b) __builtin_shufflevector(a, b, 0, 2)
 #define HIGH(a, b) __builtin_shufflevector(a, b, 1, 3)
 #define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2)
 #define ODD(a, b) __builtin_shufflevector(a, b, 1, 3)
 #elif LANES == 4
 #define NEXT(a, b) __builtin_shufflevector(a, b, 1, 2, 3, 4)
+#define PREVIOUS(a, b) __builtin_shufflevector(a, b, 7, 0, 1, 2)
 #define LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
 #define HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
 #define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6)
 #define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7)
 #elif LANES == 8
 #define NEXT(a, b) __builtin_shufflevector(a, b, 1, 2, 3, 4, 5, 6, 7, 8)
+#define PREVIOUS(a, b) __builtin_shufflevector(a, b, 15, 0, 1, 2, 3, 4, 5, 6)
 #define LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
 #define HIGH(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
 #define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14)
 #define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15)
 #elif LANES == 16
 #define NEXT(a, b) __builtin_shufflevector(a, b, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16)
+#define PREVIOUS(a, b) __builtin_shufflevector(a, b, 31, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14)
 #define LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
 #define HIGH(a, b) __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
 #define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
