@@ -43,7 +43,8 @@ static inline __attribute__((always_inline)) void NAME(load_taps)(const T *p, co
 #define TAPS(stride, size) ((stride) == 2 && (size) == 3 ? 3 : (stride))
 /* Elements from the first to the last that a block reads of a row, which are more than its taps where pairs are loaded. */
 #define REACH(stride, size) ((size) - 1 - (TAPS(stride, size) == 3) + LANES * (stride))
-#define EACH_TAP _Pragma("GCC unroll 3") for (int t = 0; t < taps && s + t < size; t++)
+#define EACH_TAP                                                                                                       \
+    _Pragma("GCC unroll 3") for (int t = 0; t < taps; t++) if (s + t < size)
 
 /* Outputs q .. q + LANES - 1 of the rows from p on, with every size a constant. row[i]: the first tap of output q in the
  * i-th row that is read, which is element c of its row. */
