@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import subprocess
+import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -190,16 +191,20 @@ class HostDevice:
         return library(compile.text(name, macros), entry, self._folder, self._flags)
 
 
+_one_at_a_time = threading.Lock()  # a library has one set of fibers, and all of them have the same stacks
+
+
 @cache
 def _stacks(size: int) -> np.ndarray:
-    """Stacks of a block's fibers: the same for all libraries, which run one at a time."""
+    """Stacks of a block's fibers."""
     return np.empty(size, np.uint8)
 
 
 def run(library, parameters: np.ndarray, blocks: int, threads: int, seed: int) -> str | None:
     """Run a kernel; what the shim says went wrong, or None."""
-    stacks = _stacks(library.room())
-    error = library.run(parameters.ctypes.data, blocks, threads, seed, stacks.ctypes.data)
+    with _one_at_a_time:
+        stacks = _stacks(library.room())
+        error = library.run(parameters.ctypes.data, blocks, threads, seed, stacks.ctypes.data)
     return error and error.decode()
 
 
