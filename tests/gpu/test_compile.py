@@ -30,7 +30,7 @@ TYPES = {"float32": "float", "float64": "double", "float16": "Half", "bfloat16":
 
 def variants(dtype: str, every: bool = False):
     """(file, macros) of what programs compile: every tile, and every form of the others; all activations if `every`,
-    else the one with the most code."""
+    else the one with the most code, and for depthwise kernels with code of their own those with the least too."""
     plain = {"T": TYPES[dtype], "ACTIVATE": "cc_none"}
     activations = ("none", *specs.ACTIVATIONS) if every else ("gelu",)
     # What comes before a convolution is a ReLU, and so are most that follow one.
@@ -39,12 +39,15 @@ def variants(dtype: str, every: bool = False):
         sizes = dict(zip(("OUTPUTS", "PIXELS", "ROWS", "COLUMNS"), tile, strict=True))
         code = {"ACTIVATE": f"cc_{activation}", "DEPTH": cuda.STEP, "PREACTIVATED": before}
         yield "conv.cu", plain | sizes | code
-    for activation in activations:
+    # With these ptxas has spilled float32 and float16 where it did not with more code.
+    least = () if every or dtype == "float64" else ("none", "relu")
+    for activation in (*activations, *least):
         known = plain | {"ACTIVATE": f"cc_{activation}"}
         for kernel, stride in product(cuda.known_kernels(dtype), cuda.KNOWN_STRIDES):
             strip = cuda.strip(kernel, stride)
             yield "depthwise.cu", known | {"R": kernel, "S": kernel, "STRIDE": stride, "STRIP": strip}
-        yield "depthwise.cu", known | {"R": 0}
+        if activation not in least:
+            yield "depthwise.cu", known | {"R": 0}
     for average in (0, 1):
         yield "pool.cu", plain | {"AVERAGE": average}
     for activation in ("none", *specs.ACTIVATIONS):
@@ -192,7 +195,7 @@ def test_a_planted_spill_is_found(nvrtc):
 
 
 def test_a_kernel_that_leaves_no_room_for_a_second_block_is_found(nvrtc):
-    """Trust check: four rows of 7x7 at stride 2, for which planning has two."""
+    """Trust check: four rows of 7x7 at stride 2, for which planning has one."""
     strip = {"R": 7, "S": 7, "STRIDE": 2, "STRIP": 4}
     with pytest.raises(AssertionError, match=r"registers=1[3-9]"):
         _check(nvrtc, "depthwise.cu", {"T": "float", "ACTIVATE": "cc_none"} | strip, "sm_100")
