@@ -171,6 +171,7 @@ class Scheduler:
     def close(self, timeout_s: float = 5.0) -> None:
         """Cancel what runs, refuse what comes, and wait for all threads that compute."""
         self._refuse(*self._lanes)
+        self._ended.set()  # not before: what goes on after a GPU has failed can hang as well
         with self._lock:
             self._drained.wait_for(lambda: not self._runs, timeout_s)
         for lanes in self._lanes.values():
@@ -191,7 +192,6 @@ class Scheduler:
         """Nothing is begun any more, neither what waits nor what comes; what runs on these devices is called off."""
         with self._lock:
             self._closed = True
-            self._ended.set()
             for request in {entry.request for queue in self._queues.values() for entry in queue}:
                 self._fail(request, Overloaded(CLOSING))
             for run in self._runs:

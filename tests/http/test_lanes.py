@@ -388,6 +388,16 @@ class TestFailures:
         assert running.result()[0].maps["y"].size == 9
         assert waste(scheduler, task()) == 0
 
+    def test_the_watchdog_sees_what_the_cpu_computes_after_the_gpu_is_lost(self, make, task, pool):
+        scheduler, held = make(1, watchdog_s=0.2), Held()
+        running = pool.submit(scheduler.run, [task(held, label="held")], later(0.5))
+        held.wait(1)
+        scheduler.lose(DeviceLost("gone"))
+        assert isinstance(running.exception(), DeadlineExceeded)
+        assert soon(lambda: scheduler.told)
+        assert scheduler.told == ["a run of held has not ended 0.2 s after its deadline"]
+        held.go.set()
+
     def test_the_gpu_is_lost_once(self, make, task, pool):
         scheduler, lost, together = make(2), [], threading.Barrier(2)
         scheduler.on_lost = lambda: lost.append(1)
