@@ -239,8 +239,10 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
         )
         return arithmetic + _beyond(spec, machine, tiling, images, packs) / images
     weights = 0.5 * spec.K * spec.depth + (0 if tiling.unpacked else _ahead(spec.K * spec.depth / vector, machine))
+    # The few weights of a depthwise layer decide nothing: its own kernel sums in another order, and bits of "direct"
+    # depend neither on the batch nor on who packs.
+    packing = packs * weights / images if spec.groups < spec.C else 0.0
     # Rows of the image that two tiles share are packed twice.
-    packing = packs * weights / images
     if not tiling.in_place:
         packing += 3 * maps_in * (1 + (spec.R - 1) / tiling.tile_p)
     if tiling.lanes == "pixels":

@@ -18,6 +18,16 @@ def test_a_layer_gives_the_bits_of_the_function(dtype, case, normal):
     np.testing.assert_allclose(y, cconv.conv2d(x, weight, bias, **options), 0, bound)
 
 
+def test_an_image_has_the_same_bits_in_a_batch_a_layer_and_a_call(dtype, normal):
+    """By "direct", where a layer's time by two kernels that sum in different orders is about the same."""
+    for image, outputs, size, stride, padding in (((2, 7, 7), 2, 5, 1, 0), ((128, 3, 5), 128, 5, 2, 2)):
+        x, weight = normal((16, *image), dtype), normal((outputs, 1, size, size), dtype)
+        options = {"stride": stride, "padding": padding, "groups": image[0], "algorithm": "direct"}
+        want = cconv.Conv2d(weight, **options)(x)
+        for first, last in ((0, 1), (3, 5), (0, 16)):
+            assert cconv.conv2d(x[first:last], weight, **options).tobytes() == want[first:last].tobytes()
+
+
 def test_it_adds_a_residual_and_writes_to_out(dtype, whole):
     x, weight, residual = whole((2, 3, 8, 8), dtype), whole((16, 3, 3, 3), dtype), whole((2, 16, 8, 8), dtype)
     layer = cconv.Conv2d(weight, padding="same")

@@ -107,6 +107,18 @@ def test_the_choice_does_not_depend_on_the_number_of_threads(spec, threads):
         assert chosen.label == other.label
 
 
+@pytest.mark.parametrize(
+    ("image", "weight", "stride"),
+    [((8, 13, 14), (8, 1, 7, 7), 2), ((64, 4, 2), (2048, 1, 5, 5), 1), ((128, 3, 5), (128, 1, 5, 5), 2)],
+)
+def test_direct_sums_in_one_order_whatever_the_batch_and_whoever_packs(image, weight, stride):
+    """Layers that depthwise and other kernels compute in about the same time: their sums differ in the last bits."""
+    spec = specs.conv(image, weight, stride=stride, padding=weight[2] // 2, groups=image[0], algorithm="direct")
+    for machine in MACHINES:
+        asked = [(images, packs) for images in (1, 2, 8, 32) for packs in (False, True)]
+        assert len({type(algorithm.choose(spec, machine, *one)) for one in asked}) == 1
+
+
 @given(spec=convolutions())
 def test_direct_kernels_issue_at_least_what_is_billed(spec):
     for machine in MACHINES:
