@@ -180,7 +180,9 @@ class Scheduler:
             self._watchdog.join(timeout_s)
 
     def lose(self, error: DeviceLost) -> None:
-        """The GPU has failed, and this process must end: what the CPU computes is finished, nothing else begun."""
+        """The GPU has failed, and this process must end: what the CPU computes is finished, nothing else begun.
+
+        A request with tasks that wait is refused, and what only it wants called off."""
         with self._lock:
             before, self._lost = self._lost, True
         if not before:
