@@ -195,6 +195,11 @@ REFUSED = {
     "a loop": (
         _model([helper.make_node("Relu", ["b"], ["y"]), helper.make_node("Relu", ["y"], ["b"])]), "topologically|before"
     ),
+    "an option of no Relu": (_model([helper.make_node("Relu", ["x"], ["y"], slope=1.0)]), "valid ONNX model.*slope"),
+    "that and an unknown operator, of which ONNX's checker speaks first": (
+        _model([helper.make_node("Relu", ["x"], ["r"], slope=1.0), helper.make_node("Einsum", ["r"], ["y"])]),
+        "valid ONNX model.*slope",
+    ),
     "itself": (_model([helper.make_node("Relu", ["y"], ["y"])]), "valid ONNX"),
     "missing input": (_model([helper.make_node("Add", ["x", "nowhere"], ["y"])]), "nowhere"),
     "missing output": (_model([RELU], outputs=("z",)), "z|valid ONNX"),
