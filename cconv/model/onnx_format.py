@@ -10,7 +10,6 @@ import math
 import mmap
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
@@ -57,17 +56,10 @@ def read(path: str | os.PathLike) -> Graph:
             "onnx: expected the onnx package, as `pip install cconv[model]` installs it"
         ) from error
     path = Path(path)
-    model, reader = _parsed(onnx, path)
-    with ThreadPoolExecutor(1) as beside:  # in C++, without the GIL, it takes as long as all that is Python here
-        checked = beside.submit(_check, onnx, model, path)
-        try:
-            return verify(reader.graph(path.stem, _preprocessing(model, path)), path.name)
-        finally:
-            checked.result()  # what it says comes first
+    return verify(_graph(onnx, path), path.name)
 
 
-def _parsed(onnx, path: Path) -> tuple:
-    """A ModelProto that the checker takes, and a _Reader of it."""
+def _graph(onnx, path: Path) -> Graph:
     from google.protobuf.message import DecodeError
 
     try:
@@ -79,25 +71,15 @@ def _parsed(onnx, path: Path) -> tuple:
         reader = _Reader(onnx, model.graph, _opset(onnx, model), path, file, places)
         _without_large_tensors(onnx, model, places)
         _with_types(onnx, model)
+        onnx.checker.check_model(model)
     except OSError as error:
         raise ModelError(f"{path.name[:SHOWN]}: expected a file that can be read: {error.strerror}") from None
-    except (DecodeError, ValueError, TypeError, RuntimeError) as error:
+    except (DecodeError, onnx.checker.ValidationError, ValueError, TypeError, RuntimeError) as error:
         if isinstance(error, CconvError):
             raise
-        raise _invalid(path, error) from None
-    return model, reader
-
-
-def _check(onnx, model, path: Path) -> None:
-    try:
-        onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError, TypeError, RuntimeError) as error:
-        raise _invalid(path, error) from None
-
-
-def _invalid(path: Path, error: Exception) -> ModelError:
-    text = " ".join(str(error).split())
-    return ModelError(f"{path.name[:SHOWN]}: expected a valid ONNX model: {text[:400]}")
+        text = " ".join(str(error).split())
+        raise ModelError(f"{path.name[:SHOWN]}: expected a valid ONNX model: {text[:400]}") from None
+    return reader.graph(path.stem, _preprocessing(model, path))
 
 
 def _preprocessing(model, path: Path) -> Preprocessing | None:

@@ -196,7 +196,7 @@ REFUSED = {
         _model([helper.make_node("Relu", ["b"], ["y"]), helper.make_node("Relu", ["y"], ["b"])]), "topologically|before"
     ),
     "an option of no Relu": (_model([helper.make_node("Relu", ["x"], ["y"], slope=1.0)]), "valid ONNX model.*slope"),
-    "that and an unknown operator, of which ONNX's checker speaks first": (
+    "that and an unknown operator, of which the checker speaks first": (
         _model([helper.make_node("Relu", ["x"], ["r"], slope=1.0), helper.make_node("Einsum", ["r"], ["y"])]),
         "valid ONNX model.*slope",
     ),
