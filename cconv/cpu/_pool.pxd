@@ -17,6 +17,8 @@ cdef class Room:
     cdef size_t nbytes, used
 
     cdef Buffer take(self, size_t nbytes)
+    cdef void full(self) noexcept
+    cdef void want_huge_pages(self, bint now) noexcept
 
 cdef Buffer lease(double nbytes)
 cdef Buffer workspace(double nbytes)

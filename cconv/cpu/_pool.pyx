@@ -25,12 +25,12 @@ cdef extern from *:
     """
     #include <sys/mman.h>
     #ifdef MADV_HUGEPAGE
-    #define cconv_want_huge_pages(at, size) ((void)madvise(at, size, MADV_HUGEPAGE))
+    #define cconv_want_huge_pages(at, size, now) ((void)madvise(at, size, now ? MADV_HUGEPAGE : MADV_NOHUGEPAGE))
     #else
-    #define cconv_want_huge_pages(at, size) ((void)0)
+    #define cconv_want_huge_pages(at, size, now) ((void)0)
     #endif
     """
-    void cconv_want_huge_pages(void *at, size_t size) nogil
+    void cconv_want_huge_pages(void *at, size_t size, bint now) nogil
     int leading_zeros "__builtin_clzl"(unsigned long) nogil
 
 cdef enum:
@@ -113,7 +113,7 @@ cdef void *mapped(size_t size) noexcept:
     if before:
         munmap(memory, before)
     munmap(memory + before + size, HUGE - before)
-    cconv_want_huge_pages(memory + before, size)
+    cconv_want_huge_pages(memory + before, size, True)
     return memory + before
 
 
@@ -207,8 +207,10 @@ cdef Buffer borrow(cnp.ndarray array):
 
 @cython.final
 cdef class Room:
-    """Memory for what lives together, such as the packed weights of a network: pieces of one Buffer, so that small ones
-    lie in huge pages too. It is taken with the first piece; `nbytes` is of all pieces, as whole cache lines."""
+    """Memory for what lives together and is written once, such as the packed weights of a network: pieces of one Buffer,
+    taken with the first of them; `nbytes` is of all pieces, as whole cache lines. Its pages are small until it is full,
+    since a first answer waits for them, and a host may take as long for a huge one as for a thousand that were free for a
+    moment only (measured: docs/kernels.md); `full` lets the system join them later."""
 
     def __cinit__(self, size_t nbytes):
         self.nbytes = nbytes
@@ -218,10 +220,20 @@ cdef class Room:
         cdef size_t begin = self.used
         if self.whole is None:
             self.whole = Buffer(self.nbytes)
+            self.want_huge_pages(False)
         if nbytes > self.nbytes - begin:
             return Buffer(nbytes)
         self.used += min(self.nbytes - begin, (nbytes + LINE - 1) // LINE * LINE)
         return lying(self.whole, self.whole.data + begin, nbytes)
+
+    cdef void full(self) noexcept:
+        """All pieces are written."""
+        if self.whole is not None:
+            self.want_huge_pages(True)
+
+    cdef void want_huge_pages(self, bint now) noexcept:
+        if self.whole.taken >= HUGE:
+            cconv_want_huge_pages(self.whole.data, self.whole.taken, now)
 
 
 cdef cnp.ndarray part(Buffer memory, size_t begin, int rank, const cnp.npy_intp *shape, int type_number):

@@ -159,6 +159,8 @@ cdef class Program:
             room = Room(geometry.packed)
         self.geometry = geometry
         self.packed = [(None, None) if step.pack is None else step.pack(weights, room) for step in geometry.steps]
+        if room is not None:
+            room.full()
         self.memory = Buffer(len(geometry.steps) * sizeof(Packed))
         packed = <Packed *>self.memory.data
         for i, (weight, bias) in enumerate(self.packed):

@@ -197,6 +197,31 @@ assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 200
 """)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads how the process maps its memory")
+def test_a_network_is_packed_into_small_pages_which_the_system_may_join_later():
+    process("""
+import re
+import numpy as np, cconv
+from cconv.weights import Weights
+def mappings(flag):  # so many of 2 MB and more have it; those of stacks do, too
+    found = re.findall(r"Size: +([0-9]+) kB.*?VmFlags:([a-z ]+)", open("/proc/self/smaps").read(), re.S)
+    return sum(int(size) >= 2048 and flag in flags.split() for size, flags in found)
+cconv.set_num_threads(1)  # whose stack is there already
+before, derived, small = mappings("nh"), Weights.derived, []
+def watched(self, name, form, make):
+    def look(arrays):
+        made = make(arrays)
+        small.append(mappings("nh") - before)
+        return made
+    return derived(self, name, form, look)
+Weights.derived = watched
+cconv.load("vgg16").run(np.ones((3, 32, 32), np.float32), ["features.10"])
+assert small == [1] * 5, small
+assert mappings("nh") == before
+assert mappings("hg") >= 1
+""")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
 def test_what_cannot_be_allocated_is_a_memory_error_and_nothing_is_lost():
     process("""
