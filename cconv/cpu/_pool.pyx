@@ -227,7 +227,7 @@ cdef class Room:
         return lying(self.whole, self.whole.data + begin, nbytes)
 
     cdef void full(self) noexcept:
-        """All pieces are written."""
+        """All pieces are written, or will not be: the memory may serve others."""
         if self.whole is not None:
             self.want_huge_pages(True)
 

@@ -158,9 +158,11 @@ cdef class Program:
         if len(geometry.steps) > 1:
             room = Room(geometry.packed)
         self.geometry = geometry
-        self.packed = [(None, None) if step.pack is None else step.pack(weights, room) for step in geometry.steps]
-        if room is not None:
-            room.full()
+        try:
+            self.packed = [(None, None) if step.pack is None else step.pack(weights, room) for step in geometry.steps]
+        finally:
+            if room is not None:
+                room.full()
         self.memory = Buffer(len(geometry.steps) * sizeof(Packed))
         packed = <Packed *>self.memory.data
         for i, (weight, bias) in enumerate(self.packed):
