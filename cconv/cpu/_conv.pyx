@@ -209,7 +209,7 @@ cdef void channels_panels(
 
 cdef void pixels_panel(
     const Conv *job, long n, long group, long panel, long p, long q, long tile_p, long tile_q, const char *tile,
-    const int32_t *offset, bint fused, char *scratch
+    const int32_t *offset, char *scratch
 ) noexcept nogil:
     """One panel of output channels over a tile: multiply, finish.
 
@@ -229,13 +229,13 @@ cdef void pixels_panel(
     cdef long map = job.P * job.Q, chain, begin, end, run, o
     cdef Py_ssize_t at = ((n * job.K + k) * map + p * job.Q + q) * job.itemsize, row
     cdef char *y = job.y + at
-    if not fused and not job.finish.past:
+    if not job.fused and not job.finish.past:
         for o in range(outputs):
             kernels.expect(tile_p, tile_q, y + o * map * job.itemsize, job.Q)
     for chain in range(job.chains):
         begin, end = chain * job.depth // job.chains, (chain + 1) * job.depth // job.chains
         for run in range(runs):
-            if fused:
+            if job.fused:
                 row = run * job.Q * job.itemsize
                 kernels.multiply_row(
                     <int>outputs, <int>tile_q, end - begin, offset + begin,
@@ -249,7 +249,7 @@ cdef void pixels_panel(
                 <int>outputs, <int>vectors, end - begin, end - begin, offset + begin,
                 tile + run * job.pitch * job.itemsize, weights + begin * outputs * job.itemsize,
                 sums + run * vectors * lanes * job.itemsize, sums_pitch, chain > 0)
-    if fused:
+    if job.fused:
         return
     for o in range(outputs):
         finish_map(job, n, k + o, p, q, tile_p, tile_q, sums + o * sums_pitch * job.itemsize,
@@ -260,13 +260,12 @@ cdef void pixels_panels(
     const Conv *job, long n, long group, long first, long last, long p, long q, long tile_p, long tile_q, char *scratch
 ) noexcept nogil:
     """Panels first .. last-1 of a group's output channels over a tile: pack, unless it can be read where it lies, then
-    multiply and finish. The multiplication can finish rows of whole vectors, and others but for what is added to them;
-    those that need one register tile it reads to the end of their last vector, which only a packed tile has."""
+    multiply and finish. Rows that need one register tile are read to the end of their last vector, which only a packed
+    tile has."""
     cdef const char *tile = scratch
     cdef const int32_t *offset = job.offset
     cdef long lanes = job.kernels.lanes, outputs = job.group_outputs // job.panels, panel
-    cdef bint fused = job.fused and (tile_q % lanes == 0 or job.residual == NULL)
-    if job.in_place and fused and (tile_q % lanes == 0 or tile_q > job.kernels.widest[outputs - 1] * lanes):
+    if job.in_place and job.fused and (tile_q % lanes == 0 or tile_q > job.kernels.widest[outputs - 1] * lanes):
         tile = job.x + n * job.x_n + group * job.group_channels * job.x_c + q * job.itemsize
         offset = job.image_offset
     elif job.across_images:
@@ -274,7 +273,7 @@ cdef void pixels_panels(
     else:
         pack_tile(job, n, group, 0, job.group_channels, p, q, tile_p, scratch)
     for panel in range(first, last):
-        pixels_panel(job, n, group, panel, p, q, tile_p, tile_q, tile, offset, fused, scratch)
+        pixels_panel(job, n, group, panel, p, q, tile_p, tile_q, tile, offset, scratch)
 
 
 cdef void conv_task(const void *untyped, long index, char *scratch) noexcept nogil:

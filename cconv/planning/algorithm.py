@@ -191,13 +191,17 @@ class _Way(NamedTuple):
     tiling: Callable[[Machine], Tiling]
 
 
+def _direct(spec: ConvSpec, images: int, packs: bool) -> list[Callable[[Machine], Direct]]:
+    """Both kinds of lanes, which sum in the same order; a map of one pixel leaves no choice."""
+    lanes = ("channels", "pixels") if spec.P * spec.Q > 1 else ("channels",)
+    return [partial(direct.tiling, spec, lanes=one, once=packs and images == 1) for one in lanes]
+
+
 def _ways(spec: ConvSpec, machine: Machine, images: int, packs: bool) -> list[_Way]:
     """Every tiling; which ones there are does not depend on the machine's threads."""
     found: list[_Way] = []
     if spec.algorithm != "winograd":
-        found.append(_Way(0, lambda m: direct.tiling(spec, m, "channels", packs and images == 1)))
-        if spec.P * spec.Q > 1:
-            found.append(_Way(0, lambda m: direct.tiling(spec, m, "pixels")))
+        found += [_Way(0, way) for way in _direct(spec, images, packs)]
         if not spec.preactivated and direct.depthwise(spec, machine):
             found.append(_Way(0, lambda m: direct.depthwise(spec, m)))
     if spec.algorithm == "winograd" or (spec.algorithm == "auto" and min(spec.C, spec.K) >= FEWEST_CHANNELS):
@@ -245,6 +249,7 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
     # Rows of the image that two tiles share are packed twice.
     if not tiling.in_place:
         packing += 3 * maps_in * (1 + (spec.R - 1) / tiling.tile_p)
+    fma *= tiling.waiting
     if tiling.lanes == "pixels":
         return fma * 1.05 + packing + 5 * tiling.chains * maps_out
     # A vector of outputs alone leaves too few sums in flight.
@@ -334,14 +339,19 @@ def batch_class(images: int, device: str = "cpu") -> int:
 
 
 def choose(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = False) -> Tiling:
-    """The candidate with the least estimated time; which one it is does not depend on the number of threads, so that no
-    bit of a result does. On a GPU it may, since no tile there changes a bit."""
+    """The candidate with the least estimated time; the algorithm does not depend on the number of threads, so that no
+    bit of a result does. What lies in the lanes of a direct kernel changes none. On a GPU, no tile does."""
     _check_algorithm(spec, machine)
     if machine.device == "cuda":
         return cuda.choose(spec, machine, images)
     alone = replace(machine, threads=1)
-    best, least = None, inf
+    best, least, chosen = None, inf, None
     for way in sorted(_ways(spec, machine, images, packs), key=lambda way: way.floor):
-        if way.floor < least and (time := estimate(spec, alone, way.tiling(alone), images, packs)) < least:
-            best, least = way, time
-    return best.tiling(machine)
+        if way.floor < least and (time := estimate(spec, alone, tiling := way.tiling(alone), images, packs)) < least:
+            best, least, chosen = way, time, tiling
+    if machine.threads == 1:
+        return chosen
+    if not isinstance(chosen, Direct):
+        return best.tiling(machine)
+    lanes = (way(machine) for way in _direct(spec, images, packs))
+    return min(lanes, key=lambda tiling: estimate(spec, machine, tiling, images, packs))

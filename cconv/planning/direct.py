@@ -32,6 +32,8 @@ PIECE_SHARE, SUMS_SHARE = 0.25, 0.4
 TILE_LIMIT = 64 << 20
 #: Output pixels of a tile: enough to reuse a weight panel from L1/L2, few enough that the sums stay there.
 TILE_PIXELS = {"channels": 256, "pixels": 512}
+#: Fewest and most pixels of a tile of one long row that is read where it lies.
+SHORT_RUN, LONG_RUN = 64, 800
 #: Pixels of a tile of one long row below which threads share tiles rather than have more of them.
 LEAST_PIXELS = 128
 #: Bytes of a first-level cache that a small tile and its sums may take, and the sums' share in it.
@@ -100,6 +102,8 @@ class Direct:
     columns: Axis
     #: Images from which on the result goes past the caches.
     far_images: int
+    #: Time until the last thread ends, over that of threads that end together.
+    waiting: float
     #: Multiplications and additions that the kernels issue for one image, lanes of padding included.
     executed_flops: int
 
@@ -187,11 +191,11 @@ def _lies_in_rows(spec: ConvSpec) -> bool:
 
 def _ends_in_registers(spec: ConvSpec, machine: Machine, outputs: int, pixels: int) -> bool:
     """Whether lanes "pixels" finish rows of so many pixels from the registers, without a look at what lies beyond them:
-    whole vectors, or, but for what is added to them, a last register tile that overlaps the one before."""
+    whole vectors, or a last register tile that overlaps the one before."""
     if spec.activation is not None and spec.activation.name not in REGISTER_ACTIVATIONS:
         return False
     vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
-    return pixels % vector == 0 or (not spec.residual and pixels > machine.pixel_vectors[outputs - 1] * vector)
+    return pixels % vector == 0 or pixels > machine.pixel_vectors[outputs - 1] * vector
 
 
 def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int) -> tuple[int, int, int]:
@@ -237,17 +241,48 @@ def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int)
     return tile_p, tile_q, 1
 
 
-def _parts(tiles: int, units: int, threads: int, repacking: float) -> int:
-    """Parts into which the units (panels or groups) of every tile are best split: threads end together, at the price of
-    packing again. A part is whole units: 44 in 8 parts are 5 or 6 each, and one thread gets all the larger ones."""
+def _runs(spec: ConvSpec, machine: Machine, lanes: str) -> list[tuple[int, int, int]]:
+    """Tiles of a flat image that is read where it lies, and the pieces of each: as few runs of pixels as the cache
+    allows, and as many for every thread, of whole register tiles but for the last one. A small image that the cache does
+    not hold is one tile of lanes "channels", in pieces, if it holds all sums."""
+    itemsize, near = ITEMSIZE[spec.dtype], machine.l2_bytes
+    pixels, pixel_bytes = spec.P * spec.Q, spec.depth * itemsize
+    most = LONG_RUN
+    if pixels * pixel_bytes > near * IMAGE_SHARE:
+        most = min(LONG_RUN, max(SHORT_RUN, int(near * TILE_SHARE) // pixel_bytes))
+        sums_bytes = pixels * (spec.K // spec.groups) * itemsize
+        pieces = ceil_div(pixels * pixel_bytes, int(near * PIECE_SHARE))
+        small = pixels <= LONG_RUN and sums_bytes <= near * SUMS_SHARE
+        if lanes == "channels" and small and pieces <= chains(spec.depth):
+            return [(1, pixels, pieces)]
+    step = machine.tile_rows if lanes == "channels" else 2 * machine.vector_bytes // itemsize
+    few = ceil_div(pixels, most)
+    equal = ceil_div(few, machine.threads) * machine.threads
+    counts = [few, equal] if few < equal and pixels >= equal * SHORT_RUN else [few]
+    return [(1, min(pixels, ceil_div(ceil_div(pixels, count), step) * step), 1) for count in counts]
+
+
+def _parts(tiles: float, units: int, vectors: int, threads: int, repacking: float) -> tuple[int, float]:
+    """Parts into which the units (panels or groups) of every tile are best split, and the time until the last thread
+    ends, over that of threads that end together, at the price of packing again. The last tile may be a part of one.
+
+    A part is whole units: 44 in 8 parts are 5 or 6 each, and one thread gets all the larger ones; a unit is whole
+    vectors of all those of a tile. Of one tile with as many parts for every thread, the larger ones are dealt out."""
     if threads == 1:
-        return 1
+        return 1, 1.0
 
-    def time(parts: int) -> float:
-        largest = ceil_div(units, parts) / units * threads / tiles  # of a thread's share
-        return ceil_div(tiles * parts, threads) * largest * (1 + parts * repacking) + UNEVEN * min(1.0, largest)
+    def time(parts: int, most: int) -> tuple[float, int, float]:
+        task = ceil_div(vectors * most, units) / vectors * threads / tiles  # the heaviest, over a thread's share
+        rounds = int(1 / task + 1e-9)
+        waiting = rounds * task + min(threads * (1 - rounds * task), task)
+        if tiles == 1 and parts % threads == 0:
+            waiting = ceil_div(vectors, threads) * threads / vectors
+        return waiting * (1 + parts * repacking) + UNEVEN * min(1.0, task), parts, waiting
 
-    return min(range(1, min(units, MOST_PARTS * threads) + 1), key=time)
+    least = ceil_div(units, MOST_PARTS * threads)
+    # The fewest parts of at most so many units.
+    sizes = {ceil_div(units, most): most for most in range(units, least - 1, -1)}
+    return min(time(parts, most) for parts, most in sizes.items())[1:]
 
 
 def _vectors(height: int, width: int, tile_p: int, tile_q: int, pitch: int, vector: int) -> int:
@@ -267,49 +302,64 @@ def _vectors(height: int, width: int, tile_p: int, tile_q: int, pitch: int, vect
 
 def tiling(spec: ConvSpec, machine: Machine, lanes: str, once: bool = False) -> Direct:
     """The tiling of a spec whose vectors hold `lanes`; `once`: its weights serve one run on one image."""
-    itemsize = ITEMSIZE[spec.dtype]
-    vector = machine.vector_bytes // itemsize
+    if spec.P * spec.Q == 1:
+        most = TILE_LIMIT // (spec.depth * ITEMSIZE[spec.dtype])
+        return _tiling(spec, machine, lanes, once, 1, max(1, min(machine.tile_rows, most)), 1)
+    height, width = (1, spec.P * spec.Q) if _flat(spec) else (spec.P, spec.Q)
+    found = []
+    if _lies_in_rows(spec) and machine.vector_bytes >= LINE_BYTES:
+        runs = (_tiling(spec, machine, lanes, once, *tile) for tile in _runs(spec, machine, lanes))
+        found = [run for run in runs if run.in_place]
+    return min(
+        found or [_tiling(spec, machine, lanes, once, *_tile(spec, machine, lanes, height, width))],
+        key=lambda tiling: tiling.waiting,
+    )
+
+
+def _tiling(
+    spec: ConvSpec, machine: Machine, lanes: str, once: bool, tile_p: int, tile_q: int, pieces: int
+) -> Direct:
+    """The tiling by tiles of a size, which is a number of images where a map is one pixel."""
+    vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
     outputs = spec.K // spec.groups
     across_images = spec.P * spec.Q == 1
     flat = _flat(spec)
     height, width = (1, spec.P * spec.Q) if flat else (spec.P, spec.Q)
-    pieces = 1
     if across_images:
-        tile_p, tile_q = 1, max(1, min(machine.tile_rows, TILE_LIMIT // (spec.depth * itemsize)))
         rows, columns = Axis((0,), ((0, 0),), 1), Axis((0,), ((0, 0),), tile_q)
     else:
-        tile_p, tile_q, pieces = _tile(spec, machine, lanes, height, width)
         rows, columns = _axes(spec, tile_p, tile_q)
     spatial = ceil_div(height, tile_p) * ceil_div(width, tile_q)
     run, by_row = ceil_div((tile_p - 1) * columns.extent + tile_q, vector), tile_p * ceil_div(tile_q, vector)
     joined = lanes == "pixels" and run * (spec.depth + FINISH) < by_row * spec.depth
+    vectors = ceil_div(outputs, vector)
     if lanes == "pixels":
         panels = machine.panels(outputs, run if joined else by_row // tile_p)
         products = spec.K * _vectors(height, width, tile_p, tile_q, columns.extent if joined else 0, vector) * vector
-    else:
-        vectors = ceil_div(outputs, vector)
-        panels = ceil_div(vectors, machine.wide_vectors)  # as equal as can be, in vectors
-        if height * width <= TILE_PIXELS[lanes]:  # one tile: two threads share its panels
-            panels = min(vectors, panels + panels % 2)
-        products = height * width * spec.groups * ceil_div(outputs, vector) * vector
-    units = spec.groups * panels
-    if lanes == "pixels":
         few = machine.vector_bytes >= LINE_BYTES or spec.depth <= FEW_PAGES
         few = few and not joined and _ends_in_registers(spec, machine, outputs // panels, tile_q)
     else:
-        few = tile_q == width or (panels <= FEW_PANELS and pieces == 1)
+        panels = ceil_div(vectors, machine.wide_vectors)  # as equal as can be, in vectors
+        if height * width <= TILE_PIXELS[lanes]:  # one tile: two threads share its panels
+            panels = min(vectors, panels + panels % 2)
+        products = height * width * spec.groups * vectors * vector
+        few = machine.vector_bytes >= LINE_BYTES or tile_q == width or (panels <= FEW_PANELS and pieces == 1)
     in_place = few and _lies_in_rows(spec)
     packing = rows.size * len(columns.starts) * (PACK_ROW + PACK_ELEMENT * columns.extent)
     if in_place:  # in pieces, every part reads it again; otherwise every panel does, in however many parts
         packing = READ_ELEMENT * tile_q if lanes == "channels" and (pieces > 1 or tile_q < width) else 0
     # Groups of channels, but not panels of one, share nothing that is packed.
-    repacking = packing / (tile_p * tile_q * spec.R * spec.S * ceil_div(outputs, vector)) if spec.groups == 1 else 0.0
+    repacking = packing / (tile_p * tile_q * spec.R * spec.S * vectors) if spec.groups == 1 else 0.0
     # Weights that one tile alone reads need not go to memory and back.
     unpacked = once and lanes == "channels" and spatial == 1 and not spec.preactivated
-    parts = _parts(spatial, units if spec.groups == 1 or in_place else spec.groups, machine.threads, repacking)
+    units = spec.groups * panels if spec.groups == 1 or in_place else spec.groups
+    parts, waiting = _parts(
+        max(1.0, height * width / (tile_p * tile_q)), units, spec.groups * vectors if lanes == "channels" else units,
+        machine.threads, repacking,
+    )  # fmt: skip
     return Direct(
         lanes, flat, across_images, joined, in_place, unpacked, tile_p, tile_q, panels, parts, chains(spec.depth),
-        pieces, rows, columns, far_images(spec, machine), 2 * products * spec.depth,
+        pieces, rows, columns, far_images(spec, machine), waiting, 2 * products * spec.depth,
     )  # fmt: skip
 
 

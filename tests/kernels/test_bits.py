@@ -54,6 +54,19 @@ def test_direct_results_do_not_depend_on_threads_batch_or_place(grid, isa, dtype
         _check_threads_and_batches(grid, layer, isa, dtype, grid.direct_tilings(layer, isa, dtype), "highest")
 
 
+def test_direct_results_do_not_depend_on_what_lies_in_the_lanes(grid, isa, dtype, sampled):
+    """So that the choice between them may depend on the threads."""
+    compared = 0
+    for layer in sampled(_layers(grid)):
+        given = grid.operands(layer, dtype, np.random.default_rng(4).standard_normal)
+        tilings = [tiling for tiling in grid.direct_tilings(layer, isa, dtype) if hasattr(tiling, "lanes")]
+        results = [grid.run(grid.program(layer, isa, dtype, tiling, given), given) for tiling in tilings]
+        for tiling, result in zip(tilings, results, strict=True):
+            assert _same_bits(result, results[0]), f"{layer} in {dtype} on {isa} by {tiling}"
+        compared += len({tiling.lanes for tiling in tilings}) == 2
+    assert compared
+
+
 @pytest.mark.parametrize("precision", ["highest", "high"])
 def test_winograd_results_do_not_depend_on_threads_batch_or_place(grid, isa, dtype, precision, sampled):
     kernels = (3, 5) if precision == "highest" else (3, 5, 7)

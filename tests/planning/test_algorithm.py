@@ -102,9 +102,18 @@ def test_the_order_of_the_sum_does_not_depend_on_the_number_of_threads(spec, thr
 
 @given(spec=convolutions(), threads=st.integers(1, 64))
 def test_the_choice_does_not_depend_on_the_number_of_threads(spec, threads):
+    """But for the lanes of a direct kernel, which change no bit (tests/kernels/test_bits.py)."""
     for machine in MACHINES:
         chosen, other = (algorithm.choose(spec, m) for m in (machine, replace(machine, threads=threads)))
-        assert chosen.label == other.label
+        assert type(chosen) is type(other)
+        assert chosen.label == other.label or isinstance(chosen, direct.Direct)
+
+
+def test_lanes_depend_on_who_waits_for_whom():
+    """Three vectors of outputs leave one of two threads alone with the third, unless vectors hold pixels."""
+    spec = specs.conv((256, 13, 13), (48, 256, 1, 1))
+    machine = MACHINES[0]
+    assert [algorithm.choose(spec, replace(machine, threads=n)).lanes for n in (1, 2)] == ["channels", "pixels"]
 
 
 @pytest.mark.parametrize(

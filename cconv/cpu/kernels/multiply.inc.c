@@ -100,7 +100,7 @@ typedef struct {
     long map; /* elements from a map to the next, of the residual as well */
     int activation; /* up to CCONV_RELU6 */
     int past; /* whole lines may go past the caches */
-    int part; /* of the last vector only `lanes` are pixels */
+    int partial; /* the vector of which only `lanes` are to be finished, or -1 */
     NAME(lanes) lanes;
 } NAME(maps);
 
@@ -135,21 +135,23 @@ typedef struct {
                     EACH_SUM(O, W) SUM += to->bias ? splat(to->bias[o]) : (V){0};                                      \
                     if (to->residual) {                                                                                \
                         const T *r = to->residual + tile * W * LANES;                                                  \
-                        EACH_SUM(O, W) SUM += load(r + o * to->map + v * LANES);                                       \
+                        EACH_SUM(O, W)                                                                                 \
+                            SUM += v == to->partial ? load_lanes(r + o * to->map + v * LANES, to->lanes)               \
+                                                    : load(r + o * to->map + v * LANES);                               \
                     }                                                                                                  \
                     if (to->activation) EACH_SUM(O, W) SUM = LARGER((V){0}, SUM);                                      \
                     if (to->activation == CCONV_RELU6) EACH_SUM(O, W) SUM = SMALLER(splat(6), SUM);                    \
                     if (to->past)                                                                                      \
                         EACH_SUM(O, W) stream(y + o * to->map + v * LANES, SUM);                                       \
-                    else if (!to->part)                                                                                \
+                    else if (to->partial < 0)                                                                          \
                         EACH_SUM(O, W) store(y + o * to->map + v * LANES, SUM);                                        \
                     else                                                                                               \
                         EACH_SUM(O, W) {                                                                               \
                             T *at = y + o * to->map + v * LANES;                                                       \
-                            if (v < W - 1)                                                                             \
-                                store(at, SUM);                                                                        \
-                            else                                                                                       \
+                            if (v == to->partial)                                                                      \
                                 store_lanes(at, SUM, to->lanes);                                                       \
+                            else                                                                                       \
+                                store(at, SUM);                                                                        \
                         }                                                                                              \
                 } else                                                                                                 \
                     EACH_SUM(O, W) store(sums + o * pitch + v * LANES, SUM);                                           \
@@ -194,8 +196,8 @@ static void NAME(multiply_pixels)(int outputs, int vectors, long depth, long cha
 
 /* The pixels of an output row. The last chain (`target` is not NULL) ends in the maps themselves; the sums of those
  * before it lie as the tiles do, not as the row.
- * Of pixels that are not whole vectors the last tile overlaps the one before or, if there is none, stores a part.
- * Assumption: with a residual they are whole vectors. */
+ * Of pixels that are not whole vectors the last tile overlaps the one before or, if there is none, stores a part. A
+ * residual may lie where the output does: where tiles overlap, it is added once. */
 static void NAME(multiply_row)(int outputs, int pixels, long depth, const int32_t *offset, const void *input,
                                const void *panel, void *sums, long pitch, int add, const void *bias,
                                const cconv_finish *finish, const void *residual, void *target, long map) {
@@ -204,21 +206,25 @@ static void NAME(multiply_row)(int outputs, int pixels, long depth, const int32_
     const T *a = input;
     T *s = sums;
     const int lines = finish->past && LINE(map * sizeof(T));
-    NAME(maps) maps = {bias, NULL, target, map, finish->activation, 0, 0, between(0, LANES)};
+    NAME(maps) maps = {bias, NULL, target, map, finish->activation, 0, -1, between(0, LANES)};
     int vectors = (pixels + LANES - 1) / LANES, cuts = (vectors + widest - 1) / widest, over = vectors * LANES - pixels;
     for (int n, tiles; cuts > 0; cuts -= tiles, vectors -= n * tiles, a += n * tiles * LANES, s += n * tiles * LANES) {
         n = vectors / cuts;
         tiles = cuts - vectors % cuts;
         if (over && cuts == 1 && a == (const T *)input) {
-            maps.part = 1;
+            maps.partial = n - 1;
             maps.lanes = between(0, LANES - over);
-        } else if (over && cuts == 1)
+        } else if (over && cuts == 1) {
             a -= over;
-        else if (over && tiles == cuts)
+            if (residual) {
+                maps.partial = 0;
+                maps.lanes = between(over, LANES);
+            }
+        } else if (over && tiles == cuts)
             tiles--;
         maps.target = (T *)target + (a - (const T *)input);
         if (residual) maps.residual = (const T *)residual + (a - (const T *)input);
-        maps.past = lines && !maps.part && LINE(maps.target);
+        maps.past = lines && maps.partial < 0 && LINE(maps.target);
         tile[n - 1](tiles, depth, depth, offset, a, panel, s, pitch, add, target ? &maps : NULL);
     }
 }
