@@ -243,10 +243,13 @@ def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int)
 
 def _runs(spec: ConvSpec, machine: Machine, lanes: str) -> list[tuple[int, int, int]]:
     """Tiles of a flat image that is read where it lies, and the pieces of each: as few runs of pixels as the cache
-    allows, and as many for every thread, of whole register tiles but for the last one. A small image that the cache does
-    not hold is one tile of lanes "channels", in pieces, if it holds all sums."""
+    allows, and as many for every thread, of whole register tiles but for the last one. A small image that is too large
+    for the cache is one tile of lanes "channels", in pieces, if all sums fit. None if channels are very many: an image
+    that lies otherwise is packed."""
     itemsize, near = ITEMSIZE[spec.dtype], machine.l2_bytes
     pixels, pixel_bytes = spec.P * spec.Q, spec.depth * itemsize
+    if SHORT_RUN * pixel_bytes > TILE_LIMIT:
+        return []
     most = LONG_RUN
     if pixels * pixel_bytes > near * IMAGE_SHARE:
         most = min(LONG_RUN, max(SHORT_RUN, int(near * TILE_SHARE) // pixel_bytes))
@@ -271,12 +274,18 @@ def _parts(tiles: float, units: int, vectors: int, threads: int, repacking: floa
     if threads == 1:
         return 1, 1.0
 
+    def share(most: int) -> float:
+        """What so many units, the heaviest, take of a thread's share."""
+        return ceil_div(vectors * most, units) / vectors * threads / tiles
+
+    together = share(ceil_div(units, threads))
+
     def time(parts: int, most: int) -> tuple[float, int, float]:
-        task = ceil_div(vectors * most, units) / vectors * threads / tiles  # the heaviest, over a thread's share
+        task = share(most)
         rounds = int(1 / task + 1e-9)
         waiting = rounds * task + min(threads * (1 - rounds * task), task)
         if tiles == 1 and parts % threads == 0:
-            waiting = ceil_div(vectors, threads) * threads / vectors
+            waiting = min(waiting, together)
         return waiting * (1 + parts * repacking) + UNEVEN * min(1.0, task), parts, waiting
 
     least = ceil_div(units, MOST_PARTS * threads)
@@ -316,9 +325,7 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str, once: bool = False) -> 
     )
 
 
-def _tiling(
-    spec: ConvSpec, machine: Machine, lanes: str, once: bool, tile_p: int, tile_q: int, pieces: int
-) -> Direct:
+def _tiling(spec: ConvSpec, machine: Machine, lanes: str, once: bool, tile_p: int, tile_q: int, pieces: int) -> Direct:
     """The tiling by tiles of a size, which is a number of images where a map is one pixel."""
     vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
     outputs = spec.K // spec.groups

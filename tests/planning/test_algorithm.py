@@ -85,7 +85,12 @@ def test_a_tile_does_not_grow_with_dilation(dilation):
 def test_an_odd_layer_gets_a_small_tile():
     deep = specs.conv((1 << 20, 40, 40), (32, 1 << 20, 3, 3), padding=1)
     dense = specs.conv((1 << 22, 1, 1), (1000, 1 << 22, 1, 1))
+    pointwise = specs.conv((1 << 20, 9, 9), (32, 1 << 20, 1, 1))
     for machine in MACHINES:
+        for lanes in ("channels", "pixels"):
+            tiling = direct.tiling(pointwise, machine, lanes)
+            # A piece of the channels of a tile, or a tile, of 4 MB for every pixel.
+            assert tiling.tile_p * tiling.tile_q <= 16 * tiling.pieces
         tiling = direct.tiling(deep, machine, "channels")
         assert (tiling.tile_p, tiling.tile_q) == (1, min(tiling.tile_q, 3))
         assert direct.tiling(dense, machine, "channels").tile_q == min(4, machine.tile_rows)
