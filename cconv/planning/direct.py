@@ -32,8 +32,10 @@ PIECE_SHARE, SUMS_SHARE = 0.25, 0.4
 TILE_LIMIT = 64 << 20
 #: Output pixels of a tile: enough to reuse a weight panel from L1/L2, few enough that the sums stay there.
 TILE_PIXELS = {"channels": 256, "pixels": 512}
-#: Fewest and most pixels of a tile of one long row that is read where it lies.
+#: Fewest pixels of a tile of one long row that is read where it lies, and most of one that is a whole image.
 SHORT_RUN, LONG_RUN = 64, 800
+#: Of the time of a layer, what threads lose that write neighbouring runs of pixels: lines asked for ahead are others'.
+BORDERS = 0.03
 #: Pixels of a tile of one long row below which threads share tiles rather than have more of them.
 LEAST_PIXELS = 128
 #: Bytes of a first-level cache that a small tile and its sums may take, and the sums' share in it.
@@ -250,9 +252,9 @@ def _runs(spec: ConvSpec, machine: Machine, lanes: str) -> list[tuple[int, int, 
     pixels, pixel_bytes = spec.P * spec.Q, spec.depth * itemsize
     if SHORT_RUN * pixel_bytes > TILE_LIMIT:
         return []
-    most = LONG_RUN
+    most = LONG_RUN if pixels <= LONG_RUN else TILE_PIXELS["pixels"]
     if pixels * pixel_bytes > near * IMAGE_SHARE:
-        most = min(LONG_RUN, max(SHORT_RUN, int(near * TILE_SHARE) // pixel_bytes))
+        most = min(most, max(SHORT_RUN, int(near * TILE_SHARE) // pixel_bytes))
         sums_bytes = pixels * (spec.K // spec.groups) * itemsize
         pieces = ceil_div(pixels * pixel_bytes, int(near * PIECE_SHARE))
         small = pixels <= LONG_RUN and sums_bytes <= near * SUMS_SHARE
@@ -321,7 +323,7 @@ def tiling(spec: ConvSpec, machine: Machine, lanes: str, once: bool = False) -> 
         found = [run for run in runs if run.in_place]
     return min(
         found or [_tiling(spec, machine, lanes, once, *_tile(spec, machine, lanes, height, width))],
-        key=lambda tiling: tiling.waiting,
+        key=lambda tiling: tiling.waiting + BORDERS * (tiling.tile_q < width),
     )
 
 

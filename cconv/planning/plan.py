@@ -49,9 +49,9 @@ class Step:
 class Plan:
     """What a Program executes. Values are numbered; a value that is neither input nor output lives in the arena.
 
-    In a run `alone`, of one image as a rule, what a Concat joins is one piece of memory, so its parts are written where
-    they belong, and the steps in `moot`, which would move them there, have nothing to do. Images of more runs lie side
-    by side, each with all its parts.
+    A sum takes the place of a residual that nobody reads again. In a run `alone`, of one image as a rule, what a Concat
+    joins is one piece of memory, so its parts are written where they belong, and the steps in `moot`, which would move
+    them there, have nothing to do. Images of more runs lie side by side, each with all its parts.
     """
 
     machine: Machine
@@ -96,23 +96,53 @@ def make(
     lifetimes = {
         value: Lifetime(prod(values[value]), first[value], last[value]) for value in first if value not in kept
     }
-    arena = buffers.place(lifetimes)
-    # A GPU moves parts where the whole lies: its runs are of many images.
-    alone, moot = (arena, frozenset()) if machine.device == "cuda" else _alone(operations, lifetimes)
+    if machine.device == "cuda":  # it moves parts where the whole lies: its runs are of many images
+        arena = alone = buffers.place(lifetimes)
+        moot = frozenset()
+    else:
+        sums = _sums(operations, lifetimes)
+        arena = _placed(lifetimes, sums)
+        alone, moot = _alone(operations, lifetimes, sums)
     return Plan(machine, operations[0].spec.dtype, values, tuple(inputs), outputs, tuple(steps), arena, alone, moot)
 
 
-def _alone(operations: tuple[Operation, ...], lifetimes: dict[int, Lifetime]) -> tuple[Arena, frozenset[int]]:
+#: A value -> the one in whose memory it lies, and where.
+Parts = dict[int, tuple[int, int]]
+
+
+def _sums(operations: tuple[Operation, ...], lifetimes: dict[int, Lifetime]) -> Parts:
+    """Residuals that nobody reads once they are added, and the sums, which take their place: what has just been read is
+    near, and memory that is written anew would be read first."""
+    found = {}
+    for index, operation in enumerate(operations):
+        if isinstance(operation.spec, ConvSpec) and operation.spec.residual:
+            (x, residual), total = operation.inputs, operation.output
+            if residual != x and {residual, total} <= lifetimes.keys() and lifetimes[residual].last == index:
+                found[residual] = total, 0
+    return found
+
+
+def _alone(
+    operations: tuple[Operation, ...], lifetimes: dict[int, Lifetime], sums: Parts
+) -> tuple[Arena, frozenset[int]]:
     """The arena of one run alone, and the moves that it makes moot. A whole lives as long as all its parts."""
     repeated = {operation.output for operation in operations if operation.times > 1}
     movable = lifetimes.keys() - repeated
-    whole: dict[int, tuple[int, int]] = {}  # part -> what it is a part of, and where in it
+    whole: Parts = {}
     moot = set()
     for index, operation in enumerate(operations):
         spec, (part, *_), joined = operation.spec, operation.inputs, operation.output
         if isinstance(spec, MoveSpec) and spec.whole and {part, joined} <= movable and part not in whole:
             whole[part] = joined, spec.at
             moot.add(index)
+    # Parts and wholes are read in each other's memory, and keep theirs.
+    taken = whole.keys() | {joined for joined, _ in whole.values()}
+    whole.update((value, place) for value, place in sums.items() if value not in taken and place[0] not in taken)
+    return _placed(lifetimes, whole), frozenset(moot)
+
+
+def _placed(lifetimes: dict[int, Lifetime], whole: Parts) -> Arena:
+    """An arena in which values lie where they are parts of others."""
 
     def place(value: int) -> tuple[int, int]:
         """The value that is part of no other and holds this one, and where."""
@@ -128,8 +158,7 @@ def _alone(operations: tuple[Operation, ...], lifetimes: dict[int, Lifetime]) ->
         own = lives.get(root, lifetimes[root])
         lives[root] = Lifetime(own.size, min(own.first, life.first), max(own.last, life.last))
     arena = buffers.place(lives)
-    offsets = {value: arena.offsets[root] + at for value in lifetimes for root, at in [place(value)]}
-    return Arena(offsets, arena.size), frozenset(moot)
+    return Arena({value: arena.offsets[root] + at for value in lifetimes for root, at in [place(value)]}, arena.size)
 
 
 @lru_cache(maxsize=1024)

@@ -51,6 +51,44 @@ def test_a_value_that_is_read_again_keeps_its_place():
     assert len(set(made.arena.offsets.values())) == 3
 
 
+def _sum(last: int = 4):
+    """Two maps; a convolution of the second added to the first; then one of value `last`."""
+    conv, added = (specs.conv((4, 8, 8), (4, 4, 3, 3), padding=1, residual=r) for r in (False, True))
+    return (
+        Operation(conv, (0,), 1, "a"), Operation(conv, (1,), 2, "b"), Operation(added, (2, 1), 3, "c"),
+        Operation(conv, (3,), 4, "d"), Operation(conv, (last,), 5, "e"),
+    )  # fmt: skip
+
+
+def test_a_sum_takes_the_place_of_a_residual_that_nobody_reads_again():
+    image = {0: (4, 8, 8)}
+    for made in (plan.make(_sum(), image, (5,), MACHINE).arena, plan.make(_sum(), image, (5,), MACHINE).alone):
+        assert made.offsets[1] == made.offsets[3]
+        assert made.size == 2 * 256
+    again = plan.make(_sum(last=1), image, (5,), MACHINE).arena.offsets
+    assert again[1] not in (again[2], again[3], again[4])
+    assert plan.make(_sum(), image, (1, 5), MACHINE).arena.offsets.keys() == {2, 3, 4}
+    assert plan.make(_sum(), image, (3, 5), MACHINE).arena.offsets.keys() == {1, 2, 4}
+
+
+def test_a_sum_keeps_away_from_the_image_that_is_convolved_and_from_joined_values():
+    """The residual may be the image itself; and a part of a whole is read there."""
+    conv, added = (specs.conv((4, 8, 8), (4, 4, 3, 3), padding=1, residual=r) for r in (False, True))
+    own = (Operation(conv, (0,), 1, "a"), Operation(added, (1, 1), 2, "b"), Operation(conv, (2,), 3, "c"))
+    made = plan.make(own, {0: (4, 8, 8)}, (3,), MACHINE)
+    assert made.arena.offsets[1] != made.arena.offsets[2]
+    joins = [tensors.move((256,), (512,), [Axis(256, 1, 1)], at=at) for at in (0, 256)]
+    parts = (
+        Operation(conv, (0,), 1, "a"), Operation(conv, (0,), 2, "b"), Operation(joins[0], (1,), 3),
+        Operation(joins[1], (2,), 3), Operation(added, (2, 1), 4, "c"),
+        Operation(specs.conv((8, 8, 8), (4, 8, 1, 1), residual=True), (3, 4), 5, "d"), Operation(conv, (5,), 6, "e"),
+    )  # fmt: skip
+    made = plan.make(parts, {0: (4, 8, 8)}, (6,), MACHINE)
+    assert made.moot == {2, 3}
+    assert len({made.alone.offsets[value] for value in (1, 2, 4)}) == 3
+    assert made.alone.offsets[4] == made.alone.offsets[5] >= 512
+
+
 def _joined(times: int = 1):
     """Two maps joined; a third, made of the first, joined to both; a convolution of all."""
     conv, last = (specs.conv((c, 8, 8), (4, c, 3, 3), padding=1) for c in (4, 12))
