@@ -146,9 +146,9 @@ def test_a_residual_that_is_also_the_output_is_read_before_it_is_written(grid, i
     rng = np.random.default_rng(1)
     layer = grid.Layer((2, 6, 9, 37), (19, 6, 3, 3), padding=(1, 1, 1, 1), residual=True, layout=layout, threads=2)
     deep = grid.Layer((2, 6, 9, 37), (6, 1, 3, 3), padding=(1, 1, 1, 1), groups=6, residual=True, layout=layout)
-    # Rows of whole vectors end in the registers, others do not.
+    # Rows of whole vectors, and others, whose last register tile overlaps the one before.
     even = grid.Layer((2, 6, 9, 32), (19, 6, 3, 3), padding=(1, 1, 1, 1), residual=True, layout=layout, threads=2)
-    flat, odd = (grid.Layer((2, 6, 16, n), (19, 6, 1, 1), residual=True, layout=layout, threads=2) for n in (20, 19))
+    flat, odd = (grid.Layer((2, 6, n, 19), (19, 6, 1, 1), residual=True, layout=layout, threads=2) for n in (16, 17))
     for one in (layer, deep, even, flat, odd):
         given = grid.operands(one, dtype, _whole(rng))
         want = grid.exact(one, given)
