@@ -194,7 +194,7 @@ class _Way(NamedTuple):
 def _direct(spec: ConvSpec, images: int, packs: bool) -> list[Callable[[Machine], Direct]]:
     """Both kinds of lanes, which sum in the same order; a map of one pixel leaves no choice."""
     lanes = ("channels", "pixels") if spec.P * spec.Q > 1 else ("channels",)
-    return [partial(direct.tiling, spec, lanes=one, once=packs and images == 1) for one in lanes]
+    return [partial(direct.tiling, spec, lanes=one, images=images, once=packs) for one in lanes]
 
 
 def _ways(spec: ConvSpec, machine: Machine, images: int, packs: bool) -> list[_Way]:

@@ -311,24 +311,29 @@ def _vectors(height: int, width: int, tile_p: int, tile_q: int, pitch: int, vect
     )
 
 
-def tiling(spec: ConvSpec, machine: Machine, lanes: str, once: bool = False) -> Direct:
-    """The tiling of a spec whose vectors hold `lanes`; `once`: its weights serve one run on one image."""
+def tiling(spec: ConvSpec, machine: Machine, lanes: str, images: int = 1, once: bool = False) -> Direct:
+    """The tiling of a spec whose vectors hold `lanes`, for so many images at once.
+
+    `once`: its weights serve one run."""
     if spec.P * spec.Q == 1:
         most = TILE_LIMIT // (spec.depth * ITEMSIZE[spec.dtype])
-        return _tiling(spec, machine, lanes, once, 1, max(1, min(machine.tile_rows, most)), 1)
+        return _tiling(spec, machine, lanes, images, once, (1, max(1, min(machine.tile_rows, most)), 1))
     height, width = (1, spec.P * spec.Q) if _flat(spec) else (spec.P, spec.Q)
     found = []
     if _lies_in_rows(spec) and machine.vector_bytes >= LINE_BYTES:
-        runs = (_tiling(spec, machine, lanes, once, *tile) for tile in _runs(spec, machine, lanes))
+        runs = (_tiling(spec, machine, lanes, images, once, tile) for tile in _runs(spec, machine, lanes))
         found = [run for run in runs if run.in_place]
     return min(
-        found or [_tiling(spec, machine, lanes, once, *_tile(spec, machine, lanes, height, width))],
+        found or [_tiling(spec, machine, lanes, images, once, _tile(spec, machine, lanes, height, width))],
         key=lambda tiling: tiling.waiting + BORDERS * (tiling.tile_q < width),
     )
 
 
-def _tiling(spec: ConvSpec, machine: Machine, lanes: str, once: bool, tile_p: int, tile_q: int, pieces: int) -> Direct:
-    """The tiling by tiles of a size, which is a number of images where a map is one pixel."""
+def _tiling(
+    spec: ConvSpec, machine: Machine, lanes: str, images: int, once: bool, tile: tuple[int, int, int]
+) -> Direct:
+    """The tiling by tiles of a size, and their pieces; where a map is one pixel, it is a number of images."""
+    tile_p, tile_q, pieces = tile
     vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
     outputs = spec.K // spec.groups
     across_images = spec.P * spec.Q == 1
@@ -345,7 +350,9 @@ def _tiling(spec: ConvSpec, machine: Machine, lanes: str, once: bool, tile_p: in
     if lanes == "pixels":
         panels = machine.panels(outputs, run if joined else by_row // tile_p)
         products = spec.K * _vectors(height, width, tile_p, tile_q, columns.extent if joined else 0, vector) * vector
-        few = machine.vector_bytes >= LINE_BYTES or spec.depth <= FEW_PAGES
+        # From memory, rows come faster one by one than a line of each in turn.
+        near = images * spec.C * spec.H * spec.W * ITEMSIZE[spec.dtype] <= FAR_BYTES
+        few = near if machine.vector_bytes >= LINE_BYTES else spec.depth <= FEW_PAGES
         few = few and not joined and _ends_in_registers(spec, machine, outputs // panels, tile_q)
     else:
         panels = ceil_div(vectors, machine.wide_vectors)  # as equal as can be, in vectors
@@ -360,12 +367,11 @@ def _tiling(spec: ConvSpec, machine: Machine, lanes: str, once: bool, tile_p: in
     # Groups of channels, but not panels of one, share nothing that is packed.
     repacking = packing / (tile_p * tile_q * spec.R * spec.S * vectors) if spec.groups == 1 else 0.0
     # Weights that one tile alone reads need not go to memory and back.
-    unpacked = once and lanes == "channels" and spatial == 1 and not spec.preactivated
+    unpacked = once and images == 1 and lanes == "channels" and spatial == 1 and not spec.preactivated
     units = spec.groups * panels if spec.groups == 1 or in_place else spec.groups
-    parts, waiting = _parts(
-        max(1.0, height * width / (tile_p * tile_q)), units, spec.groups * vectors if lanes == "channels" else units,
-        machine.threads, repacking,
-    )  # fmt: skip
+    weights = spec.groups * vectors if lanes == "channels" else units
+    tiles = 1 if across_images else images * height * width / (tile_p * tile_q)
+    parts, waiting = _parts(tiles, units, weights, machine.threads, repacking)
     return Direct(
         lanes, flat, across_images, joined, in_place, unpacked, tile_p, tile_q, panels, parts, chains(spec.depth),
         pieces, rows, columns, far_images(spec, machine), waiting, 2 * products * spec.depth,

@@ -71,7 +71,7 @@ def test_an_image_that_is_a_tile_is_read_where_it_lies(grid, layout, share, grou
 @pytest.mark.parametrize("groups", [1, 3])
 def test_pieces_of_an_image_are_read_where_they_lie_by_few_panels_or_wide_vectors(grid, layout, groups, dtype):
     rng = np.random.default_rng(groups)
-    for (height, width), threads in (((31, 29), 1), ((1, 700), 2), ((23, 41), 3)):
+    for (height, width), threads in (((31, 29), 1), ((1, 900), 2), ((23, 41), 3)):
         layer = grid.Layer(
             (2, 100 * groups, height, width), (11 * groups, 100, 1, 1), groups=groups, bias=True, residual=True,
             activation="relu6", layout=layout, threads=threads,

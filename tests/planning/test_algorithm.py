@@ -114,6 +114,13 @@ def test_the_choice_does_not_depend_on_the_number_of_threads(spec, threads):
         assert chosen.label == other.label or isinstance(chosen, direct.Direct)
 
 
+def test_lanes_of_pixels_read_images_where_they_lie_unless_they_come_from_memory():
+    spec = specs.conv((256, 56, 56), (64, 256, 1, 1))
+    wide = next(m for m in MACHINES if m.vector_bytes == 64)
+    found = [direct.tiling(spec, wide, "pixels", images) for images in (1, 2, 8)]
+    assert [tiling.in_place for tiling in found] == [True, True, False]
+
+
 def test_lanes_depend_on_who_waits_for_whom():
     """Three vectors of outputs leave one of two threads alone with the third, unless vectors hold pixels."""
     spec = specs.conv((256, 13, 13), (48, 256, 1, 1))
