@@ -26,6 +26,9 @@ from .graph import Constant, Node, Shape
 from .layers import Inferred
 from .operators import Affine, Key, Part, Recipe
 
+#: One per channel, or one for all.
+Numbers = np.ndarray | float
+
 #: Arithmetic that is linear in its first operand.
 _LINEAR = ("add", "sub", "mul", "div")
 
@@ -68,11 +71,12 @@ class _Lowering:
         self.drafts: dict[Key, _Draft] = {}
         #: layer without an operation of its own -> where its map is.
         self.source: dict[Key, Key] = {image: image}
-        self._readers: Counter[Key] = Counter()
+        read: list[Key] = []
         for name, (node, value, result) in inferred.items():
             if value.constant is None:
                 self.source[name] = name if result.parts else self.source[node.inputs[0]]
-                self._readers.update(self._at(read) for part in result.parts for read in part.reads)
+                read += [self._at(key) for part in result.parts for key in part.reads]
+        self._readers = Counter(read)
         self._kept = {self.source[name] for name in layers}
 
     def _at(self, key: Key) -> Key:
@@ -94,10 +98,10 @@ class _Lowering:
 
     def add(self, item: Inferred) -> None:
         parts = item.result.parts
-        writers = Counter(part.output for part in parts)
+        writers = Counter([part.output for part in parts]) if len(parts) > 1 else {}
         for i, part in enumerate(parts):
             reads = [self._at(read) for read in part.reads]
-            whole = writers[part.output] == 1
+            whole = writers.get(part.output, 1) == 1
             if not (whole and (self._fold(part, reads[0]) or self._silu(part, reads) or self._fuse(part, reads))):
                 key = part.output if whole else (part.output, i)
                 self.drafts[key] = self._preactivated(_Draft(part.spec, reads, part.output, part.recipe, part.times))
@@ -254,34 +258,38 @@ _FORMS = {
 }
 
 
-def _scale_and_shift(affine: Affine) -> tuple[np.ndarray, np.ndarray]:
+def _scale_and_shift(affine: Affine) -> tuple[Numbers, Numbers]:
     """a and b, so that what is folded is a * y + b per channel, in float64."""
     arrays = [np.asarray(constant.read(), np.float64).ravel() for constant in affine.constants]
-    one, zero = np.ones(1), np.zeros(1)
     match affine.kind:
         case "BatchNormalization":
             scale, shift, mean, variance = arrays
             factor = scale / np.sqrt(variance + affine.epsilon)
             return factor, shift - mean * factor
         case "add":
-            return one, arrays[0]
+            return 1.0, arrays[0]
         case "sub":
-            return (-one, arrays[0]) if affine.swapped else (one, -arrays[0])
+            return (-1.0, arrays[0]) if affine.swapped else (1.0, -arrays[0])
         case "mul":
-            return arrays[0], zero
+            return arrays[0], 0.0
         case "div":
-            return one / arrays[0], zero
+            return 1.0 / arrays[0], 0.0
     raise ModelError(f"expected something linear to fold, got {affine.kind}")
 
 
-def _composed(affines: tuple[Affine, ...], shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _composed(affines: tuple[Affine, ...], shift: Numbers) -> tuple[Numbers, Numbers]:
     """All of them after y + shift, as one scale and one shift."""
-    scale = np.ones(1)
-    with np.errstate(all="ignore"):  # a file may hold any numbers: what they give is what it asks for
-        for affine in affines:
-            a, b = _scale_and_shift(affine)
-            scale, shift = scale * a, shift * a + b
+    scale = 1.0
+    for affine in affines:
+        a, b = _scale_and_shift(affine)
+        scale, shift = scale * a, shift * a + b
     return scale, shift
+
+
+def _per_channel(numbers: Numbers, channels: int, dtype: type) -> np.ndarray:
+    spread = np.empty(channels, dtype)
+    spread[:] = numbers
+    return spread
 
 
 def arrays(recipe: Recipe) -> tuple:
@@ -289,14 +297,16 @@ def arrays(recipe: Recipe) -> tuple:
 
     Folding is exact algebra, because a convolution is linear."""
     weight, bias = _FORMS[recipe.form](recipe)
-    if recipe.affines:
-        scale, shift = _composed(recipe.affines, np.zeros(1) if bias is None else bias.astype(np.float64))
-        with np.errstate(all="ignore"):
-            # In NumPy, which needs an array of doubles for it, this took as long as packing.
-            weight = backend.get("cpu").scaled(weight, np.ascontiguousarray(np.broadcast_to(scale, recipe.shape[:1])))
-            bias = np.broadcast_to(shift.astype(np.float32), (recipe.shape[0],))
-    if not recipe.before:
+    if not recipe.affines and not recipe.before:
         return weight, bias
-    with np.errstate(all="ignore"):
-        before = [np.broadcast_to(a, (recipe.shape[1],)) for a in _composed(recipe.before, np.zeros(1))]
-        return weight, bias, np.array(before, np.float32)
+    outputs, inputs = recipe.shape[:2]
+    with np.errstate(all="ignore"):  # a file may hold any numbers: what they give is what it asks for
+        if recipe.affines:
+            scale, shift = _composed(recipe.affines, 0.0 if bias is None else bias.astype(np.float64))
+            # In NumPy, which needs an array of doubles for it, this took as long as packing.
+            weight = backend.get("cpu").scaled(weight, _per_channel(scale, outputs, np.float64))
+            bias = _per_channel(shift, outputs, np.float32)
+        if not recipe.before:
+            return weight, bias
+        before = [_per_channel(numbers, inputs, np.float32) for numbers in _composed(recipe.before, 0.0)]
+        return weight, bias, np.array(before)

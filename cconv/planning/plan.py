@@ -98,12 +98,15 @@ def make(
     }
     arena = buffers.place(lifetimes)
     # A GPU moves parts where the whole lies: its runs are of many images.
-    alone, moot = (arena, frozenset()) if machine.device == "cuda" else _alone(operations, lifetimes)
+    alone, moot = (arena, frozenset()) if machine.device == "cuda" else _alone(operations, lifetimes, arena)
     return Plan(machine, operations[0].spec.dtype, values, tuple(inputs), outputs, tuple(steps), arena, alone, moot)
 
 
-def _alone(operations: tuple[Operation, ...], lifetimes: dict[int, Lifetime]) -> tuple[Arena, frozenset[int]]:
-    """The arena of one run alone, and the moves that it makes moot. A whole lives as long as all its parts."""
+def _alone(
+    operations: tuple[Operation, ...], lifetimes: dict[int, Lifetime], arena: Arena
+) -> tuple[Arena, frozenset[int]]:
+    """The arena of one run alone, and the moves that it makes moot: `arena`, that of more, if there are none. A whole
+    lives as long as all its parts."""
     repeated = {operation.output for operation in operations if operation.times > 1}
     movable = lifetimes.keys() - repeated
     whole: dict[int, tuple[int, int]] = {}  # part -> what it is a part of, and where in it
@@ -113,6 +116,8 @@ def _alone(operations: tuple[Operation, ...], lifetimes: dict[int, Lifetime]) ->
         if isinstance(spec, MoveSpec) and spec.whole and {part, joined} <= movable and part not in whole:
             whole[part] = joined, spec.at
             moot.add(index)
+    if not moot:
+        return arena, frozenset()
 
     def place(value: int) -> tuple[int, int]:
         """The value that is part of no other and holds this one, and where."""
