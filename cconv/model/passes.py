@@ -13,7 +13,7 @@ elsewhere, on the graph as given: nothing in here changes a bill.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import NamedTuple
 
@@ -53,6 +53,20 @@ class _Draft:
     output: Key
     recipe: Recipe | None = None
     times: int = 1
+    #: What differs from the spec once all is taken in: a spec has many fields, and is made anew only once.
+    changes: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def residual(self) -> bool:
+        return self.changes.get("residual", self.spec.residual)
+
+    @property
+    def activation(self) -> specs.Activation | None:
+        return self.changes.get("activation", self.spec.activation)
+
+    def final(self, **changes) -> Spec:
+        changes |= self.changes
+        return replace(self.spec, **changes) if changes else self.spec
 
 
 def prune(nodes: Sequence[Node], layers: tuple[str, ...]) -> tuple[Node, ...]:
@@ -93,8 +107,7 @@ class _Lowering:
         """The draft that gave `before` now gives `name`, at the end of the order, where all its inputs exist."""
         draft = self.drafts[name] = self.drafts.pop(before)
         draft.output = name
-        for word, value in changes.items():
-            setattr(draft, word, value)
+        draft.changes |= changes
 
     def add(self, item: Inferred) -> None:
         parts = item.result.parts
@@ -112,24 +125,23 @@ class _Lowering:
         if norm is None or not isinstance(spec, ConvSpec) or not spec.may_be_preactivated:
             return draft
         same = (norm.spec.K, norm.spec.P * norm.spec.Q, norm.times) == (spec.C, spec.H * spec.W, draft.times)
-        rectified = norm.spec.activation == specs.Activation("relu") and not norm.spec.residual
+        rectified = norm.activation == specs.Activation("relu") and not norm.residual
         if norm.recipe.form != "ones" or not same or not rectified:
             return draft
         del self.drafts[draft.inputs[0]]
         recipe = draft.recipe._replace(before=norm.recipe.affines)
-        return replace(draft, spec=replace(spec, preactivated=True), inputs=norm.inputs, recipe=recipe)
+        return _Draft(spec, norm.inputs, draft.output, recipe, draft.times, {"preactivated": True})
 
     def _fold(self, part: Part, before: Key) -> bool:
         """Into the convolution before, if the part is linear per channel and nothing else has been taken in since."""
         conv = self._open_conv(before)
-        if conv is None or conv.spec.residual or conv.spec.activation is not None:
+        if conv is None or conv.residual or conv.activation is not None:
             return False
         affine = _affine(part, conv)
         if affine is None:
             return False
-        recipe = conv.recipe._replace(affines=(*conv.recipe.affines, affine))
-        spec = conv.spec if conv.spec.bias else replace(conv.spec, bias=True)
-        self._take_in(before, part.output, spec=spec, recipe=recipe)
+        conv.recipe = conv.recipe._replace(affines=(*conv.recipe.affines, affine))
+        self._take_in(before, part.output, bias=True)
         return True
 
     def _silu(self, part: Part, reads: list[Key]) -> bool:
@@ -140,15 +152,15 @@ class _Lowering:
             before = self.drafts.get(gate)
             alone = gate not in self._kept and self._readers[gate] == 1
             if alone and before and isinstance(before.spec, PointwiseSpec) and before.inputs == [x]:
-                if before.spec.activation != specs.Activation("sigmoid"):
+                if before.activation != specs.Activation("sigmoid"):
                     continue
                 del self.drafts[gate]
                 conv = self._open_conv(x, readers=2)
-                if conv and conv.spec.activation is None:
-                    self._take_in(x, part.output, spec=replace(conv.spec, activation=specs.Activation("silu")))
+                silu = {"activation": specs.Activation("silu")}
+                if conv and conv.activation is None:
+                    self._take_in(x, part.output, **silu)
                 else:
-                    silu = replace(before.spec, activation=specs.Activation("silu"))
-                    self.drafts[part.output] = _Draft(silu, [x], part.output)
+                    self.drafts[part.output] = _Draft(before.spec, [x], part.output, changes=silu)
                 return True
         return False
 
@@ -158,15 +170,15 @@ class _Lowering:
         if part.spec.add:
             for before, other in (reads, reads[::-1]):
                 conv = self._open_conv(before)
-                if conv and not conv.spec.residual and conv.spec.activation is None:
-                    spec = replace(conv.spec, residual=True)
-                    self._take_in(before, part.output, spec=spec, inputs=[*conv.inputs, other])
+                if conv and not conv.residual and conv.activation is None:
+                    conv.inputs = [*conv.inputs, other]
+                    self._take_in(before, part.output, residual=True)
                     return True
             return False
         before = self._open_conv(reads[0]) or self._open_sum(reads[0])
-        if before is None or before.spec.activation is not None:
+        if before is None or before.activation is not None:
             return False
-        self._take_in(reads[0], part.output, spec=replace(before.spec, activation=part.spec.activation))
+        self._take_in(reads[0], part.output, activation=part.spec.activation)
         return True
 
     def _open_sum(self, key: Key) -> _Draft | None:
@@ -213,9 +225,8 @@ def lower(
         if key:
             recipes[key] = draft.recipe
         output = number.setdefault(draft.output, len(number))
-        spec = draft.spec
-        if isinstance(spec, ConvSpec) and spec.precision != precision:
-            spec = replace(spec, precision=precision)
+        own = isinstance(draft.spec, ConvSpec) and draft.spec.precision != precision
+        spec = draft.final(precision=precision) if own else draft.final()
         operations.append(Operation(spec, tuple(number[i] for i in draft.inputs), output, key, draft.times))
     values = {name: number[lowering.source[name]] for name in layers}
     return Lowered(tuple(operations), {0: shape}, values, recipes)
