@@ -226,35 +226,35 @@ class _Reader:
             raise ModelError(f"{named}: expected a dense tensor of numbers, got {dtype} of shape {shape!s:.200}")
         nbytes = prod(shape) * dtype.itemsize
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            array = self.mapped(tensor, nbytes, dtype, named)
+            array = self.mapped(tensor, nbytes, shape, dtype, named)
         elif place:
             if place[1] - place[0] != nbytes:
                 raise ModelError(f"{named}: expected {nbytes} bytes for {shape}, got {place[1] - place[0]}")
-            array = np.frombuffer(self.file, dtype, prod(shape), place[0])
+            array = np.ndarray(shape, dtype, self.file, place[0])
             if nbytes < MAPPED:
                 array = array.copy()
         elif tensor.HasField("raw_data"):
             raw = tensor.raw_data
             if len(raw) != nbytes:
                 raise ModelError(f"{named}: expected {nbytes} bytes for {shape}, got {len(raw)}")
-            array = np.frombuffer(raw, dtype)
+            array = np.ndarray(shape, dtype, raw)
         else:
             if nbytes > 16 * tensor.ByteSize():
                 raise ModelError(f"{named}: expected {prod(shape)} numbers, got a tensor of {tensor.ByteSize()} bytes")
             try:
-                array = onnx.numpy_helper.to_array(tensor)
+                array = onnx.numpy_helper.to_array(tensor).reshape(shape)
             except (ValueError, TypeError) as error:
                 raise ModelError(f"{named}: expected {prod(shape)} numbers: {error!s:.200}") from None
-        return Constant.of(array.reshape(shape), name)
+        return Constant.of(array, name)
 
-    def mapped(self, tensor, nbytes: int, dtype: np.dtype, named: str) -> np.ndarray:
+    def mapped(self, tensor, nbytes: int, shape: Shape, dtype: np.dtype, named: str) -> np.ndarray:
         target, offset, length = _external(tensor, self.path.parent)
         there = target.stat().st_size
         if length not in (None, nbytes) or offset < 0 or offset + nbytes > there:
             raise ModelError(f"{named}: expected {nbytes} bytes in {target.name}, got {length} at {offset} of {there}")
         if not nbytes:
-            return np.empty(0, dtype)
-        return np.memmap(target, dtype, "r", offset, (nbytes // dtype.itemsize,))
+            return np.empty(shape, dtype)
+        return np.memmap(target, dtype, "r", offset, shape)
 
     def node(self, proto) -> None:
         operator = proto.op_type
