@@ -44,10 +44,10 @@ TRIES = 4
 class Worker:
     """A library's process."""
 
-    def __init__(self, name: str, python: str, threads: int, isa: str | None = None):
+    def __init__(self, name: str, python: str, threads: int, isa: str | None = None, recycling: bool = True):
         self.name, self._made = name, (name, python, threads, isa)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "CCONV_NUM_THREADS": str(threads)}
-        if name in PEERS:
+        if recycling and name in PEERS:
             environment |= RECYCLING
         if isa:
             environment["CCONV_ISA"] = isa
@@ -72,8 +72,8 @@ class Worker:
         return self._answer()
 
     def ask_another(self, **question) -> dict:
-        """The answer of a new process of the same library, which then ends."""
-        another = Worker(*self._made)
+        """The answer of a new process of the same library, as the system starts it, which then ends."""
+        another = Worker(*self._made, recycling=False)
         answer = another.ask(**question)
         another.close()
         return answer

@@ -147,9 +147,9 @@ class Pipeline:
         """`act` once this process can compute nothing any more, because its GPU failed."""
         self._scheduler.on_lost = act
 
-    def alive(self) -> bool:
-        """Whether work can be taken."""
-        return self._scheduler.alive()
+    def refusal(self) -> str:
+        """Why no work can be taken any more; "" while it can."""
+        return self._scheduler.refusal()
 
     def self_test(self) -> None:
         """Run a small convolution; an error if that fails or gives a wrong answer."""
@@ -177,7 +177,7 @@ class Pipeline:
     def _load(self) -> None:
         """One model after the other; what is wrong with one is its own."""
         for entry in self.engine.repository.pending:
-            if not self.alive():
+            if self.refusal():
                 return
             self._load_one(entry)
 

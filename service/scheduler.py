@@ -44,6 +44,8 @@ SPARE = 10
 #: Niceness of the threads that compute on the CPU: a tenth of a processor's time where another thread wants it too.
 NICE = 10
 CLOSING = "the server is shutting down; try again"
+#: Why this process is of no use any more.
+SHUT, GPU_FAILED, THREAD_ENDED = "the server is shutting down", "the GPU failed", "a compute thread has ended"
 
 
 def end_process(reason: str) -> None:
@@ -165,8 +167,13 @@ class Scheduler:
         finally:
             del request  # whose error's traceback has this frame: images would wait for the collector of cycles
 
-    def alive(self) -> bool:
-        return not self._closed and all(lanes.alive for lanes in self._lanes.values())
+    def refusal(self) -> str:
+        """Why no work can be taken any more; "" while it can."""
+        if self._lost:
+            return GPU_FAILED
+        if self._closed:
+            return SHUT
+        return "" if all(lanes.alive for lanes in self._lanes.values()) else THREAD_ENDED
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Cancel what runs, refuse what comes, and wait for all threads that compute."""
@@ -383,7 +390,7 @@ class Scheduler:
         """Why this process is of no use any more, if that is so. Runs whose time is over are called off."""
         now = time.monotonic()
         if not all(lanes.alive for lanes in self._lanes.values()):
-            return "a compute thread has ended"
+            return THREAD_ENDED
         for run in self._runs:
             for request in [entry.request for entry in run.entries]:
                 if request.deadline < now and not request.finished.is_set():

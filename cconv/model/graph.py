@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,8 +30,7 @@ def _name(dtype: np.dtype) -> str:
     return dtype.name
 
 
-@dataclass(frozen=True, slots=True)
-class Constant:
+class Constant(NamedTuple):
     """An array that no image changes: weights, or numbers that shapes are made of.
 
     Attributes

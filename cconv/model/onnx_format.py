@@ -29,12 +29,21 @@ OLDEST_OPSET = 6
 OPEN_CHANNELS, OPEN_SIZE = 3, 224
 #: The largest file that is read whole: protobuf's own limit.
 LARGEST_FILE = 1 << 31
-#: Bytes of a tensor that stays in the mapped file; smaller ones are copied.
-MAPPED = 1 << 16
+#: Bytes of a tensor that stays in the mapped file; smaller ones are copied, several times until the checker has them,
+#: and every page of a copy is a fault.
+MAPPED = 1 << 12
 #: Operators with a window that moves over their maps.
 _WINDOWED = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
 #: Operators of which outputs behind the first may be left out, and are.
 _MORE_OUTPUTS = ("Dropout", "BatchNormalization", "MaxPool")
+#: What a node may be.
+_KNOWN = {*OPERATORS, *folding.FOLD, *folding.OF_SHAPES, "Constant"}
+#: AttributeProto.type -> the field that has the value, of those that are numbers, text or a tensor.
+_VALUES = {1: "f", 2: "i", 3: "s", 4: "t", 6: "floats", 7: "ints", 8: "strings"}
+_FLOAT, _TENSOR, _LISTS = 1, 4, (6, 7, 8)
+#: ONNX's words -> planning's; what planning's are where there is no axis.
+_WORDS = {"strides": "stride", "dilations": "dilation", "group": "groups"}
+_NEUTRAL = {"stride": 1, "dilation": 1, "output_padding": 0, "output_shape": 1}
 _PADDINGS = {b"VALID": "valid", b"SAME_UPPER": "same", b"SAME_LOWER": "same_lower"}
 
 
@@ -69,7 +78,7 @@ def _graph(onnx, path: Path) -> Graph:
         slim, places = protobuf.Reader(file).without(MAPPED)
         model = onnx.load_model_from_string(slim)
         reader = _Reader(onnx, model.graph, _opset(onnx, model), path, file, places)
-        _without_large_tensors(onnx, model, places)
+        _without_large_tensors(model, places)
         _with_types(onnx, model)
         onnx.checker.check_model(model)
     except OSError as error:
@@ -90,17 +99,18 @@ def _preprocessing(model, path: Path) -> Preprocessing | None:
         raise ModelError(f"{path.name[:SHOWN]}: {error!s:.200}") from None
 
 
-def _without_large_tensors(onnx, model, places: list[protobuf.Place | None]) -> None:
+def _without_large_tensors(model, places: list[protobuf.Place | None]) -> None:
     """Initializers that have been read become inputs: the checker gets a copy of the model, and needs no weights."""
     graph = model.graph
     named = {value.name for value in graph.input}
-    for i in reversed(range(len(places))):
-        tensor = graph.initializer[i]
-        mapped = places[i] and not tensor.HasField("raw_data")
-        if not mapped and not len(tensor.external_data) and tensor.ByteSize() < MAPPED:
+    for i, (tensor, place) in reversed(list(enumerate(zip(graph.initializer, places, strict=True)))):
+        mapped = place and not tensor.HasField("raw_data")
+        if not mapped and tensor.ByteSize() < MAPPED and not len(tensor.external_data):
             continue
         if tensor.name not in named:
-            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+            kind = graph.input.add(name=tensor.name).type.tensor_type
+            kind.elem_type = tensor.data_type
+            kind.shape.SetInParent()  # the checker wants one, nothing reads it
             named.add(tensor.name)
         del graph.initializer[i]
 
@@ -206,50 +216,49 @@ class _Reader:
 
     def constant(self, tensor, place: tuple[int, int] | None = None) -> Constant:
         """A tensor, which may lie at some place of the file; its bytes must be as many as its shape promises."""
-        named = f"tensor {tensor.name[:SHOWN]!r}"
-        shape, onnx = tuple(tensor.dims), self.onnx
+        name, shape, onnx = tensor.name, tuple(tensor.dims), self.onnx
+        named = f"tensor {name[:SHOWN]!r}"
         try:
             dtype = _dtype(tensor.data_type)
         except KeyError:
             raise ModelError(f"{named}: expected numbers, got element type {tensor.data_type}") from None
-        if dtype.kind not in "fiub" or min(shape, default=0) < 0 or tensor.HasField("segment"):
+        if dtype.kind not in "fiub" or (shape and min(shape) < 0) or tensor.HasField("segment"):
             raise ModelError(f"{named}: expected a dense tensor of numbers, got {dtype} of shape {shape!s:.200}")
         nbytes = prod(shape) * dtype.itemsize
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            array = self.mapped(tensor, nbytes, dtype, named)
+            array = self.mapped(tensor, nbytes, shape, dtype, named)
         elif place:
             if place[1] - place[0] != nbytes:
                 raise ModelError(f"{named}: expected {nbytes} bytes for {shape}, got {place[1] - place[0]}")
-            array = np.frombuffer(self.file, dtype, prod(shape), place[0])
+            array = np.ndarray(shape, dtype, self.file, place[0])
             if nbytes < MAPPED:
                 array = array.copy()
         elif tensor.HasField("raw_data"):
             raw = tensor.raw_data
             if len(raw) != nbytes:
                 raise ModelError(f"{named}: expected {nbytes} bytes for {shape}, got {len(raw)}")
-            array = np.frombuffer(raw, dtype)
+            array = np.ndarray(shape, dtype, raw)
         else:
             if nbytes > 16 * tensor.ByteSize():
                 raise ModelError(f"{named}: expected {prod(shape)} numbers, got a tensor of {tensor.ByteSize()} bytes")
             try:
-                array = onnx.numpy_helper.to_array(tensor)
+                array = onnx.numpy_helper.to_array(tensor).reshape(shape)
             except (ValueError, TypeError) as error:
                 raise ModelError(f"{named}: expected {prod(shape)} numbers: {error!s:.200}") from None
-        return Constant.of(array.reshape(shape), tensor.name)
+        return Constant.of(array, name)
 
-    def mapped(self, tensor, nbytes: int, dtype: np.dtype, named: str) -> np.ndarray:
+    def mapped(self, tensor, nbytes: int, shape: Shape, dtype: np.dtype, named: str) -> np.ndarray:
         target, offset, length = _external(tensor, self.path.parent)
         there = target.stat().st_size
         if length not in (None, nbytes) or offset < 0 or offset + nbytes > there:
             raise ModelError(f"{named}: expected {nbytes} bytes in {target.name}, got {length} at {offset} of {there}")
         if not nbytes:
-            return np.empty(0, dtype)
-        return np.memmap(target, dtype, "r", offset, (nbytes // dtype.itemsize,))
+            return np.empty(shape, dtype)
+        return np.memmap(target, dtype, "r", offset, shape)
 
     def node(self, proto) -> None:
         operator = proto.op_type
-        known = operator in OPERATORS or operator in folding.FOLD or operator in (*folding.OF_SHAPES, "Constant")
-        if proto.domain not in ("", "ai.onnx") or not known:
+        if proto.domain not in ("", "ai.onnx") or operator not in _KNOWN:
             domain = f"{proto.domain[:SHOWN]}." if proto.domain else ""
             raise ModelError(f"expected an operator of {', '.join(OPERATORS)}, got {domain}{operator[:SHOWN]}")
         options = dict(self.attributes(proto))
@@ -269,24 +278,24 @@ class _Reader:
 
     def add(self, name: str, operator: str, inputs: tuple[str, ...], options: dict) -> None:
         """A node; one that no image changes becomes a constant, unless it is asked for."""
-        fixed = inputs and all(one in self.constants or not one for one in inputs)
-        if fixed and operator in folding.FOLD and name not in self.outputs:
+        folds = operator in folding.FOLD and name not in self.outputs
+        if folds and inputs and all(one in self.constants or not one for one in inputs):
             arrays = [self.constants[one].read() if one else None for one in inputs]
             self.constants[name] = Constant.of(folding.fold(operator, options, arrays), name)
         else:
             self.nodes.append(Node(name, operator, inputs, options))
 
     def attributes(self, proto) -> Iterator[tuple[str, object]]:
-        onnx = self.onnx
         for attribute in proto.attribute:
-            if attribute.ref_attr_name or attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
-                raise ModelError(f"expected attributes that are values, got {attribute.name[:SHOWN]!r}")
-            value = onnx.helper.get_attribute_value(attribute)
-            if attribute.type == onnx.AttributeProto.TENSOR:
+            name, kind = attribute.name, attribute.type
+            if kind not in _VALUES or attribute.ref_attr_name:
+                raise ModelError(f"expected attributes that are values, got {name[:SHOWN]!r}")
+            value = getattr(attribute, _VALUES[kind])
+            if kind == _TENSOR:
                 value = self.constant(value).read()
-            if isinstance(value, float) and not math.isfinite(value) and attribute.name not in ("min", "max", "value"):
-                raise ModelError(f"expected a finite number as {attribute.name[:SHOWN]}, got {value}")
-            yield attribute.name, list(value) if attribute.type in (6, 7) else value
+            elif kind == _FLOAT and not math.isfinite(value) and name not in ("min", "max", "value"):
+                raise ModelError(f"expected a finite number as {name[:SHOWN]}, got {value}")
+            yield name, list(value) if kind in _LISTS else value
 
     def in_new_words(self, operator: str, options: dict, inputs: tuple) -> tuple[dict, tuple]:
         """Options and inputs as the newest opset and planning's specs have them."""
@@ -330,16 +339,15 @@ def _value_of(options: dict) -> np.ndarray:
 
 def _windows(operator: str, options: dict) -> dict:
     """Of a convolution or pool, along one axis or two: planning's words, with one row where there is one axis."""
-    words = {"strides": "stride", "dilations": "dilation", "group": "groups", "kernel_shape": "kernel_shape"}
-    given = {words.get(word, word): value for word, value in options.items() if word not in ("auto_pad", "pads")}
-    lists = [given[word] for word in ("stride", "dilation", "kernel_shape", "output_padding", "output_shape")
-             if word in given]  # fmt: skip
-    pads = options.get("pads")
-    ranks = {len(one) for one in lists} | ({len(pads) / 2} if pads is not None else set())
+    given = {_WORDS.get(word, word): value for word, value in options.items()}
+    mode, pads = given.pop("auto_pad", b"NOTSET"), given.pop("pads", None)
+    ranks = {len(given[word]) for word in (*_NEUTRAL, "kernel_shape") if word in given}
+    if pads is not None:
+        ranks.add(len(pads) / 2)
     if len(ranks) > 1 or not ranks <= {1, 2}:
         raise ModelError(f"expected sizes for one or two axes, the same for all, got {sorted(ranks)}")
     narrow, pool = ranks == {1}, operator.endswith("Pool")
-    for word, neutral in (("stride", 1), ("dilation", 1), ("output_padding", 0), ("output_shape", 1)):
+    for word, neutral in _NEUTRAL.items():
         if word in given:
             given[word] = (neutral, *given[word]) if narrow else tuple(given[word])
     kernel = given.get("kernel_shape")
@@ -352,7 +360,6 @@ def _windows(operator: str, options: dict) -> dict:
         given["ceil_mode"] = bool(given.get("ceil_mode", 0))
         if operator == "AveragePool":
             given["count_include_pad"] = bool(given.get("count_include_pad", 0))
-    mode = options.get("auto_pad", b"NOTSET")
     if mode in _PADDINGS:
         given["padding"] = _PADDINGS[mode]
     elif mode not in (b"NOTSET", b""):

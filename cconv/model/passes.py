@@ -13,7 +13,7 @@ elsewhere, on the graph as given: nothing in here changes a bill.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import NamedTuple
 
@@ -25,6 +25,9 @@ from ..planning import ArithmeticSpec, ConvSpec, Operation, PointwiseSpec, Spec,
 from .graph import Constant, Node, Shape
 from .layers import Inferred
 from .operators import Affine, Key, Part, Recipe
+
+#: One per channel, or one for all.
+Numbers = np.ndarray | float
 
 #: Arithmetic that is linear in its first operand.
 _LINEAR = ("add", "sub", "mul", "div")
@@ -50,6 +53,20 @@ class _Draft:
     output: Key
     recipe: Recipe | None = None
     times: int = 1
+    #: What differs from the spec once all is taken in: a spec has many fields, and is made anew only once.
+    changes: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def residual(self) -> bool:
+        return self.changes.get("residual", self.spec.residual)
+
+    @property
+    def activation(self) -> specs.Activation | None:
+        return self.changes.get("activation", self.spec.activation)
+
+    def final(self, **changes) -> Spec:
+        changes |= self.changes
+        return replace(self.spec, **changes) if changes else self.spec
 
 
 def prune(nodes: Sequence[Node], layers: tuple[str, ...]) -> tuple[Node, ...]:
@@ -68,11 +85,12 @@ class _Lowering:
         self.drafts: dict[Key, _Draft] = {}
         #: layer without an operation of its own -> where its map is.
         self.source: dict[Key, Key] = {image: image}
-        self._readers: Counter[Key] = Counter()
+        read: list[Key] = []
         for name, (node, value, result) in inferred.items():
             if value.constant is None:
                 self.source[name] = name if result.parts else self.source[node.inputs[0]]
-                self._readers.update(self._at(read) for part in result.parts for read in part.reads)
+                read += [self._at(key) for part in result.parts for key in part.reads]
+        self._readers = Counter(read)
         self._kept = {self.source[name] for name in layers}
 
     def _at(self, key: Key) -> Key:
@@ -89,15 +107,14 @@ class _Lowering:
         """The draft that gave `before` now gives `name`, at the end of the order, where all its inputs exist."""
         draft = self.drafts[name] = self.drafts.pop(before)
         draft.output = name
-        for word, value in changes.items():
-            setattr(draft, word, value)
+        draft.changes |= changes
 
     def add(self, item: Inferred) -> None:
         parts = item.result.parts
-        writers = Counter(part.output for part in parts)
+        writers = Counter([part.output for part in parts]) if len(parts) > 1 else {}
         for i, part in enumerate(parts):
             reads = [self._at(read) for read in part.reads]
-            whole = writers[part.output] == 1
+            whole = writers.get(part.output, 1) == 1
             if not (whole and (self._fold(part, reads[0]) or self._silu(part, reads) or self._fuse(part, reads))):
                 key = part.output if whole else (part.output, i)
                 self.drafts[key] = self._preactivated(_Draft(part.spec, reads, part.output, part.recipe, part.times))
@@ -108,24 +125,23 @@ class _Lowering:
         if norm is None or not isinstance(spec, ConvSpec) or not spec.may_be_preactivated:
             return draft
         same = (norm.spec.K, norm.spec.P * norm.spec.Q, norm.times) == (spec.C, spec.H * spec.W, draft.times)
-        rectified = norm.spec.activation == specs.Activation("relu") and not norm.spec.residual
+        rectified = norm.activation == specs.Activation("relu") and not norm.residual
         if norm.recipe.form != "ones" or not same or not rectified:
             return draft
         del self.drafts[draft.inputs[0]]
         recipe = draft.recipe._replace(before=norm.recipe.affines)
-        return replace(draft, spec=replace(spec, preactivated=True), inputs=norm.inputs, recipe=recipe)
+        return _Draft(spec, norm.inputs, draft.output, recipe, draft.times, {"preactivated": True})
 
     def _fold(self, part: Part, before: Key) -> bool:
         """Into the convolution before, if the part is linear per channel and nothing else has been taken in since."""
         conv = self._open_conv(before)
-        if conv is None or conv.spec.residual or conv.spec.activation is not None:
+        if conv is None or conv.residual or conv.activation is not None:
             return False
         affine = _affine(part, conv)
         if affine is None:
             return False
-        recipe = conv.recipe._replace(affines=(*conv.recipe.affines, affine))
-        spec = conv.spec if conv.spec.bias else replace(conv.spec, bias=True)
-        self._take_in(before, part.output, spec=spec, recipe=recipe)
+        conv.recipe = conv.recipe._replace(affines=(*conv.recipe.affines, affine))
+        self._take_in(before, part.output, bias=True)
         return True
 
     def _silu(self, part: Part, reads: list[Key]) -> bool:
@@ -136,15 +152,15 @@ class _Lowering:
             before = self.drafts.get(gate)
             alone = gate not in self._kept and self._readers[gate] == 1
             if alone and before and isinstance(before.spec, PointwiseSpec) and before.inputs == [x]:
-                if before.spec.activation != specs.Activation("sigmoid"):
+                if before.activation != specs.Activation("sigmoid"):
                     continue
                 del self.drafts[gate]
                 conv = self._open_conv(x, readers=2)
-                if conv and conv.spec.activation is None:
-                    self._take_in(x, part.output, spec=replace(conv.spec, activation=specs.Activation("silu")))
+                silu = {"activation": specs.Activation("silu")}
+                if conv and conv.activation is None:
+                    self._take_in(x, part.output, **silu)
                 else:
-                    silu = replace(before.spec, activation=specs.Activation("silu"))
-                    self.drafts[part.output] = _Draft(silu, [x], part.output)
+                    self.drafts[part.output] = _Draft(before.spec, [x], part.output, changes=silu)
                 return True
         return False
 
@@ -154,15 +170,15 @@ class _Lowering:
         if part.spec.add:
             for before, other in (reads, reads[::-1]):
                 conv = self._open_conv(before)
-                if conv and not conv.spec.residual and conv.spec.activation is None:
-                    spec = replace(conv.spec, residual=True)
-                    self._take_in(before, part.output, spec=spec, inputs=[*conv.inputs, other])
+                if conv and not conv.residual and conv.activation is None:
+                    conv.inputs = [*conv.inputs, other]
+                    self._take_in(before, part.output, residual=True)
                     return True
             return False
         before = self._open_conv(reads[0]) or self._open_sum(reads[0])
-        if before is None or before.spec.activation is not None:
+        if before is None or before.activation is not None:
             return False
-        self._take_in(reads[0], part.output, spec=replace(before.spec, activation=part.spec.activation))
+        self._take_in(reads[0], part.output, activation=part.spec.activation)
         return True
 
     def _open_sum(self, key: Key) -> _Draft | None:
@@ -209,9 +225,8 @@ def lower(
         if key:
             recipes[key] = draft.recipe
         output = number.setdefault(draft.output, len(number))
-        spec = draft.spec
-        if isinstance(spec, ConvSpec) and spec.precision != precision:
-            spec = replace(spec, precision=precision)
+        own = isinstance(draft.spec, ConvSpec) and draft.spec.precision != precision
+        spec = draft.final(precision=precision) if own else draft.final()
         operations.append(Operation(spec, tuple(number[i] for i in draft.inputs), output, key, draft.times))
     values = {name: number[lowering.source[name]] for name in layers}
     return Lowered(tuple(operations), {0: shape}, values, recipes)
@@ -254,34 +269,38 @@ _FORMS = {
 }
 
 
-def _scale_and_shift(affine: Affine) -> tuple[np.ndarray, np.ndarray]:
+def _scale_and_shift(affine: Affine) -> tuple[Numbers, Numbers]:
     """a and b, so that what is folded is a * y + b per channel, in float64."""
     arrays = [np.asarray(constant.read(), np.float64).ravel() for constant in affine.constants]
-    one, zero = np.ones(1), np.zeros(1)
     match affine.kind:
         case "BatchNormalization":
             scale, shift, mean, variance = arrays
             factor = scale / np.sqrt(variance + affine.epsilon)
             return factor, shift - mean * factor
         case "add":
-            return one, arrays[0]
+            return 1.0, arrays[0]
         case "sub":
-            return (-one, arrays[0]) if affine.swapped else (one, -arrays[0])
+            return (-1.0, arrays[0]) if affine.swapped else (1.0, -arrays[0])
         case "mul":
-            return arrays[0], zero
+            return arrays[0], 0.0
         case "div":
-            return one / arrays[0], zero
+            return 1.0 / arrays[0], 0.0
     raise ModelError(f"expected something linear to fold, got {affine.kind}")
 
 
-def _composed(affines: tuple[Affine, ...], shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _composed(affines: tuple[Affine, ...], shift: Numbers) -> tuple[Numbers, Numbers]:
     """All of them after y + shift, as one scale and one shift."""
-    scale = np.ones(1)
-    with np.errstate(all="ignore"):  # a file may hold any numbers: what they give is what it asks for
-        for affine in affines:
-            a, b = _scale_and_shift(affine)
-            scale, shift = scale * a, shift * a + b
+    scale = 1.0
+    for affine in affines:
+        a, b = _scale_and_shift(affine)
+        scale, shift = scale * a, shift * a + b
     return scale, shift
+
+
+def _per_channel(numbers: Numbers, channels: int, dtype: type) -> np.ndarray:
+    spread = np.empty(channels, dtype)
+    spread[:] = numbers
+    return spread
 
 
 def arrays(recipe: Recipe) -> tuple:
@@ -289,14 +308,16 @@ def arrays(recipe: Recipe) -> tuple:
 
     Folding is exact algebra, because a convolution is linear."""
     weight, bias = _FORMS[recipe.form](recipe)
-    if recipe.affines:
-        scale, shift = _composed(recipe.affines, np.zeros(1) if bias is None else bias.astype(np.float64))
-        with np.errstate(all="ignore"):
-            # In NumPy, which needs an array of doubles for it, this took as long as packing.
-            weight = backend.get("cpu").scaled(weight, np.ascontiguousarray(np.broadcast_to(scale, recipe.shape[:1])))
-            bias = np.broadcast_to(shift.astype(np.float32), (recipe.shape[0],))
-    if not recipe.before:
+    if not recipe.affines and not recipe.before:
         return weight, bias
-    with np.errstate(all="ignore"):
-        before = [np.broadcast_to(a, (recipe.shape[1],)) for a in _composed(recipe.before, np.zeros(1))]
-        return weight, bias, np.array(before, np.float32)
+    outputs, inputs = recipe.shape[:2]
+    with np.errstate(all="ignore"):  # a file may hold any numbers: what they give is what it asks for
+        if recipe.affines:
+            scale, shift = _composed(recipe.affines, 0.0 if bias is None else bias.astype(np.float64))
+            # In NumPy, which needs an array of doubles for it, this took as long as packing.
+            weight = backend.get("cpu").scaled(weight, _per_channel(scale, outputs, np.float64))
+            bias = _per_channel(shift, outputs, np.float32)
+        if not recipe.before:
+            return weight, bias
+        before = [_per_channel(numbers, inputs, np.float32) for numbers in _composed(recipe.before, 0.0)]
+        return weight, bias, np.array(before)

@@ -9,7 +9,6 @@ bytes (https://protobuf.dev/programming-guides/encoding).
 
 import mmap
 from collections.abc import Iterator
-from typing import NamedTuple
 
 #: Numbers of fields in onnx.proto: ModelProto.graph, GraphProto.initializer, TensorProto.raw_data.
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
@@ -17,15 +16,9 @@ GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 MOST_FIELDS = 1 << 20
 
 Place = tuple[int, int]
-
-
-class Field(NamedTuple):
-    """A field's number, where it begins, and where its contents lie; they begin nowhere if it has no length."""
-
-    number: int
-    start: int
-    begin: int | None
-    end: int
+#: A field's number, where it begins, and where its contents lie; they begin nowhere if it has no length.
+Field = tuple[int, int, int | None, int]
+Part = bytes | memoryview
 
 
 class Reader:
@@ -39,53 +32,58 @@ class Reader:
         """The file without raw data of `least` bytes and more; of every initializer of so many bytes, where its raw
         data lies, if it has any."""
         places: list[Place | None] = []
-        parts = []
-        for field in self._fields(0, len(self._data)):
-            if field.number == GRAPH and field.begin is not None:
-                parts += _wrapped(GRAPH, b"".join(self._graph(field, least, places)))
+        parts: list[Part] = []
+        view = memoryview(self._data)  # parts of it are copied once, when they are joined
+        for number, start, begin, end in self._fields(0, len(view)):
+            if number == GRAPH and begin is not None:
+                parts += _wrapped(GRAPH, self._graph(view, begin, end, least, places))
             else:
-                parts.append(self._data[field.start : field.end])
+                parts.append(view[start:end])
         return b"".join(parts), places
 
-    def _graph(self, graph: Field, least: int, places: list[Place | None]) -> Iterator[bytes]:
-        done = graph.begin
-        for field in self._fields(graph.begin, graph.end):
-            if field.number != INITIALIZER or field.begin is None:
+    def _graph(self, view: memoryview, begin: int, end: int, least: int, places: list[Place | None]) -> list[Part]:
+        """The parts of a graph's contents, and a place for each of its initializers."""
+        parts, done = [], begin
+        for number, start, inside, behind in self._fields(begin, end):
+            if number != INITIALIZER or inside is None:
                 continue
             raw = []
-            if field.end - field.begin >= least:
-                inner = tuple(self._fields(field.begin, field.end))
-                raw = [(one.begin, one.end) for one in inner if one.number == RAW_DATA and one.begin is not None]
+            if behind - inside >= least:
+                inner = tuple(self._fields(inside, behind))
+                raw = [(at, to) for field, _, at, to in inner if field == RAW_DATA and at is not None]
             places.append(raw[-1] if raw else None)
-            if any(end - begin >= least for begin, end in raw):
-                yield self._data[done : field.start]
-                kept = b"".join(self._data[one.start : one.end] for one in inner if one.number != RAW_DATA)
-                yield from _wrapped(INITIALIZER, kept)
-                done = field.end
-        yield self._data[done : graph.end]
+            if any(to - at >= least for at, to in raw):
+                kept = [view[at:to] for field, at, _, to in inner if field != RAW_DATA]
+                parts += view[done:start], *_wrapped(INITIALIZER, kept)
+                done = behind
+        parts.append(view[done:end])
+        return parts
 
     def _fields(self, at: int, end: int) -> Iterator[Field]:
+        data = self._data
         while at < end:
             self._left -= 1
             if self._left < 0:
                 raise ValueError(f"more than {MOST_FIELDS} fields")
-            start, begin = at, None
-            key, at = self._varint(at, end)
+            start, begin, key = at, None, data[at]
+            at += 1
+            if key >= 0x80:  # numbers beyond 15, which ONNX's messages hardly have
+                key, at = self._varint(start, end)
             match key & 7:
+                case 2:
+                    length, begin = self._varint(at, end)
+                    at = begin + length
                 case 0:
                     _, at = self._varint(at, end)
                 case 1:
                     at += 8
-                case 2:
-                    length, begin = self._varint(at, end)
-                    at = begin + length
                 case 5:
                     at += 4
                 case kind:
                     raise ValueError(f"a field of kind {kind}")
             if at > end:
                 raise ValueError("a field that is longer than what it is in")
-            yield Field(key >> 3, start, begin, at)
+            yield key >> 3, start, begin, at
 
     def _varint(self, at: int, end: int) -> tuple[int, int]:
         number = shift = 0
@@ -98,12 +96,12 @@ class Reader:
         raise ValueError("a number without end")
 
 
-def _wrapped(number: int, contents: bytes) -> tuple[bytes, bytes]:
-    """A field with a length, as a message has it."""
+def _wrapped(number: int, contents: list[Part]) -> list[Part]:
+    """The parts of a field with a length, as a message has it."""
     head = bytearray()
-    for value in (number << 3 | 2, len(contents)):
+    for value in (number << 3 | 2, sum(map(len, contents))):
         while value >= 0x80:
             head.append(value & 0x7F | 0x80)
             value >>= 7
         head.append(value)
-    return bytes(head), contents
+    return [bytes(head), *contents]

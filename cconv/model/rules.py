@@ -3,6 +3,7 @@
 In: a Node and Values.  Out: a Result. Data movement is in moves.py, the table in layers.py.
 """
 
+from functools import lru_cache
 from math import prod
 
 from ..errors import ArgumentError, ModelError, ShapeError
@@ -129,6 +130,12 @@ def matmul(node: Node, a: Value, b: Value) -> Result:
     return one(node, _dense(outputs, features, False), shape, times=prod(left[:-1]), recipe=recipe, parameters=size(b))
 
 
+@lru_cache(maxsize=256)
+def _normed(maps: specs.CHW) -> specs.ConvSpec:
+    """A number per channel times each pixel, and another one: networks norm maps of few sizes many times."""
+    return specs.conv(maps, (maps[0], 1, 1, 1), groups=maps[0], bias=True)
+
+
 def batch_norm(node: Node, x: Value, *four: Value) -> Result:
     """y = x * a[c] + b[c]: a depthwise 1x1 convolution with bias, where it cannot be folded into the one before."""
     if len(x.shape) < 2 or len(four) != 4:
@@ -139,7 +146,7 @@ def batch_norm(node: Node, x: Value, *four: Value) -> Result:
     constants = tuple(weights(value, "statistics") for value in four)
     affine = Affine("BatchNormalization", constants, float(node.options.get("epsilon", 1e-5)))
     maps = x.shape[1:] if len(x.shape) == 4 else (channels, 1, prod(x.shape[2:]))
-    spec = specs.conv(maps, (channels, 1, 1, 1), groups=channels, bias=True)
+    spec = _normed(maps)
     recipe = Recipe("ones", (), (channels, 1, 1, 1), affines=(affine,))
     part = Part(spec, (node.inputs[0],), node.name, recipe, x.shape[0])
     # Counted as what it is in the graph, not as the convolution that may carry it out.

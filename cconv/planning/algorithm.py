@@ -8,7 +8,7 @@ fitted to measured times (docs/kernels.md); `make bench` prints what a wrong cho
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from math import inf
 from typing import NamedTuple
 
@@ -184,6 +184,12 @@ def _check_algorithm(spec: ConvSpec, machine: Machine) -> None:
         raise ArgumentError("algorithm: expected auto or direct on a GPU, got 'winograd'")
 
 
+@lru_cache(maxsize=64)
+def _alone(machine: Machine) -> Machine:
+    """The machine with one thread."""
+    return replace(machine, threads=1)
+
+
 class _Way(NamedTuple):
     """A tiling still to be made, and a time below which no estimate of it can be."""
 
@@ -191,17 +197,18 @@ class _Way(NamedTuple):
     tiling: Callable[[Machine], Tiling]
 
 
-def _direct(spec: ConvSpec, images: int, packs: bool) -> list[Callable[[Machine], Direct]]:
+def _lanes(spec: ConvSpec, images: int, packs: bool) -> dict[str, Callable[[Machine], Direct]]:
     """Both kinds of lanes, which sum in the same order; a map of one pixel leaves no choice."""
     lanes = ("channels", "pixels") if spec.P * spec.Q > 1 else ("channels",)
-    return [partial(direct.tiling, spec, lanes=one, images=images, once=packs) for one in lanes]
+    return {one: partial(direct.tiling, spec, lanes=one, images=images, once=packs) for one in lanes}
 
 
 def _ways(spec: ConvSpec, machine: Machine, images: int, packs: bool) -> list[_Way]:
     """Every tiling; which ones there are does not depend on the machine's threads."""
     found: list[_Way] = []
     if spec.algorithm != "winograd":
-        found += [_Way(0, way) for way in _direct(spec, images, packs)]
+        for lanes, way in _lanes(spec, images, packs).items():
+            found.append(_Way(_least(spec, machine, lanes), way))
         if not spec.preactivated and direct.depthwise(spec, machine):
             found.append(_Way(0, lambda m: direct.depthwise(spec, m)))
     if spec.algorithm == "winograd" or (spec.algorithm == "auto" and min(spec.C, spec.K) >= FEWEST_CHANNELS):
@@ -249,12 +256,26 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
     # Rows of the image that two tiles share are packed twice.
     if not tiling.in_place:
         packing += 3 * maps_in * (1 + (spec.R - 1) / tiling.tile_p)
-    fma *= tiling.waiting
-    if tiling.lanes == "pixels":
-        return fma * 1.05 + packing + 5 * tiling.chains * maps_out
+    return _direct(spec, tiling.lanes, fma * tiling.waiting, packing, vector)
+
+
+def _direct(spec: ConvSpec, lanes: str, fma: float, packing: float, vector: int) -> float:
+    """Time of an image's products, of what is packed for them, and of ending their sums."""
+    chains, maps_out = direct.chains(spec.depth), spec.K * spec.P * spec.Q / vector
+    if lanes == "pixels":
+        return fma * 1.05 + packing + 5 * chains * maps_out
     # A vector of outputs alone leaves too few sums in flight.
     slower = 1.05 if spec.K // spec.groups > vector else 1.3
-    return fma * slower + packing + (2 * tiling.chains + 18) * maps_out
+    return fma * slower + packing + (2 * chains + 18) * maps_out
+
+
+def _least(spec: ConvSpec, machine: Machine, lanes: str) -> float:
+    """A time below which no direct tiling is: pixels without padding, and nothing packed."""
+    vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
+    outputs = spec.K // spec.groups
+    if lanes == "channels":
+        outputs = ceil_div(outputs, vector) * vector
+    return _direct(spec, lanes, spec.P * spec.Q * spec.groups * outputs * spec.depth / vector, 0.0, vector)
 
 
 def _transforming(spec: ConvSpec, machine: Machine, rows: AnyTransform, columns: AnyTransform, images: int) -> float:
@@ -344,7 +365,7 @@ def choose(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = Fals
     _check_algorithm(spec, machine)
     if machine.device == "cuda":
         return cuda.choose(spec, machine, images)
-    alone = replace(machine, threads=1)
+    alone = _alone(machine)
     best, least, chosen = None, inf, None
     for way in sorted(_ways(spec, machine, images, packs), key=lambda way: way.floor):
         if way.floor < least and (time := estimate(spec, alone, tiling := way.tiling(alone), images, packs)) < least:
@@ -353,5 +374,5 @@ def choose(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = Fals
         return chosen
     if not isinstance(chosen, Direct):
         return best.tiling(machine)
-    lanes = (way(machine) for way in _direct(spec, images, packs))
-    return min(lanes, key=lambda tiling: estimate(spec, machine, tiling, images, packs))
+    ways = _lanes(spec, images, packs).values()
+    return min((way(machine) for way in ways), key=lambda tiling: estimate(spec, machine, tiling, images, packs))

@@ -5,7 +5,6 @@ Unit: elements per image; at run time both are multiplied by the number of image
 """
 
 from bisect import insort
-from operator import itemgetter
 from typing import NamedTuple
 
 #: Offsets are multiples of this many elements, so that no two maps share a cache line.
@@ -25,17 +24,16 @@ class Arena(NamedTuple):
 
 def place(lifetimes: dict[int, Lifetime]) -> Arena:
     """Greedy by size: the largest first, each at the lowest gap free during its whole life."""
-    placed: list[tuple[int, int, Lifetime]] = []  # (begin, end, life), by begin
+    placed: list[tuple[int, int, int, int]] = []  # (begin, end, first, last), by begin
     offsets = {}
-    for value, life in sorted(lifetimes.items(), key=lambda item: (-item[1].size, item[0])):
-        need = -(-life.size // ALIGNMENT) * ALIGNMENT
+    for value, (size, first, last) in sorted(lifetimes.items(), key=lambda item: (-item[1].size, item[0])):
+        need = -(-size // ALIGNMENT) * ALIGNMENT
         begin = 0
-        for other_begin, other_end, other in placed:
-            if other.first > life.last or other.last < life.first:
-                continue
-            if begin + need <= other_begin:
-                break
-            begin = max(begin, other_end)
+        for other_begin, other_end, other_first, other_last in placed:
+            if other_first <= last and other_last >= first and begin < other_end:
+                if begin + need <= other_begin:
+                    break
+                begin = other_end
         offsets[value] = begin
-        insort(placed, (begin, begin + need, life), key=itemgetter(0))
-    return Arena(offsets, max((end for _, end, _ in placed), default=0))
+        insort(placed, (begin, begin + need, first, last))
+    return Arena(offsets, max((end for _, end, *_ in placed), default=0))

@@ -39,12 +39,11 @@ def _panels(widest: tuple[int, ...], outputs: int, vectors: int) -> int:
 
     def panel(n: int) -> float:
         cuts = ceil_div(vectors, widest[n - 1])
-        wide = vectors % cuts
-        return wide * tile(n, vectors // cuts + 1) + (cuts - wide) * tile(n, vectors // cuts)
+        narrow, wide = divmod(vectors, cuts)
+        return (wide and wide * tile(n, narrow + 1)) + (cuts - wide) * tile(n, narrow)
 
     def time(panels: int) -> float:
-        larger = outputs % panels
-        small = outputs // panels
+        small, larger = divmod(outputs, panels)
         return (panels - larger) * panel(small) + (larger and larger * panel(small + 1))
 
     return min({ceil_div(outputs, n) for n in range(1, min(len(widest), outputs) + 1)}, key=time)

@@ -102,7 +102,7 @@ def make(
     else:
         sums = _sums(operations, lifetimes)
         arena = _placed(lifetimes, sums)
-        alone, moot = _alone(operations, lifetimes, sums)
+        alone, moot = _alone(operations, lifetimes, sums, arena)
     return Plan(machine, operations[0].spec.dtype, values, tuple(inputs), outputs, tuple(steps), arena, alone, moot)
 
 
@@ -123,9 +123,10 @@ def _sums(operations: tuple[Operation, ...], lifetimes: dict[int, Lifetime]) -> 
 
 
 def _alone(
-    operations: tuple[Operation, ...], lifetimes: dict[int, Lifetime], sums: Parts
+    operations: tuple[Operation, ...], lifetimes: dict[int, Lifetime], sums: Parts, arena: Arena
 ) -> tuple[Arena, frozenset[int]]:
-    """The arena of one run alone, and the moves that it makes moot. A whole lives as long as all its parts."""
+    """The arena of one run alone, and the moves that it makes moot: `arena`, that of more, if there are none. A whole
+    lives as long as all its parts."""
     repeated = {operation.output for operation in operations if operation.times > 1}
     movable = lifetimes.keys() - repeated
     whole: Parts = {}
@@ -135,6 +136,8 @@ def _alone(
         if isinstance(spec, MoveSpec) and spec.whole and {part, joined} <= movable and part not in whole:
             whole[part] = joined, spec.at
             moot.add(index)
+    if not moot:
+        return arena, frozenset()
     # Parts and wholes are read in each other's memory, and keep theirs.
     taken = whole.keys() | {joined for joined, _ in whole.values()}
     whole.update((value, place) for value, place in sums.items() if value not in taken and place[0] not in taken)

@@ -35,6 +35,8 @@ class Window(NamedTuple):
 
 def integer(value, name: str, minimum: int, maximum: int = LARGEST) -> int:
     """`value` as an int from `minimum` to `maximum`; a bool or a float is a ShapeError."""
+    if type(value) is int and minimum <= value <= maximum:  # most are
+        return value
     try:
         number = operator.index(value)
     except TypeError:

@@ -36,8 +36,8 @@ class Health:
     def _not_ready(self) -> str:
         if self._door.closed:
             return "the server is shutting down"
-        if not self._pipeline.alive():
-            return "a compute thread has ended"
+        if reason := self._pipeline.refusal():
+            return reason
         if waiting := self._pipeline.loading():
             return f"models are being loaded: {waiting} to go"
         try:

@@ -192,7 +192,8 @@ class TestWithGpu:
         assert int(answer.headers["Retry-After"]) > 0
         assert "cudaErrorIllegalAddress" in caplog.text
         assert ended == [True]
-        assert client.get("/readyz").status_code == 503
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json["error"]) == (503, "the GPU failed")
         assert client.post(NPY, data=body).status_code == 503
         assert not any(bill(client).values())
 

@@ -120,7 +120,7 @@ def test_where_a_sandbox_forbids_to_be_nice_lanes_compute_all_the_same(make, tas
     scheduler, computed = make(1), []
     scheduler.run([task(computed.append), task(computed.append)], later())
     assert len(computed) == 2
-    assert scheduler.alive()
+    assert not scheduler.refusal()
 
 
 class Held:
@@ -411,7 +411,7 @@ class TestFailures:
             assert isinstance(answer.exception(), (DeviceLost, Overloaded))
         scheduler.lose(DeviceLost("gone"))
         assert lost == [1]
-        assert not scheduler.alive()
+        assert scheduler.refusal() == "the GPU failed"
         with pytest.raises(Overloaded, match="shutting down"):
             scheduler.run([task()], later())
 
@@ -456,8 +456,7 @@ class TestEnd:
         with pytest.raises(DeadlineExceeded):
             scheduler.run([task(end)], later(0.3))
         assert soon(lambda: scheduler.told)
-        assert scheduler.told == ["a compute thread has ended"]
-        assert not scheduler.alive()
+        assert scheduler.told == [scheduler.refusal()] == ["a compute thread has ended"]
         held.go.set()
 
     def test_of_several_runs_the_one_that_hangs_is_noticed(self, make, task, pool):

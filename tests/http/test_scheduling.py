@@ -280,7 +280,8 @@ class TestThread:
         app.extensions["cconv"].close()
         client = app.test_client()
         assert client.post(NPY, data=npy(rng.random((1, 3, 20, 20), np.float32))).status_code == 503
-        assert client.get("/readyz").status_code == 503
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json["error"]) == (503, "the server is shutting down")
         assert client.get("/v2/health/ready").json["ready"] is False
         assert client.get("/livez").status_code == 200
 
