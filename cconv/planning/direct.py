@@ -194,6 +194,23 @@ def _ends_in_registers(spec: ConvSpec, machine: Machine, outputs: int, pixels: i
     return pixels % vector == 0 or (not spec.residual and pixels > machine.pixel_vectors[outputs - 1] * vector)
 
 
+def _run(width: int, cuts: int, vector: int, lanes: str, threads: int) -> int:
+    """Pixels of a tile of one long row that is cut into about so many: whole pairs of vectors but for the last tile,
+    or, if one thread then had much more than another, whole vectors or, with lanes "channels", any number."""
+    even = ceil_div(width, cuts)
+    if even == width:
+        return width
+
+    def longest(tile: int) -> int:
+        """Pixels of the thread that has most."""
+        whole, rest = divmod(width, tile)
+        return max(ceil_div(whole, threads) * tile, whole // threads * tile + rest)
+
+    units = (2 * vector, vector, 1) if lanes == "channels" else (2 * vector, vector)
+    tiles = [min(width, ceil_div(even, unit) * unit) for unit in units]
+    return next(tile for tile in tiles if longest(tile) <= (1 + UNEVEN) * min(map(longest, tiles)))
+
+
 def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int) -> tuple[int, int, int]:
     """Output rows and columns of a tile, about TILE_PIXELS pixels, and the pieces whose input fits its share of the
     cache. A tile in pieces has to be larger than one in a whole: weights are then read, and rows packed, less often."""
@@ -209,12 +226,13 @@ def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int)
 
     budget = int(machine.l2_bytes * TILE_SHARE)
     cuts = ceil_div(width, pixels)
-    if height == 1:  # one long row: as many tiles for every thread
-        cuts = max(cuts, min(ceil_div(cuts, machine.threads) * machine.threads, width // LEAST_PIXELS))
     tile_q = ceil_div(width, cuts)
-    if height == 1 and tile_q < width:  # whole pairs of vectors but for the last tile
-        pair = 2 * machine.vector_bytes // ITEMSIZE[spec.dtype]
-        tile_q = min(width, ceil_div(tile_q, pair) * pair)
+    if height == 1:  # one long row: as many tiles for every thread
+        vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
+        if lanes == "pixels":  # of as many pairs of vectors as fit
+            cuts = max(cuts, ceil_div(width, max(1, budget // tile_bytes(1, 2 * vector)) * 2 * vector))
+        cuts = max(cuts, min(ceil_div(cuts, machine.threads) * machine.threads, width // LEAST_PIXELS))
+        tile_q = _run(width, cuts, vector, lanes, machine.threads)
     tile_p = min(height, max(1, pixels // tile_q))
     whole = tile_q == width and _lies_in_rows(spec)
     if lanes == "channels" and whole and tile_bytes(1, tile_q) <= machine.l2_bytes * IMAGE_SHARE:
