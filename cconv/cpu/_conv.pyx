@@ -27,6 +27,7 @@ cdef struct Conv:
     int itemsize, pixel_lanes, across_images, joined
     int paired  # columns have two phases, side by side in the image: packed in one pass
     int fused  # the multiplication itself finishes whole rows
+    int solid  # the rows of a tile are whole rows of the output, without a gap: one run of pixels there, too
     int in_place  # the tile is a piece of the image, which is not packed
     int unpacked  # weights are packed by the task that multiplies with them, chain by chain
     # Sizes: of the spec (with a 1x1 kernel the image may be one long row), per group, of a tile.
@@ -273,6 +274,9 @@ cdef void pixels_panels(
         pack_images(job, n, tile_q, group, scratch)
     else:
         pack_tile(job, n, group, 0, job.group_channels, p, q, tile_p, scratch)
+    if job.solid:
+        tile_p, tile_q = 1, tile_p * tile_q
+        fused = job.fused and (tile_q % lanes == 0 or job.residual == NULL)
     for panel in range(first, last):
         pixels_panel(job, n, group, panel, p, q, tile_p, tile_q, tile, offset, fused, scratch)
 
@@ -370,6 +374,7 @@ cdef class Convolution(Kernel):
         job.offset = int_table(self.owners, self._offsets(spec, tiling))
         if tiling.in_place:
             job.image_offset = int_table(self.owners, range(0, job.group_channels * job.W, job.W))
+        job.solid = job.pitch == job.tile_q == job.Q and not tiling.across_images
         job.tiles_p = ceil_div(job.P, job.tile_p)
         job.tiles_q = ceil_div(job.Q, job.tile_q)
         job.panels = tiling.panels
@@ -442,7 +447,7 @@ cdef class Convolution(Kernel):
         job.before = call.weights + self.panels_size() if self.preactivated else NULL
         job.in_place = job.in_place and job.x_w == job.itemsize and job.x_c == job.W * job.itemsize
         job.finish.past = call.second == NULL and job.N >= job.far_images
-        job.fused = job.finish.activation <= RELU6 and not job.joined
+        job.fused = job.finish.activation <= RELU6 and (job.solid or not job.joined)
         tasks = job.parts * (
             ceil_div(job.N, job.tile_q) if job.across_images else job.N * job.tiles_p * job.tiles_q)
         return phases.add(conv_task, phases.keep(&job, sizeof(job)), 0, tasks, call.scratch, self.scratch_size)
