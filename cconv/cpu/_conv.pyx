@@ -33,7 +33,8 @@ cdef struct Conv:
     # Sizes: of the spec (with a 1x1 kernel the image may be one long row), per group, of a tile.
     long N, C, H, W, K, R, S, P, Q, groups, group_channels, group_outputs, depth
     long stride_h, stride_w, top, left, dilation_h, dilation_w
-    long tile_p, tile_q, tile_pixels, tile_rows, pitch, plane, parts, chains, pieces, far_images
+    long tile_p, tile_q, tile_pixels, tile_rows, pitch, plane, parts, pieces, far_images
+    long chains, chain  # how many, and the products of each but the last
     long row_blocks, column_blocks
     const int32_t *row_start
     const int32_t *column_start
@@ -172,8 +173,8 @@ cdef void channels_panels(
     cdef const char *tile
     cdef char *sums
     for piece in range(job.pieces):
-        begin = piece * job.chains // job.pieces * job.depth // job.chains
-        end = (piece + 1) * job.chains // job.pieces * job.depth // job.chains
+        begin = piece * job.chains // job.pieces * job.chain
+        end = min(job.depth, (piece + 1) * job.chains // job.pieces * job.chain)
         channel = begin // window
         tile = scratch - channel * job.plane * job.itemsize  # of channel 0
         if job.in_place:
@@ -191,7 +192,7 @@ cdef void channels_panels(
             if job.pieces > 1:
                 sums += k * job.tile_pixels * job.itemsize
             for chain in range(piece * job.chains // job.pieces, (piece + 1) * job.chains // job.pieces):
-                begin, end = chain * job.depth // job.chains, (chain + 1) * job.depth // job.chains
+                begin, end = chain * job.chain, min(job.depth, (chain + 1) * job.chain)
                 if job.unpacked:
                     weights = scratch + job.weights_at
                     kernels.pack_panel(min(width, job.group_outputs - k), width, end - begin, job.depth,
@@ -214,7 +215,7 @@ cdef void pixels_panel(
 ) noexcept nogil:
     """One panel of output channels over a tile: multiply, finish.
 
-    Fused, the last chain ends in the output. Joined, the tile is read as one run of pixels: those between the end of a
+    Fused, sums end in the output. Joined, the tile is read as one run of pixels: those between the end of a
     row and the next are dropped."""
     cdef const cconv_kernels *kernels = job.kernels
     cdef long lanes = kernels.lanes
@@ -227,31 +228,24 @@ cdef void pixels_panel(
     cdef long k = group * job.group_outputs + first
     cdef const char *weights = job.weights + k * job.depth * job.itemsize
     cdef char *sums = scratch + job.sums_at
-    cdef long map = job.P * job.Q, chain, begin, end, run, o
+    cdef long map = job.P * job.Q, run, o
     cdef Py_ssize_t at = ((n * job.K + k) * map + p * job.Q + q) * job.itemsize, row
     cdef char *y = job.y + at
-    if not fused and not job.finish.past:
-        for o in range(outputs):
-            kernels.expect(tile_p, tile_q, y + o * map * job.itemsize, job.Q)
-    for chain in range(job.chains):
-        begin, end = chain * job.depth // job.chains, (chain + 1) * job.depth // job.chains
-        for run in range(runs):
-            if fused:
-                row = run * job.Q * job.itemsize
-                kernels.multiply_row(
-                    <int>outputs, <int>tile_q, end - begin, offset + begin,
-                    tile + run * job.pitch * job.itemsize, weights + begin * outputs * job.itemsize,
-                    sums + run * vectors * lanes * job.itemsize, sums_pitch, chain > 0,
-                    job.bias + k * job.itemsize if job.bias != NULL else NULL, &job.finish,
-                    job.residual + at + row if job.residual != NULL else NULL,
-                    y + row if chain == job.chains - 1 else NULL, map)
-                continue
-            kernels.multiply_pixels(
-                <int>outputs, <int>vectors, end - begin, end - begin, offset + begin,
-                tile + run * job.pitch * job.itemsize, weights + begin * outputs * job.itemsize,
-                sums + run * vectors * lanes * job.itemsize, sums_pitch, chain > 0)
+    for run in range(runs if fused else 0):
+        row = run * job.Q * job.itemsize
+        kernels.multiply_row(
+            <int>outputs, <int>tile_q, job.depth, job.chain, offset, tile + run * job.pitch * job.itemsize, weights, sums,
+            job.bias + k * job.itemsize if job.bias != NULL else NULL, &job.finish,
+            job.residual + at + row if job.residual != NULL else NULL, y + row, map)
     if fused:
         return
+    if not job.finish.past:
+        for o in range(outputs):
+            kernels.expect(tile_p, tile_q, y + o * map * job.itemsize, job.Q)
+    for run in range(runs):
+        kernels.multiply_pixels(
+            <int>outputs, <int>vectors, job.depth, job.chain, offset, tile + run * job.pitch * job.itemsize, weights,
+            sums + run * vectors * lanes * job.itemsize, sums_pitch, 0)
     for o in range(outputs):
         finish_map(job, n, k + o, p, q, tile_p, tile_q, sums + o * sums_pitch * job.itemsize,
                    job.pitch if job.joined else vectors * lanes)
@@ -364,7 +358,8 @@ cdef class Convolution(Kernel):
         job.dilation_h, job.dilation_w = spec.dilation
         job.tile_p, job.tile_q, job.tile_rows, job.pitch = (
             tiling.tile_p, tiling.tile_q, tiling.rows.extent, tiling.pitch)
-        job.plane, job.parts, job.chains = tiling.plane, tiling.channel_parts, tiling.chains
+        job.plane, job.parts = tiling.plane, tiling.channel_parts
+        job.chains, job.chain = tiling.chains, ceil_div(job.depth, tiling.chains)
         job.far_images = tiling.far_images
         job.pieces, job.tile_pixels = tiling.pieces, tiling.tile_p * tiling.tile_q
         job.row_blocks, job.column_blocks = len(tiling.rows.starts), len(tiling.columns.starts)

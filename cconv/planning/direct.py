@@ -139,8 +139,9 @@ class Depthwise:
 
 
 def chains(depth: int) -> int:
-    """How many chains: their number grows no faster than their length, for both round."""
-    return ceil_div(depth, max(CHAIN, isqrt(depth)))
+    """How many chains, all but the last one of the same length: their number grows no faster, for both round."""
+    length = ceil_div(depth, ceil_div(depth, max(CHAIN, isqrt(depth))))
+    return ceil_div(depth, length)
 
 
 def far_images(spec: ConvSpec, machine: Machine) -> int:
