@@ -215,8 +215,7 @@ cdef void pixels_panel(
 ) noexcept nogil:
     """One panel of output channels over a tile: multiply, finish.
 
-    Fused, sums end in the output. Joined, the tile is read as one run of pixels: those between the end of a
-    row and the next are dropped."""
+    Fused, sums end in the output. Joined, the tile is read as one run of pixels: those between rows are dropped."""
     cdef const cconv_kernels *kernels = job.kernels
     cdef long lanes = kernels.lanes
     cdef long runs = 1 if job.joined else tile_p
@@ -228,7 +227,7 @@ cdef void pixels_panel(
     cdef long k = group * job.group_outputs + first
     cdef const char *weights = job.weights + k * job.depth * job.itemsize
     cdef char *sums = scratch + job.sums_at
-    cdef long map = job.P * job.Q, run, o
+    cdef long map = job.P * job.Q, run, chain, begin, depth, o
     cdef Py_ssize_t at = ((n * job.K + k) * map + p * job.Q + q) * job.itemsize, row
     cdef char *y = job.y + at
     for run in range(runs if fused else 0):
@@ -242,10 +241,13 @@ cdef void pixels_panel(
     if not job.finish.past:
         for o in range(outputs):
             kernels.expect(tile_p, tile_q, y + o * map * job.itemsize, job.Q)
-    for run in range(runs):
-        kernels.multiply_pixels(
-            <int>outputs, <int>vectors, job.depth, job.chain, offset, tile + run * job.pitch * job.itemsize, weights,
-            sums + run * vectors * lanes * job.itemsize, sums_pitch, 0)
+    for chain in range(job.chains):
+        begin, depth = chain * job.chain, min(job.chain, job.depth - chain * job.chain)
+        for run in range(runs):
+            kernels.multiply_pixels(
+                <int>outputs, <int>vectors, depth, depth, offset + begin, tile + run * job.pitch * job.itemsize,
+                weights + begin * outputs * job.itemsize, sums + run * vectors * lanes * job.itemsize, sums_pitch,
+                begin > 0)
     for o in range(outputs):
         finish_map(job, n, k + o, p, q, tile_p, tile_q, sums + o * sums_pitch * job.itemsize,
                    job.pitch if job.joined else vectors * lanes)
