@@ -27,12 +27,14 @@ cdef struct Conv:
     int itemsize, pixel_lanes, across_images, joined
     int paired  # columns have two phases, side by side in the image: packed in one pass
     int fused  # the multiplication itself finishes whole rows
+    int solid  # the rows of a tile are whole rows of the output, without a gap: one run of pixels there, too
     int in_place  # the tile is a piece of the image, which is not packed
     int unpacked  # weights are packed by the task that multiplies with them, chain by chain
     # Sizes: of the spec (with a 1x1 kernel the image may be one long row), per group, of a tile.
     long N, C, H, W, K, R, S, P, Q, groups, group_channels, group_outputs, depth
     long stride_h, stride_w, top, left, dilation_h, dilation_w
-    long tile_p, tile_q, tile_pixels, tile_rows, pitch, plane, parts, chains, pieces, far_images
+    long tile_p, tile_q, tile_pixels, tile_rows, pitch, plane, parts, pieces, far_images
+    long chains, chain  # how many, and the products of each but the last
     long row_blocks, column_blocks
     const int32_t *row_start
     const int32_t *column_start
@@ -171,8 +173,8 @@ cdef void channels_panels(
     cdef const char *tile
     cdef char *sums
     for piece in range(job.pieces):
-        begin = piece * job.chains // job.pieces * job.depth // job.chains
-        end = (piece + 1) * job.chains // job.pieces * job.depth // job.chains
+        begin = piece * job.chains // job.pieces * job.chain
+        end = min(job.depth, (piece + 1) * job.chains // job.pieces * job.chain)
         channel = begin // window
         tile = scratch - channel * job.plane * job.itemsize  # of channel 0
         if job.in_place:
@@ -190,7 +192,7 @@ cdef void channels_panels(
             if job.pieces > 1:
                 sums += k * job.tile_pixels * job.itemsize
             for chain in range(piece * job.chains // job.pieces, (piece + 1) * job.chains // job.pieces):
-                begin, end = chain * job.depth // job.chains, (chain + 1) * job.depth // job.chains
+                begin, end = chain * job.chain, min(job.depth, (chain + 1) * job.chain)
                 if job.unpacked:
                     weights = scratch + job.weights_at
                     kernels.pack_panel(min(width, job.group_outputs - k), width, end - begin, job.depth,
@@ -213,8 +215,7 @@ cdef void pixels_panel(
 ) noexcept nogil:
     """One panel of output channels over a tile: multiply, finish.
 
-    Fused, the last chain ends in the output. Joined, the tile is read as one run of pixels: those between the end of a
-    row and the next are dropped."""
+    Fused, sums end in the output. Joined, the tile is read as one run of pixels: those between rows are dropped."""
     cdef const cconv_kernels *kernels = job.kernels
     cdef long lanes = kernels.lanes
     cdef long runs = 1 if job.joined else tile_p
@@ -226,31 +227,27 @@ cdef void pixels_panel(
     cdef long k = group * job.group_outputs + first
     cdef const char *weights = job.weights + k * job.depth * job.itemsize
     cdef char *sums = scratch + job.sums_at
-    cdef long map = job.P * job.Q, chain, begin, end, run, o
+    cdef long map = job.P * job.Q, run, chain, begin, depth, o
     cdef Py_ssize_t at = ((n * job.K + k) * map + p * job.Q + q) * job.itemsize, row
     cdef char *y = job.y + at
-    if not job.fused and not job.finish.past:
+    for run in range(runs if job.fused else 0):
+        row = run * job.Q * job.itemsize
+        kernels.multiply_row(
+            <int>outputs, <int>tile_q, job.depth, job.chain, offset, tile + run * job.pitch * job.itemsize, weights, sums,
+            job.bias + k * job.itemsize if job.bias != NULL else NULL, &job.finish,
+            job.residual + at + row if job.residual != NULL else NULL, y + row, map)
+    if job.fused:
+        return
+    if not job.finish.past:
         for o in range(outputs):
             kernels.expect(tile_p, tile_q, y + o * map * job.itemsize, job.Q)
     for chain in range(job.chains):
-        begin, end = chain * job.depth // job.chains, (chain + 1) * job.depth // job.chains
+        begin, depth = chain * job.chain, min(job.chain, job.depth - chain * job.chain)
         for run in range(runs):
-            if job.fused:
-                row = run * job.Q * job.itemsize
-                kernels.multiply_row(
-                    <int>outputs, <int>tile_q, end - begin, offset + begin,
-                    tile + run * job.pitch * job.itemsize, weights + begin * outputs * job.itemsize,
-                    sums + run * vectors * lanes * job.itemsize, sums_pitch, chain > 0,
-                    job.bias + k * job.itemsize if job.bias != NULL else NULL, &job.finish,
-                    job.residual + at + row if job.residual != NULL else NULL,
-                    y + row if chain == job.chains - 1 else NULL, map)
-                continue
             kernels.multiply_pixels(
-                <int>outputs, <int>vectors, end - begin, end - begin, offset + begin,
-                tile + run * job.pitch * job.itemsize, weights + begin * outputs * job.itemsize,
-                sums + run * vectors * lanes * job.itemsize, sums_pitch, chain > 0)
-    if job.fused:
-        return
+                <int>outputs, <int>vectors, depth, depth, offset + begin, tile + run * job.pitch * job.itemsize,
+                weights + begin * outputs * job.itemsize, sums + run * vectors * lanes * job.itemsize, sums_pitch,
+                begin > 0)
     for o in range(outputs):
         finish_map(job, n, k + o, p, q, tile_p, tile_q, sums + o * sums_pitch * job.itemsize,
                    job.pitch if job.joined else vectors * lanes)
@@ -272,6 +269,8 @@ cdef void pixels_panels(
         pack_images(job, n, tile_q, group, scratch)
     else:
         pack_tile(job, n, group, 0, job.group_channels, p, q, tile_p, scratch)
+    if job.solid:
+        tile_p, tile_q = 1, tile_p * tile_q
     for panel in range(first, last):
         pixels_panel(job, n, group, panel, p, q, tile_p, tile_q, tile, offset, scratch)
 
@@ -359,7 +358,8 @@ cdef class Convolution(Kernel):
         job.dilation_h, job.dilation_w = spec.dilation
         job.tile_p, job.tile_q, job.tile_rows, job.pitch = (
             tiling.tile_p, tiling.tile_q, tiling.rows.extent, tiling.pitch)
-        job.plane, job.parts, job.chains = tiling.plane, tiling.channel_parts, tiling.chains
+        job.plane, job.parts = tiling.plane, tiling.channel_parts
+        job.chains, job.chain = tiling.chains, ceil_div(job.depth, tiling.chains)
         job.far_images = tiling.far_images
         job.pieces, job.tile_pixels = tiling.pieces, tiling.tile_p * tiling.tile_q
         job.row_blocks, job.column_blocks = len(tiling.rows.starts), len(tiling.columns.starts)
@@ -369,6 +369,7 @@ cdef class Convolution(Kernel):
         job.offset = int_table(self.owners, self._offsets(spec, tiling))
         if tiling.in_place:
             job.image_offset = int_table(self.owners, range(0, job.group_channels * job.W, job.W))
+        job.solid = job.pitch == job.tile_q == job.Q and not tiling.across_images
         job.tiles_p = ceil_div(job.P, job.tile_p)
         job.tiles_q = ceil_div(job.Q, job.tile_q)
         job.panels = tiling.panels
@@ -441,7 +442,7 @@ cdef class Convolution(Kernel):
         job.before = call.weights + self.panels_size() if self.preactivated else NULL
         job.in_place = job.in_place and job.x_w == job.itemsize and job.x_c == job.W * job.itemsize
         job.finish.past = call.second == NULL and job.N >= job.far_images
-        job.fused = job.finish.activation <= RELU6 and not job.joined
+        job.fused = job.finish.activation <= RELU6 and (job.solid or not job.joined)
         tasks = job.parts * (
             ceil_div(job.N, job.tile_q) if job.across_images else job.N * job.tiles_p * job.tiles_q)
         return phases.add(conv_task, phases.keep(&job, sizeof(job)), 0, tasks, call.scratch, self.scratch_size)

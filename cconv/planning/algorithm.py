@@ -46,8 +46,10 @@ BLOCK_VECTORS = 4
 CALL, LINK, FAR, MEMORY = 40, 3.5, 0.7, 9
 #: Time of a vector of transformed input that a thread leaves for others, and of one that is read from the third level.
 SHARED, READ = 4, 1.4
-#: Time of transforming a filter of one input channel, and of each of its points: panels of "pixels" have odd widths.
-FILTER, POINT = 12, {"channels": 0.6, "pixels": 1.2}
+#: Time of packing a weight, and of reading a tap of a filter that is transformed: they come from the third level.
+WEIGHT, TAP = 1.3, 1.33
+#: Time of an operation of such a transform: panels of "pixels" have odd widths.
+FILTERING = {"channels": 0.12, "pixels": 0.24}
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +251,7 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
             spec, machine, tiling.rows, tiling.columns, tiling.lanes, tiling.executed_flops, images
         )
         return arithmetic + _beyond(spec, machine, tiling, images, packs) / images
-    weights = 0.5 * spec.K * spec.depth + (0 if tiling.unpacked else _ahead(spec.K * spec.depth / vector, machine))
+    weights = WEIGHT * spec.K * spec.depth + (0 if tiling.unpacked else _ahead(spec.K * spec.depth / vector, machine))
     # The few weights of a depthwise layer decide nothing: its own kernel sums in another order, and bits of "direct"
     # depend neither on the batch nor on who packs.
     packing = packs * weights / images if spec.groups < spec.C else 0.0
@@ -299,9 +301,11 @@ def _beyond(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int, pac
     """Time beyond the arithmetic of so many images: what depends on the blocking."""
     time = _passing(spec, machine, tiling, images)
     if packs:
-        filters = spec.C * spec.K
+        rows, columns, filters = tiling.rows, tiling.columns, spec.C * spec.K
         vectors = tiling.points * filters / (machine.vector_bytes // ITEMSIZE[spec.dtype])
-        time += filters * (FILTER + POINT[tiling.lanes] * tiling.points)
+        # Down, then across; a point is converted and stored.
+        operations = spec.S * rows.filter_operations + rows.alpha * columns.filter_operations + 2 * tiling.points
+        time += filters * (TAP * spec.R * spec.S + FILTERING[tiling.lanes] * operations)
         time += 0 if tiling.fused else _ahead(vectors, machine)
     return time
 

@@ -145,8 +145,9 @@ class Depthwise:
 
 
 def chains(depth: int) -> int:
-    """How many chains: their number grows no faster than their length, for both round."""
-    return ceil_div(depth, max(CHAIN, isqrt(depth)))
+    """How many chains, all but the last one of the same length: their number grows no faster, for both round."""
+    length = ceil_div(depth, ceil_div(depth, max(CHAIN, isqrt(depth))))
+    return ceil_div(depth, length)
 
 
 def far_images(spec: ConvSpec, machine: Machine) -> int:
@@ -200,6 +201,23 @@ def _ends_in_registers(spec: ConvSpec, machine: Machine, outputs: int, pixels: i
     return pixels % vector == 0 or pixels > machine.pixel_vectors[outputs - 1] * vector
 
 
+def _run(width: int, cuts: int, vector: int, lanes: str, threads: int) -> int:
+    """Pixels of a tile of one long row that is cut into about so many: whole pairs of vectors but for the last tile,
+    or, if one thread then had much more than another, whole vectors or, with lanes "channels", any number."""
+    even = ceil_div(width, cuts)
+    if even == width:
+        return width
+
+    def longest(tile: int) -> int:
+        """Pixels of the thread that has most."""
+        whole, rest = divmod(width, tile)
+        return max(ceil_div(whole, threads) * tile, whole // threads * tile + rest)
+
+    units = (2 * vector, vector, 1) if lanes == "channels" else (2 * vector, vector)
+    tiles = [min(width, ceil_div(even, unit) * unit) for unit in units]
+    return next(tile for tile in tiles if longest(tile) <= (1 + UNEVEN) * min(map(longest, tiles)))
+
+
 def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int) -> tuple[int, int, int]:
     """Output rows and columns of a tile, about TILE_PIXELS pixels, and the pieces whose input fits its share of the
     cache. A tile in pieces has to be larger than one in a whole: weights are then read, and rows packed, less often."""
@@ -215,12 +233,13 @@ def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int)
 
     budget = int(machine.l2_bytes * TILE_SHARE)
     cuts = ceil_div(width, pixels)
-    if height == 1:  # one long row: as many tiles for every thread
-        cuts = max(cuts, min(ceil_div(cuts, machine.threads) * machine.threads, width // LEAST_PIXELS))
     tile_q = ceil_div(width, cuts)
-    if height == 1 and tile_q < width:  # whole pairs of vectors but for the last tile
-        pair = 2 * machine.vector_bytes // ITEMSIZE[spec.dtype]
-        tile_q = min(width, ceil_div(tile_q, pair) * pair)
+    if height == 1:  # one long row: as many tiles for every thread
+        vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
+        if lanes == "pixels":  # of as many pairs of vectors as fit
+            cuts = max(cuts, ceil_div(width, max(1, budget // tile_bytes(1, 2 * vector)) * 2 * vector))
+        cuts = max(cuts, min(ceil_div(cuts, machine.threads) * machine.threads, width // LEAST_PIXELS))
+        tile_q = _run(width, cuts, vector, lanes, machine.threads)
     tile_p = min(height, max(1, pixels // tile_q))
     whole = tile_q == width and _lies_in_rows(spec)
     if lanes == "channels" and whole and tile_bytes(1, tile_q) <= machine.l2_bytes * IMAGE_SHARE:
@@ -245,9 +264,8 @@ def _tile(spec: ConvSpec, machine: Machine, lanes: str, height: int, width: int)
 
 def _runs(spec: ConvSpec, machine: Machine, lanes: str) -> list[tuple[int, int, int]]:
     """Tiles of a flat image that is read where it lies, and the pieces of each: as few runs of pixels as the cache
-    allows, and as many for every thread, of whole register tiles but for the last one. A small image that is too large
-    for the cache is one tile of lanes "channels", in pieces, if all sums fit. None if channels are very many: an image
-    that lies otherwise is packed."""
+    allows, and as many for every thread. A small image that is too large for the cache is one tile of lanes "channels",
+    in pieces, if all sums fit. None if channels are very many: an image that lies otherwise is packed."""
     itemsize, near = ITEMSIZE[spec.dtype], machine.l2_bytes
     pixels, pixel_bytes = spec.P * spec.Q, spec.depth * itemsize
     if SHORT_RUN * pixel_bytes > TILE_LIMIT:
@@ -260,11 +278,10 @@ def _runs(spec: ConvSpec, machine: Machine, lanes: str) -> list[tuple[int, int, 
         small = pixels <= LONG_RUN and sums_bytes <= near * SUMS_SHARE
         if lanes == "channels" and small and pieces <= chains(spec.depth):
             return [(1, pixels, pieces)]
-    step = machine.tile_rows if lanes == "channels" else 2 * machine.vector_bytes // itemsize
-    few = ceil_div(pixels, most)
+    few, vector = ceil_div(pixels, most), machine.vector_bytes // itemsize
     equal = ceil_div(few, machine.threads) * machine.threads
     counts = [few, equal] if few < equal and pixels >= equal * SHORT_RUN else [few]
-    return [(1, min(pixels, ceil_div(ceil_div(pixels, count), step) * step), 1) for count in counts]
+    return [(1, _run(pixels, count, vector, lanes, machine.threads), 1) for count in counts]
 
 
 def _parts(tiles: float, units: int, vectors: int, threads: int, repacking: float) -> tuple[int, float]:

@@ -135,6 +135,12 @@ class Transform:
         return (*rows, *(int(k == self.r - 1) for k in range(self.r)))
 
     @property
+    def filter_operations(self) -> int:
+        """What G takes in one dimension, kernels/filters.inc.c: the rows of a pair share their even and their odd taps,
+        and the last row is a tap."""
+        return self.zero + len(self.pairs) * (self.r + 2)
+
+    @property
     def taps(self) -> tuple[Numbers, ...]:
         """G: alpha rows of r."""
         numbers = self.filter
@@ -172,6 +178,10 @@ class Strided:
     @property
     def r(self) -> int:
         return self.even.r + (self.odd.r if self.odd else 1)
+
+    @property
+    def filter_operations(self) -> int:
+        return self.even.filter_operations + (self.odd.filter_operations if self.odd else 0)
 
     @property
     def alpha(self) -> int:

@@ -101,7 +101,9 @@ def test_the_order_of_the_sum_does_not_depend_on_the_number_of_threads(spec, thr
     for machine in MACHINES:
         tilings, others = (algorithm.candidates(spec, m) for m in (machine, replace(machine, threads=threads)))
         for tiling, other in zip(tilings, others, strict=True):
-            assert (tiling.label, tiling.packing) == (other.label, other.packing)
+            assert tiling.label == other.label
+            # Panels of direct tilings cut the outputs, which no sum crosses; how many are best depends on the tile.
+            assert isinstance(tiling, Direct) or tiling.packing == other.packing
             assert getattr(tiling, "chains", 1) == getattr(other, "chains", 1)
 
 

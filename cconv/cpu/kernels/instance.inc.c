@@ -35,6 +35,7 @@ static const cconv_kernels NAME(kernels) = {
 #undef load_anywhere
 #undef store_lanes
 #undef AHEAD
+#undef AT_ONCE
 #undef EXPECT
 #undef select
 #undef LARGER

@@ -109,13 +109,13 @@ typedef struct {
 #define SUM c[o * width + v]
 
 /* O output channels by W vectors of pixels in registers, `tiles` times side by side. Per k: W loads, O broadcasts, O*W
- * fused multiply-adds. */
+ * fused multiply-adds. What begins and ends in one call needs sums only between its chains, each tile the same ones. */
 #define PIXELS(O, W)                                                                                                   \
     static __attribute__((noinline)) void NAME(pixels_##O##x##W)(                                                      \
         long tiles, long depth, long chain, const int32_t *restrict offset, const T *restrict input,                   \
         const T *restrict panel, T *restrict sums, long pitch, int adds, const NAME(maps) *to) {                       \
         enum { width = W, steps = PIXELS_STEPS(O, W) };                                                                \
-        for (long tile = 0; tile < tiles; tile++, input += W * LANES, sums += W * LANES) {                             \
+        for (long tile = 0; tile < tiles; tile++, input += W * LANES, sums += to && !adds ? 0 : W * LANES) {           \
             const T *restrict weights = panel;                                                                         \
             int add = adds;                                                                                            \
             for (long k = 0, end; k < depth; add = 1) {                                                                \
@@ -194,37 +194,45 @@ static void NAME(multiply_pixels)(int outputs, int vectors, long depth, long cha
         tile[n](wider, depth, chain, offset, (const T *)input + at, panel, (T *)sums + at, pitch, add, NULL);
 }
 
-/* The pixels of an output row. The last chain (`target` is not NULL) ends in the maps themselves; the sums of those
- * before it lie as the tiles do, not as the row.
+/* How many products of a row the register tiles do before they go back to its beginning: all of them, so that sums stay in
+ * the first level; where a vector is less than a line, a chain, so that the rest of the lines does. */
+#define AT_ONCE(depth, chain) (LANES * sizeof(T) < 64 ? (chain) : (depth))
+
+/* The pixels of an output row, to the maps themselves.
  * Of pixels that are not whole vectors the last tile overlaps the one before or, if there is none, stores a part. A
  * residual may lie where the output does: where tiles overlap, it is added once. */
-static void NAME(multiply_row)(int outputs, int pixels, long depth, const int32_t *offset, const void *input,
-                               const void *panel, void *sums, long pitch, int add, const void *bias,
+static void NAME(multiply_row)(int outputs, int pixels, long depth, long chain, const int32_t *offset,
+                               const void *input, const void *panel, void *sums, const void *bias,
                                const cconv_finish *finish, const void *residual, void *target, long map) {
     const NAME(pixels_kernel) *tile = NAME(pixels_table)[outputs - 1];
-    const int widest = NAME(widest)[outputs - 1];
-    const T *a = input;
-    T *s = sums;
+    const int widest = NAME(widest)[outputs - 1], all = (pixels + LANES - 1) / LANES, over = all * LANES - pixels;
     const int lines = finish->past && LINE(map * sizeof(T));
     NAME(maps) maps = {bias, NULL, target, map, finish->activation, 0, -1, between(0, LANES)};
-    int vectors = (pixels + LANES - 1) / LANES, cuts = (vectors + widest - 1) / widest, over = vectors * LANES - pixels;
-    for (int n, tiles; cuts > 0; cuts -= tiles, vectors -= n * tiles, a += n * tiles * LANES, s += n * tiles * LANES) {
-        n = vectors / cuts;
-        tiles = cuts - vectors % cuts;
-        if (over && cuts == 1 && a == (const T *)input) {
-            maps.partial = n - 1;
-            maps.lanes = between(0, LANES - over);
-        } else if (over && cuts == 1) {
-            a -= over;
-            if (residual) {
-                maps.partial = 0;
-                maps.lanes = between(over, LANES);
-            }
-        } else if (over && tiles == cuts)
-            tiles--;
-        maps.target = (T *)target + (a - (const T *)input);
-        if (residual) maps.residual = (const T *)residual + (a - (const T *)input);
-        maps.past = lines && maps.partial < 0 && LINE(maps.target);
-        tile[n - 1](tiles, depth, depth, offset, a, panel, s, pitch, add, target ? &maps : NULL);
+    for (long k = 0, some; k < depth; k += some) {
+        some = AT_ONCE(depth, chain) < depth - k ? AT_ONCE(depth, chain) : depth - k;
+        const NAME(maps) *to = k + some == depth ? &maps : NULL;
+        const T *a = input, *weights = (const T *)panel + k * outputs;
+        T *s = sums;
+        int vectors = all, cuts = (vectors + widest - 1) / widest;
+        for (int n, tiles; cuts > 0; cuts -= tiles, vectors -= n * tiles, a += n * tiles * LANES, s += n * tiles * LANES) {
+            n = vectors / cuts;
+            tiles = cuts - vectors % cuts;
+            maps.partial = -1;
+            if (over && cuts == 1 && a == (const T *)input) {
+                maps.partial = n - 1;
+                maps.lanes = between(0, LANES - over);
+            } else if (over && cuts == 1) {
+                a -= over;
+                if (residual) {
+                    maps.partial = 0;
+                    maps.lanes = between(over, LANES);
+                }
+            } else if (over && tiles == cuts)
+                tiles--;
+            maps.target = (T *)target + (a - (const T *)input);
+            if (residual) maps.residual = (const T *)residual + (a - (const T *)input);
+            maps.past = lines && maps.partial < 0 && LINE(maps.target);
+            tile[n - 1](tiles, some, chain, offset + k, a, weights, s, all * LANES, k > 0, to);
+        }
     }
 }

@@ -22,60 +22,49 @@ static inline __attribute__((always_inline)) void NAME(pack_row)(const char *in,
             store(out + length - LANES, load(from + length - LANES));
             return;
         }
-    } else if (stride == 2 * (ptrdiff_t)sizeof(T)) {
-        for (; j + LANES < length; j += LANES) {
-            __builtin_prefetch((const char *)(from + 2 * j) + ahead);
-            __builtin_prefetch((const char *)(from + 2 * j + LANES) + ahead);
-            store(out + j, EVEN(load(from + 2 * j), load(from + 2 * j + LANES)));
-        }
-        if (j < length && length > LANES) {
-            const T *odd = from + 2 * (length - LANES) - 1;
-            __builtin_prefetch((const char *)(odd) + ahead);
-            __builtin_prefetch((const char *)(odd + LANES) + ahead);
-            store(out + length - LANES, ODD(load(odd), load(odd + LANES)));
-            return;
-        }
     }
     for (; j < length; j++) out[j] = *(const T *)(in + j * stride);
 }
 
-/* A packed row whose elements lie side by side from `from` on: whole vectors, of which the first one and the last one, which
- * overlaps the one before, have no other lanes than `head` and `tail`. */
-static inline __attribute__((always_inline)) void NAME(pack_whole)(const T *from, T *out, long pitch, NAME(lanes) head,
-                                                                   NAME(lanes) tail, ptrdiff_t ahead) {
-    const long end = pitch - LANES;
-    __builtin_prefetch((const char *)from + ahead);
-    store(out, load_lanes(from, head));
-    for (long j = LANES; j < end; j += LANES) {
-        __builtin_prefetch((const char *)(from + j) + ahead);
-        store(out + j, load(from + j));
-    }
-    store(out + end, load_lanes(from + end, tail));
+/* Vectors of packed rows whose elements lie side by side: of every element, or of every other one and, with two phases,
+ * of those between, `pair` elements further on. */
+static inline __attribute__((always_inline)) void NAME(pack_vector)(const int phases, const int step, V a, V b, T *out,
+                                                                    long pair) {
+    store(out, step == 2 ? EVEN(a, b) : a);
+    if (phases == 2) store(out + pair, ODD(a, b));
 }
 
-/* Every other element from `in` on to `even`, those between to `odd`, so many of each: one pass over a row. */
-static inline __attribute__((always_inline)) void NAME(pack_pairs)(const T *in, T *even, T *odd, long pairs,
-                                                                   ptrdiff_t ahead) {
-    long j = 0;
-    for (; j + LANES <= pairs; j += LANES) {
-        const V a = load(in + 2 * j), b = load(in + 2 * j + LANES);
-        __builtin_prefetch((const char *)(in + 2 * j) + ahead);
-        store(even + j, EVEN(a, b));
-        store(odd + j, ODD(a, b));
-    }
-    if (j < pairs && pairs >= LANES) {
-        j = pairs - LANES;
-        const V a = load(in + 2 * j), b = load(in + 2 * j + LANES);
-        store(even + j, EVEN(a, b));
-        store(odd + j, ODD(a, b));
+/* Whole such rows from `from` on. Their first vector and the last one, which overlaps the one before, have no other lanes of
+ * the source than `head` and `tail`; a row of less than a vector is its head, and stores the lanes `part`. */
+static inline __attribute__((always_inline)) void NAME(pack_whole)(const int phases, const int step, const T *from,
+                                                                   T *out, long pitch, long pair,
+                                                                   const NAME(lanes) *head, const NAME(lanes) *tail,
+                                                                   NAME(lanes) part, ptrdiff_t ahead) {
+    const long end = pitch - LANES;
+    V a = load_lanes(from, head[0]), b = step == 2 ? load_lanes(from + LANES, head[1]) : a;
+    __builtin_prefetch((const char *)from + ahead);
+    if (step == 2) __builtin_prefetch((const char *)(from + LANES) + ahead);
+    if (end < 0) {
+        store_lanes(out, step == 2 ? EVEN(a, b) : a, part);
+        if (phases == 2) store_lanes(out + pair, ODD(a, b), part);
         return;
     }
-    for (; j < pairs; j++) even[j] = in[2 * j], odd[j] = in[2 * j + 1];
+    NAME(pack_vector)(phases, step, a, b, out, pair);
+    for (long j = LANES; j < end; j += LANES) {
+        const T *in = from + step * j;
+        __builtin_prefetch((const char *)in + ahead);
+        if (step == 2) __builtin_prefetch((const char *)(in + LANES) + ahead);
+        NAME(pack_vector)(phases, step, load(in), step == 2 ? load(in + LANES) : a, out + j, pair);
+    }
+    from += step * end;
+    a = load_lanes(from, tail[0]);
+    if (step == 2) b = load_lanes(from + LANES, tail[1]);
+    NAME(pack_vector)(phases, step, a, b, out + end, pair);
 }
 
-static inline __attribute__((always_inline)) void NAME(pack_phases)(const long phases, const cconv_rows *rows,
-                                                                    const void *source, void *target) {
-    const long step = rows->column_step;
+static inline __attribute__((always_inline)) void NAME(pack_phases)(const long phases, const long step,
+                                                                    const cconv_rows *rows, const void *source,
+                                                                    void *target) {
     const ptrdiff_t stride = step * rows->column_stride;
     /* Columns first .. last-1 of a phase lie inside the image, from source column `from` on. */
     long first[2], last[2], from[2];
@@ -88,43 +77,40 @@ static inline __attribute__((always_inline)) void NAME(pack_phases)(const long p
         if (last[f] < first[f]) last[f] = first[f];
         from[f] = left + first[f] * step;
     }
-    /* Both phases of rows that lie in one piece: e begins with the even elements, the other one with the odd ones. */
-    const int e = phases == 2 && from[1] < from[0];
-    long pairs = 0;
-    if (phases == 2 && step == 2 && rows->column_stride == sizeof(T) && from[!e] == from[e] + 1) {
-        pairs = last[0] - first[0];
-        if (last[1] - first[1] < pairs) pairs = last[1] - first[1];
-    }
     const ptrdiff_t ahead = CHANNELS_AHEAD * rows->channel_stride;
-    /* Rows of whole vectors, all but the first and the last of which lie inside the image. */
-    const long end = rows->pitch - LANES, inner = (end + LANES - 1) / LANES * LANES;
-    const int whole = phases == 1 && stride == sizeof(T) && end >= 0 && first[0] <= LANES && last[0] >= inner;
-    const NAME(lanes) head = between(first[0], last[0]), tail = between(first[0] - end, last[0] - end);
-    const ptrdiff_t begin = from[0] * rows->column_stride - first[0] * (ptrdiff_t)sizeof(T);
+    /* The same of both phases, in elements of the source from the first one's first on, and of the rows' last vectors: rows
+     * are packed by whole vectors if those between their first and their last lie inside the image. */
+    const long pitch = rows->pitch, end = pitch - LANES, inside = rows->source_width - rows->left;
+    const long begin = -rows->left, stop = inside < step * rows->width ? inside : step * rows->width;
+    const int inner = begin <= step * LANES && stop >= step * ((end + LANES - 1) / LANES * LANES);
+    const int whole = step <= 2 && rows->column_stride == sizeof(T) && (end <= LANES || inner);
+    NAME(lanes) head[2], tail[2];
+    for (long i = 0; i < 2; i++) {
+        head[i] = between(begin - i * LANES, stop - i * LANES);
+        tail[i] = between(begin - step * end - i * LANES, stop - step * end - i * LANES);
+    }
+    const NAME(lanes) part = between(0, pitch);
     for (long c = 0; c < rows->channels; c++) {
         const char *channel = (const char *)source + c * rows->channel_stride;
         T *out = (T *)target + c * rows->plane;
-        for (long i = 0; i < rows->height; i++, out += rows->pitch) {
+        for (long i = 0; i < rows->height; i++, out += pitch) {
             const long row = rows->top + i * rows->row_step;
             const int outside = row < 0 || row >= rows->source_height;
             const char *in = channel + row * rows->row_stride;
             if (whole && !outside) {
-                NAME(pack_whole)((const T *)(in + begin), out, rows->pitch, head, tail, ahead);
+                NAME(pack_whole)(phases, step == 2 ? 2 : 1, (const T *)in + rows->left, out, pitch, rows->pair, head,
+                                 tail, part, ahead);
                 continue;
             }
-            if (pairs && !outside)
-                NAME(pack_pairs)((const T *)(in + from[e] * rows->column_stride), out + e * rows->pair + first[e],
-                                 out + !e * rows->pair + first[!e], pairs, ahead);
             for (long f = 0; f < phases; f++) {
                 T *to = out + f * rows->pair;
                 if (outside || first[f] == last[f]) {
-                    memset(to, 0, rows->pitch * sizeof(T));
+                    memset(to, 0, pitch * sizeof(T));
                     continue;
                 }
                 for (long j = 0; j < first[f]; j++) to[j] = 0;
-                NAME(pack_row)(in + (from[f] + pairs * step) * rows->column_stride, stride, to, first[f] + pairs,
-                               last[f], ahead);
-                for (long j = last[f]; j < rows->pitch; j++) to[j] = 0;
+                NAME(pack_row)(in + from[f] * rows->column_stride, stride, to, first[f], last[f], ahead);
+                for (long j = last[f]; j < pitch; j++) to[j] = 0;
             }
         }
     }
@@ -132,9 +118,11 @@ static inline __attribute__((always_inline)) void NAME(pack_phases)(const long p
 
 static void NAME(pack_rows)(const cconv_rows *rows, const void *source, void *target) {
     if (rows->pair)
-        NAME(pack_phases)(2, rows, source, target);
+        NAME(pack_phases)(2, 2, rows, source, target);
+    else if (rows->column_step == 2)
+        NAME(pack_phases)(1, 2, rows, source, target);
     else
-        NAME(pack_phases)(1, rows, source, target);
+        NAME(pack_phases)(1, rows->column_step, rows, source, target);
 }
 
 /* target[c][j] = max(scale[c] * source[c][j] + shift[c], 0); NaN passes. Channels of the source are `channel_stride` bytes
