@@ -31,7 +31,8 @@ PRODUCTS_SHARE = 0.6
 FUSED_BYTES = 2 << 20
 #: Bytes of transformed input that threads share at once.
 HELD_BYTES = 6 << 20
-#: Lanes "channels" waste none on few tiles, but their products have to be transposed: taken below this ratio of work.
+#: Lanes "channels" waste none on few tiles, but their products have to be transposed: where a vector is less than a
+#: cache line, they are taken below this ratio of work.
 FEW_TILES = 0.9
 #: Bytes of transformed filters beyond which they come from memory on every run.
 L3_BYTES = 12 << 20
@@ -44,8 +45,19 @@ BLOCK_VECTORS = 4
 #: Time of a call of a register tile, of adding a chain's vector of sums to those before, and of a vector from the third
 #: level and from memory, in units of the estimate.
 CALL, LINK, FAR, MEMORY = 40, 3.5, 0.7, 9
-#: Time of a vector of transformed input that a thread leaves for others, and of one that is read from the third level.
-SHARED, READ = 4, 1.4
+#: Time of a product in a register tile; that of lanes "channels" counts their transposition.
+PRODUCT = {"pixels": 1.1, "channels": 1.25}
+#: The same where a vector is a cache line (AVX-512) and 32 registers hold tiles of 28 sums; ...
+LINE = 64
+LINE_PRODUCT = {"pixels": 1.05, "channels": 1.0}
+#: ... there, the time of transposing a vector of products of lanes "channels"; of reading a vector of a panel again for
+#: the next tile, from the first level and from beyond; and of a vector of products that the second level cannot hold.
+TRANSPOSE, AGAIN, SPILL = 6, (1, 2.5), 6
+#: Bytes of a panel, of one point, that stay in the first level.
+PANEL_BYTES = 24 << 10
+#: Time of a vector of transformed input that a thread leaves for others, and of one that is read from the third level,
+#: shorter than a cache line or one.
+SHARED, READ, LINE_READ = 4, 1.4, 0.3
 #: Time of packing a weight, and of reading a tap of a filter that is transformed: they come from the third level.
 WEIGHT, TAP = 1.3, 1.33
 #: Time of an operation of such a transform: panels of "pixels" have odd widths.
@@ -113,13 +125,15 @@ def _tiles(spec: ConvSpec, rows: AnyTransform, columns: AnyTransform) -> int:
 
 def _executed(
     spec: ConvSpec, machine: Machine, rows: AnyTransform, columns: AnyTransform, images: int
-) -> tuple[str, int]:
-    """The lanes that waste less, and the operations that the kernels issue for one image of so many."""
+) -> dict[str, int]:
+    """Lanes that may be best, and the operations that the kernels issue with them for one image of so many."""
     vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
     tiles = images * _tiles(spec, rows, columns)
     across, down = ceil_div(tiles, vector) * vector * spec.K, tiles * ceil_div(spec.K, vector) * vector
-    lanes = "channels" if down < across * FEW_TILES else "pixels"
-    return lanes, 2 * rows.alpha * columns.alpha * spec.C * (down if lanes == "channels" else across) // images
+    vectors = {"pixels": across, "channels": down}
+    if machine.vector_bytes < LINE:
+        del vectors["pixels" if down < across * FEW_TILES else "channels"]
+    return {lanes: 2 * rows.alpha * columns.alpha * spec.C * n // images for lanes, n in vectors.items()}
 
 
 def _winograd(
@@ -131,13 +145,12 @@ def _winograd(
     points = rows.alpha * columns.alpha
     tiles = images * _tiles(spec, rows, columns)
     vectors = ceil_div(tiles, vector)
-    lanes, executed = _executed(spec, machine, rows, columns, images)
     chains = winograd.chains(spec.C, rows, columns) if spec.precision == "highest" else direct.chains(spec.C)
     vector_bytes = points * spec.C * machine.vector_bytes
 
-    def blocking(block: int, held: int, group_bytes: float) -> tuple:
-        """Tiles, panels, group, held, fused."""
-        size = min(tiles, block * vector)
+    def blocking(lanes: str, size: int, held: int, group_bytes: float) -> tuple:
+        """Lanes, tiles, panels, group, held, fused."""
+        block = ceil_div(size, vector)
         if lanes == "channels":
             panels = ceil_div(spec.K, vector * machine.tile_vectors)
         else:
@@ -150,21 +163,25 @@ def _winograd(
         fused = packs and held > 0 and size == tiles and filter_bytes <= FUSED_BYTES
         if fused:
             group = min(group, FUSED_BYTES // filter_bytes)
-        return size, panels, group, held, fused
+        return lanes, size, panels, group, held, fused
 
     near = machine.l2_bytes * PRODUCTS_SHARE
+    executed = _executed(spec, machine, rows, columns, images)
     own = max(1, min(vectors, int(machine.l2_bytes * BLOCK_SHARE) // vector_bytes, BLOCK_VECTORS))
-    sizes = sorted({ceil_div(vectors, ceil_div(vectors, own)), *range(2, own + 1)})
-    found = [blocking(block, 0, near * share) for block in sizes for share in (0.5, 1)]
+    sizes = {min(tiles, block * vector) for block in (ceil_div(vectors, ceil_div(vectors, own)), *range(2, own + 1))}
+    found = [blocking(lanes, size, 0, near * share) for lanes in executed for size in sizes for share in (0.5, 1)]
+    if machine.vector_bytes >= LINE:  # lanes "channels" need no whole vectors: whole register tiles, or equal blocks
+        rows_of = (min(tiles, size) for size in range(machine.tile_rows, own * vector + 1, machine.tile_rows))
+        equal = (ceil_div(tiles, ceil_div(tiles, block * vector)) for block in range(1, own + 1))
+        found += [blocking("channels", size, 0, near * share) for size in {*rows_of, *equal} for share in (0.5, 1)]
     for blocks in BLOCKS:
         block = ceil_div(vectors, blocks)
         if block * vector_bytes <= max(HELD_BYTES, vector_bytes) and ceil_div(vectors, block) == blocks:
-            held = max(1, min(blocks, HELD_BYTES // (block * vector_bytes)))
-            found += [blocking(block, held, near * share) for share in (0.5, 1, 2, 4)]
-    arithmetic = _arithmetic(spec, machine, rows, columns, lanes, executed, images)
-    same = chains, direct.far_images(spec, machine), executed
-    tilings = (Winograd(rows, columns, lanes, *cut, *same) for cut in dict.fromkeys(found))
-    return min(tilings, key=lambda tiling: arithmetic + _beyond(spec, machine, tiling, images, packs) / images)
+            held, size = max(1, min(blocks, HELD_BYTES // (block * vector_bytes))), min(tiles, block * vector)
+            found += [blocking(lanes, size, held, near * share) for lanes in executed for share in (0.5, 1, 2, 4)]
+    same = chains, direct.far_images(spec, machine)
+    tilings = (Winograd(rows, columns, *cut, *same, executed[cut[0]]) for cut in dict.fromkeys(found))
+    return min(tilings, key=lambda tiling: _time(spec, machine, tiling, images, packs))
 
 
 def _transforms(spec: ConvSpec, machine: Machine) -> list[tuple[AnyTransform, AnyTransform]]:
@@ -215,7 +232,8 @@ def _ways(spec: ConvSpec, machine: Machine, images: int, packs: bool) -> list[_W
             found.append(_Way(0, lambda m: direct.depthwise(spec, m)))
     if spec.algorithm == "winograd" or (spec.algorithm == "auto" and min(spec.C, spec.K) >= FEWEST_CHANNELS):
         for pair in _transforms(spec, machine):
-            floor = _arithmetic(spec, machine, *pair, *_executed(spec, machine, *pair, images), images)
+            ways = _executed(spec, machine, *pair, images).items()
+            floor = min(_arithmetic(spec, machine, *pair, lanes, executed, images) for lanes, executed in ways)
             found.append(_Way(floor, partial(_winograd, spec, *pair, images, packs)))
     if not found:
         raise ArgumentError(
@@ -247,10 +265,7 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
     if isinstance(tiling, Depthwise):
         return fma + maps_in + 2 * maps_out
     if isinstance(tiling, Winograd):
-        arithmetic = _arithmetic(
-            spec, machine, tiling.rows, tiling.columns, tiling.lanes, tiling.executed_flops, images
-        )
-        return arithmetic + _beyond(spec, machine, tiling, images, packs) / images
+        return _time(spec, machine, tiling, images, packs)
     weights = WEIGHT * spec.K * spec.depth + (0 if tiling.unpacked else _ahead(spec.K * spec.depth / vector, machine))
     # The few weights of a depthwise layer decide nothing: its own kernel sums in another order, and bits of "direct"
     # depend neither on the batch nor on who packs.
@@ -292,9 +307,14 @@ def _arithmetic(
 ) -> float:
     """Time of an image's products and transforms, whatever the blocking, where so many are computed at once."""
     products = executed / 2 / (machine.vector_bytes // ITEMSIZE[spec.dtype])
-    return (
-        products * (1.1 if lanes == "pixels" else 1.25) + _transforming(spec, machine, rows, columns, images) / images
-    )
+    each = (PRODUCT if machine.vector_bytes < LINE else LINE_PRODUCT)[lanes]
+    return products * each + _transforming(spec, machine, rows, columns, images) / images
+
+
+def _time(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int, packs: bool) -> float:
+    """Time of an image, one of so many at once."""
+    arithmetic = _arithmetic(spec, machine, tiling.rows, tiling.columns, tiling.lanes, tiling.executed_flops, images)
+    return arithmetic + _beyond(spec, machine, tiling, images, packs) / images
 
 
 def _beyond(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int, packs: bool) -> float:
@@ -333,28 +353,39 @@ def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) ->
     time = 0 if tiling.fused else _streamed(filters, machine) * blocks
     if tiling.held:
         near = block * points * spec.C * machine.vector_bytes <= machine.l2_bytes / 2
-        time += data * (SHARED + READ * (1 if near else groups))
+        read = READ if machine.vector_bytes < LINE else LINE_READ
+        time += data * (SHARED + read * (1 if near else groups))
     if products / blocks / groups * machine.vector_bytes > machine.l2_bytes * PRODUCTS_SHARE:
-        time += products * FAR * 2
+        time += products * (FAR * 2 if machine.vector_bytes < LINE else SPILL)
     if tiling.lanes == "pixels":
         outputs = ceil_div(spec.K, tiling.panels)
         calls = ceil_div(block, machine.pixel_vectors[outputs - 1])
     else:
         calls = ceil_div(tiling.tiles, machine.tile_rows)
+        if machine.vector_bytes >= LINE:
+            panel_bytes = spec.C * machine.tile_vectors * machine.vector_bytes
+            again = AGAIN[panel_bytes > PANEL_BYTES]
+            time += products * TRANSPOSE + filters * (calls - 1) * blocks * again
     time += points * tiling.panels * blocks * calls * CALL + (tiling.chains - 1) * products * LINK
     if tiling.held:
         rounds = (tiling.held * groups, blocks // tiling.held), (blocks % tiling.held * groups, 1)
         idle = sum(many * (-tasks % machine.threads) for tasks, many in rounds)
-        waiting = idle / (blocks * groups)
-    else:  # of the blocks dealt out, the last one may be small
-        whole, rest = divmod(tiles, tiling.tiles)
-        longest = max(ceil_div(whole, machine.threads) * tiling.tiles, whole // machine.threads * tiling.tiles + rest)
-        waiting = longest * machine.threads / tiles - 1
+        waiting = idle / (blocks * groups) if blocks > 1 else _waiting(tiling.panels, tiling.group, machine.threads)
+    else:
+        waiting = _waiting(tiles, tiling.tiles, machine.threads)
     if not waiting:
         return time
     work = images * tiling.executed_flops / 2 / lanes
     work += _transforming(spec, machine, tiling.rows, tiling.columns, images)
     return time + waiting * work
+
+
+def _waiting(parts: int, task: int, threads: int) -> float:
+    """Time for which threads wait for the longest of them, over their work, if they share so many parts by tasks of
+    `task`, of which the last may be smaller."""
+    whole, rest = divmod(parts, task)
+    longest = max(ceil_div(whole, threads) * task, whole // threads * task + rest)
+    return longest * threads / parts - 1
 
 
 def batch_class(images: int, device: str = "cpu") -> int:

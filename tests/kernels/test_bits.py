@@ -77,6 +77,20 @@ def test_winograd_results_do_not_depend_on_threads_batch_or_place(grid, isa, dty
         _check_threads_and_batches(grid, layer, isa, dtype, tilings, precision)
 
 
+def test_winograd_results_do_not_depend_on_blocks_or_on_what_lies_in_the_lanes(grid, isa, dtype, sampled):
+    """So that the choice between them may depend on threads and batches."""
+    compared = 0
+    for layer in sampled(grid.winograd_layers(6, 8)):
+        given = grid.operands(layer, dtype, np.random.default_rng(5).standard_normal)
+        first = {}
+        for tiling in grid.winograd_tilings(layer, isa, dtype):
+            result = grid.run(grid.program(layer, isa, dtype, tiling, given), given)
+            lanes, want = first.setdefault((tiling.rows, tiling.columns), (tiling.lanes, result))
+            assert _same_bits(result, want), f"{layer} in {dtype} on {isa} by {tiling}"
+            compared += lanes != tiling.lanes
+    assert compared
+
+
 def _outputs(shape, dtype):
     """Arrays full of NaN that begin a cache line, and some elements into one."""
     size = int(np.prod(shape))
