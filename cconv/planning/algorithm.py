@@ -179,9 +179,10 @@ def _winograd(
         if block * vector_bytes <= max(HELD_BYTES, vector_bytes) and ceil_div(vectors, block) == blocks:
             held, size = max(1, min(blocks, HELD_BYTES // (block * vector_bytes))), min(tiles, block * vector)
             found += [blocking(lanes, size, held, near * share) for lanes in executed for share in (0.5, 1, 2, 4)]
+    arithmetic = {lanes: _arithmetic(spec, machine, rows, columns, lanes, n, images) for lanes, n in executed.items()}
     same = chains, direct.far_images(spec, machine)
     tilings = (Winograd(rows, columns, *cut, *same, executed[cut[0]]) for cut in dict.fromkeys(found))
-    return min(tilings, key=lambda tiling: _time(spec, machine, tiling, images, packs))
+    return min(tilings, key=lambda t: arithmetic[t.lanes] + _beyond(spec, machine, t, images, packs) / images)
 
 
 def _transforms(spec: ConvSpec, machine: Machine) -> list[tuple[AnyTransform, AnyTransform]]:
@@ -284,7 +285,8 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
     if isinstance(tiling, Depthwise):
         return fma + maps_in + 2 * maps_out
     if isinstance(tiling, Winograd):
-        return _time(spec, machine, tiling, images, packs)
+        how = tiling.rows, tiling.columns, tiling.lanes, tiling.executed_flops
+        return _arithmetic(spec, machine, *how, images) + _beyond(spec, machine, tiling, images, packs) / images
     weights = WEIGHT * spec.K * spec.depth + (0 if tiling.unpacked else _ahead(spec.K * spec.depth / vector, machine))
     # The few weights of a depthwise layer decide nothing: its own kernel sums in another order, and bits of "direct"
     # depend neither on the batch nor on who packs.
@@ -328,12 +330,6 @@ def _arithmetic(
     products = executed / 2 / (machine.vector_bytes // ITEMSIZE[spec.dtype])
     each = (PRODUCT if machine.vector_bytes < LINE else LINE_PRODUCT)[lanes]
     return products * each + _transforming(spec, machine, rows, columns, images) / images
-
-
-def _time(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int, packs: bool) -> float:
-    """Time of an image, one of so many at once."""
-    arithmetic = _arithmetic(spec, machine, tiling.rows, tiling.columns, tiling.lanes, tiling.executed_flops, images)
-    return arithmetic + _beyond(spec, machine, tiling, images, packs) / images
 
 
 def _beyond(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int, packs: bool) -> float:
