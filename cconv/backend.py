@@ -5,7 +5,6 @@ In: an array, or a twin's name.  Out: the module `cconv.cpu`, `cconv.gpu` or `cc
 
 import functools
 import importlib
-import importlib.metadata
 from contextlib import AbstractContextManager
 from types import ModuleType
 
@@ -185,9 +184,11 @@ def set_pool_limit(nbytes: int | None) -> None:
 
 def show_config() -> dict:
     """What this installation is and what it runs on, as a dict that can be printed as JSON."""
+    from importlib import metadata  # here: it brings email and zipfile, a third of the time of `import cconv`
+
     machine = cpu.machine()
     return {
-        "cconv": importlib.metadata.version("cconv"),
+        "cconv": metadata.version("cconv"),
         "numpy": np.__version__,
         "isa": machine.isa,
         "instruction_sets": {name: usable for name, usable, *_ in cpu.instruction_sets()},
