@@ -106,7 +106,8 @@ def _tensors(kernel: type) -> Callable:
 
 
 def _plain(arrays: tuple) -> tuple:
-    return np.require(arrays[0], requirements="CA"), None
+    """A copy of a constant, which may lie in a file that others change."""
+    return np.array(arrays[0], order="C"), None
 
 
 _KINDS = {

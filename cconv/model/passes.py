@@ -236,9 +236,14 @@ def _floats(constant: Constant) -> np.ndarray:
     return np.asarray(constant.read(), np.float32)
 
 
+def _own(constant: Constant | None) -> np.ndarray | None:
+    """A copy: what every run reads as it is must not stay in a file, which may change."""
+    return None if constant is None else np.array(constant.read(), np.float32)
+
+
 def _as_given(recipe: Recipe) -> tuple:
     weight, bias = recipe.constants
-    return _floats(weight).reshape(recipe.shape), None if bias is None else _floats(bias)
+    return _floats(weight).reshape(recipe.shape), _own(bias)
 
 
 def _gemm(recipe: Recipe) -> tuple:
@@ -258,7 +263,7 @@ def _transposed(recipe: Recipe) -> tuple:
     outputs, depth, *kernel = recipe.shape
     weight = _floats(weight).reshape(groups, depth, outputs // groups, *kernel)
     weight = weight.swapaxes(1, 2)[..., ::-1, ::-1].reshape(recipe.shape)
-    return weight, None if bias is None else _floats(bias)
+    return weight, _own(bias)
 
 
 _FORMS = {

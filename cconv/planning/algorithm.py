@@ -73,7 +73,7 @@ class Winograd:
     #: What is done down the rows of a tile, and what across its columns.
     rows: AnyTransform
     columns: AnyTransform
-    #: What a vector of products holds: "pixels" (tiles), or "channels" (of the output) where tiles are few.
+    #: What a vector of products holds: "pixels" (tiles), or "channels" (of the output).
     lanes: str
     #: Tiles of m x m' outputs in a block.
     tiles: int

@@ -47,8 +47,8 @@ PACK_ROW, PACK_ELEMENT, READ_ELEMENT = 96, 2, 1
 UNEVEN = 0.05
 #: Parts of a tile for each thread, at most.
 MOST_PARTS = 24
-#: Panels of lanes "channels" that may read a piece of an image where it lies: more of them read faster what is packed.
-#: Elements from the first to the last that a table of offsets can reach.
+#: Panels of lanes "channels" that may read a piece of an image where it lies, where a vector is less than a line: more
+#: of them read faster what is packed. Elements from the first to the last that a table of offsets can reach.
 FEW_PANELS, FARTHEST = 2, 2**31 - 1
 #: A cache line, a result beyond the caches (docs/kernels.md), and more images than there are.
 LINE_BYTES, FAR_BYTES, NEVER = 64, 8 << 20, 2**62
@@ -307,10 +307,9 @@ def _parts(tiles: float, units: int, vectors: int, threads: int, repacking: floa
             waiting = min(waiting, together)
         return waiting * (1 + parts * repacking) + UNEVEN * min(1.0, task), parts, waiting
 
-    least = ceil_div(units, MOST_PARTS * threads)
+    sizes = {ceil_div(units, parts) for parts in range(1, min(units, MOST_PARTS * threads) + 1)}
     # The fewest parts of at most so many units.
-    sizes = {ceil_div(units, most): most for most in range(units, least - 1, -1)}
-    return min(time(parts, most) for parts, most in sizes.items())[1:]
+    return min(time(ceil_div(units, most), most) for most in sizes)[1:]
 
 
 def _vectors(height: int, width: int, tile_p: int, tile_q: int, pitch: int, vector: int) -> int:

@@ -64,6 +64,32 @@ def test_weights_may_lie_at_any_byte(model, tmp_path):
         np.testing.assert_array_equal(answer, answers[0])
 
 
+def test_a_program_reads_nothing_from_its_file_once_it_has_run(tmp_path):
+    """Neither what is packed nor what is read as it is, a bias and a factor, wherever they lie."""
+    rng, path, places = np.random.default_rng(2), tmp_path / "net.onnx", set()
+    shapes = {"weight": (1100, 3, 1, 1), "bias": (1100,), "factor": (1100, 2, 2)}
+    weights = [numpy_helper.from_array(rng.standard_normal(shape, np.float32), name) for name, shape in shapes.items()]
+    nodes = [helper.make_node("Conv", ["image", "weight", "bias"], ["maps"])]
+    nodes.append(helper.make_node("Mul", ["maps", "factor"], ["scaled"]))
+    sides = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, channels, 2, 2))
+        for name, channels in (("image", 3), ("scaled", 1100))
+    ]
+    graph = helper.make_graph(nodes, "net", sides[:1], sides[1:], weights)
+    x = rng.standard_normal((1, 3, 2, 2), np.float32)
+    for length in range(1, 5):
+        opsets = [helper.make_opsetid("", 17)]
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="p" * length), path)
+        data = path.read_bytes()
+        places |= {(tensor.name, data.index(tensor.raw_data) % 4) for tensor in weights}
+        model = cconv.load(path)
+        answer = model(x)
+        with path.open("r+b") as file:
+            file.write(bytes(len(data)))
+        np.testing.assert_array_equal(model(x), answer)
+    assert len(places) == 4 * len(weights)
+
+
 BAD = {
     "a field that is longer than the file": (b"\x3a\x7f", "longer than what it is in"),
     "an initializer that is longer than the graph": (b"\x3a\x02\x2a\x7f", "longer than what it is in"),
