@@ -217,51 +217,28 @@ class _Way(NamedTuple):
     tiling: Callable[[Machine], Tiling]
 
 
-def _lanes(spec: ConvSpec, machine: Machine, images: int, packs: bool) -> list[_Way]:
-    """Both kinds of lanes of a direct kernel, which sum in the same order; a map of one pixel leaves no choice."""
-    kinds = ("channels", "pixels") if spec.P * spec.Q > 1 else ("channels",)
-    return [
-        _Way(_least(spec, machine, lanes), partial(direct.tiling, spec, lanes=lanes, images=images, once=packs))
-        for lanes in kinds
-        if spec.algorithm != "winograd"
-    ]
-
-
-def _others(spec: ConvSpec, machine: Machine, images: int, packs: bool) -> list[_Way]:
-    """Every other way, each of which sums in an order of its own."""
+def _ways(spec: ConvSpec, machine: Machine, images: int, packs: bool) -> list[_Way]:
+    """Every tiling; which ones there are does not depend on the machine's threads."""
     found: list[_Way] = []
-    if spec.algorithm != "winograd" and not spec.preactivated and direct.depthwise(spec, machine):
-        found.append(_Way(0, partial(direct.depthwise, spec)))
+    if spec.algorithm != "winograd":
+        for lanes in ("channels", "pixels") if spec.P * spec.Q > 1 else ("channels",):
+            way = partial(direct.tiling, spec, lanes=lanes, images=images, once=packs)
+            found.append(_Way(_least(spec, machine, lanes), way))
+        if not spec.preactivated and direct.depthwise(spec, machine):
+            found.append(_Way(0, partial(direct.depthwise, spec)))
     if spec.algorithm == "winograd" or (spec.algorithm == "auto" and min(spec.C, spec.K) >= FEWEST_CHANNELS):
         for pair in _transforms(spec, machine):
             ways = _executed(spec, machine, *pair, images).items()
             floor = min(_arithmetic(spec, machine, *pair, lanes, executed, images) for lanes, executed in ways)
             found.append(_Way(floor, partial(_winograd, spec, *pair, images, packs)))
-    return found
-
-
-def _ways(spec: ConvSpec, machine: Machine, images: int, packs: bool) -> tuple[list[_Way], list[_Way]]:
-    """Lanes and others, not none; which ones there are does not depend on the machine's threads."""
-    lanes, others = _lanes(spec, machine, images, packs), _others(spec, machine, images, packs)
-    if not lanes and not others:
+    if not found:
         raise ArgumentError(
             f"algorithm: expected a kernel of 3x3, 5x5 or 7x7 with stride 1, or of 3x3 or 5x5 with stride 2 and "
             f"dilation 1, groups 1, a map no smaller than the dilation and not too many channels for winograd, got "
             f"{spec.R}x{spec.S} with stride {spec.stride}, dilation {spec.dilation}, groups {spec.groups}, {spec.C} "
             f"channels and precision {spec.precision}"
         )
-    return lanes, others
-
-
-def _best(ways: list[_Way], spec: ConvSpec, machine: Machine, images: int, packs: bool) -> tuple[_Way, Tiling]:
-    """The way with the least estimated time, and its tiling."""
-    best, least = None, inf
-    for way in sorted(ways, key=lambda way: way.floor):
-        if way.floor < least:
-            tiling = way.tiling(machine)
-            if (time := estimate(spec, machine, tiling, images, packs)) < least:
-                best, least = (way, tiling), time
-    return best
+    return found
 
 
 def candidates(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = False) -> tuple[Tiling, ...]:
@@ -271,8 +248,7 @@ def candidates(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = 
     _check_algorithm(spec, machine)
     if machine.device == "cuda":
         return cuda.candidates(spec)
-    lanes, others = _ways(spec, machine, images, packs)
-    return tuple(way.tiling(machine) for way in lanes + others)
+    return tuple(way.tiling(machine) for way in _ways(spec, machine, images, packs))
 
 
 def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, packs: bool = False) -> float:
@@ -410,15 +386,15 @@ def batch_class(images: int, device: str = "cpu") -> int:
 
 
 def choose(spec: ConvSpec, machine: Machine, images: int = 1, packs: bool = False) -> Tiling:
-    """The candidate with the least estimated time; the algorithm does not depend on the number of threads, so that no
-    bit of a result does. What lies in the lanes of a direct kernel changes none. On a GPU, no tile does."""
+    """The candidate with the least estimated time on one thread: which one it is does not depend on the number of
+    threads, so that no bit of a result does, and weights of direct kernels are packed once for all. On a GPU it may: no
+    tile there changes a bit."""
     _check_algorithm(spec, machine)
     if machine.device == "cuda":
         return cuda.choose(spec, machine, images)
-    lanes, others = _ways(spec, machine, images, packs)
-    if others:
-        alone = _alone(machine)
-        best, tiling = _best(lanes + others, spec, alone, images, packs)
-        if best in others:
-            return tiling if alone == machine else best.tiling(machine)
-    return _best(lanes, spec, machine, images, packs)[1]
+    alone = _alone(machine)
+    best, least, chosen = None, inf, None
+    for way in sorted(_ways(spec, machine, images, packs), key=lambda way: way.floor):
+        if way.floor < least and (time := estimate(spec, alone, tiling := way.tiling(alone), images, packs)) < least:
+            best, least, chosen = way, time, tiling
+    return chosen if machine == alone else best.tiling(machine)

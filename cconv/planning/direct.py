@@ -364,7 +364,9 @@ def _tiling(
     joined = lanes == "pixels" and run * (spec.depth + FINISH) < by_row * spec.depth
     vectors = ceil_div(outputs, vector)
     if lanes == "pixels":
-        panels = machine.panels(outputs, run if joined else by_row // tile_p)
+        # Of one long row as if threads did not cut it: programs for any number of them share packed weights.
+        uncut = ceil_div(min(width, TILE_PIXELS[lanes]), vector) if height == 1 else by_row // tile_p
+        panels = machine.panels(outputs, run if joined else uncut)
         products = spec.K * _vectors(height, width, tile_p, tile_q, columns.extent if joined else 0, vector) * vector
         # From memory, rows come faster one by one than a line of each in turn.
         near = images * spec.C * spec.H * spec.W * ITEMSIZE[spec.dtype] <= FAR_BYTES

@@ -55,7 +55,7 @@ def test_direct_results_do_not_depend_on_threads_batch_or_place(grid, isa, dtype
 
 
 def test_direct_results_do_not_depend_on_what_lies_in_the_lanes(grid, isa, dtype, sampled):
-    """So that the choice between them may depend on the threads."""
+    """So that the choice between them may depend on the batch."""
     compared = 0
     for layer in sampled(_layers(grid)):
         given = grid.operands(layer, dtype, np.random.default_rng(4).standard_normal)
