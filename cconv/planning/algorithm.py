@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ..errors import ArgumentError
 from . import cuda, direct, winograd
-from .direct import Depthwise, Direct
+from .direct import LINE_BYTES, Depthwise, Direct
 from .machine import Machine, ceil_div
 from .specs import ITEMSIZE, ConvSpec
 from .winograd import AnyTransform
@@ -48,7 +48,6 @@ CALL, LINK, FAR, MEMORY = 40, 3.5, 0.7, 9
 #: Time of a product in a register tile; that of lanes "channels" counts their transposition.
 PRODUCT = {"pixels": 1.1, "channels": 1.25}
 #: The same where a vector is a cache line (AVX-512) and 32 registers hold tiles of 28 sums; ...
-LINE = 64
 LINE_PRODUCT = {"pixels": 1.05, "channels": 1.0}
 #: ... there, the time of transposing a vector of products of lanes "channels"; of reading a vector of a panel again for
 #: the next tile, from the first level and from beyond; and of a vector of products that the second level cannot hold.
@@ -131,7 +130,7 @@ def _executed(
     tiles = images * _tiles(spec, rows, columns)
     across, down = ceil_div(tiles, vector) * vector * spec.K, tiles * ceil_div(spec.K, vector) * vector
     vectors = {"pixels": across, "channels": down}
-    if machine.vector_bytes < LINE:
+    if machine.vector_bytes < LINE_BYTES:
         del vectors["pixels" if down < across * FEW_TILES else "channels"]
     return {lanes: 2 * rows.alpha * columns.alpha * spec.C * n // images for lanes, n in vectors.items()}
 
@@ -170,7 +169,8 @@ def _winograd(
     own = max(1, min(vectors, int(machine.l2_bytes * BLOCK_SHARE) // vector_bytes, BLOCK_VECTORS))
     sizes = {min(tiles, block * vector) for block in (ceil_div(vectors, ceil_div(vectors, own)), *range(2, own + 1))}
     found = [blocking(lanes, size, 0, near * share) for lanes in executed for size in sizes for share in (0.5, 1)]
-    if machine.vector_bytes >= LINE:  # lanes "channels" need no whole vectors: whole register tiles, or equal blocks
+    if machine.vector_bytes >= LINE_BYTES:
+        # Lanes "channels" need no whole vectors: whole register tiles, or equal blocks.
         rows_of = (min(tiles, size) for size in range(machine.tile_rows, own * vector + 1, machine.tile_rows))
         equal = (ceil_div(tiles, ceil_div(tiles, block * vector)) for block in range(1, own + 1))
         found += [blocking("channels", size, 0, near * share) for size in {*rows_of, *equal} for share in (0.5, 1)]
@@ -304,7 +304,7 @@ def _arithmetic(
 ) -> float:
     """Time of an image's products and transforms, whatever the blocking, where so many are computed at once."""
     products = executed / 2 / (machine.vector_bytes // ITEMSIZE[spec.dtype])
-    each = (PRODUCT if machine.vector_bytes < LINE else LINE_PRODUCT)[lanes]
+    each = (PRODUCT if machine.vector_bytes < LINE_BYTES else LINE_PRODUCT)[lanes]
     return products * each + _transforming(spec, machine, rows, columns, images) / images
 
 
@@ -344,16 +344,16 @@ def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) ->
     time = 0 if tiling.fused else _streamed(filters, machine) * blocks
     if tiling.held:
         near = block * points * spec.C * machine.vector_bytes <= machine.l2_bytes / 2
-        read = READ if machine.vector_bytes < LINE else LINE_READ
+        read = READ if machine.vector_bytes < LINE_BYTES else LINE_READ
         time += data * (SHARED + read * (1 if near else groups))
     if products / blocks / groups * machine.vector_bytes > machine.l2_bytes * PRODUCTS_SHARE:
-        time += products * (FAR * 2 if machine.vector_bytes < LINE else SPILL)
+        time += products * (FAR * 2 if machine.vector_bytes < LINE_BYTES else SPILL)
     if tiling.lanes == "pixels":
         outputs = ceil_div(spec.K, tiling.panels)
         calls = ceil_div(block, machine.pixel_vectors[outputs - 1])
     else:
         calls = ceil_div(tiling.tiles, machine.tile_rows)
-        if machine.vector_bytes >= LINE:
+        if machine.vector_bytes >= LINE_BYTES:
             panel_bytes = spec.C * machine.tile_vectors * machine.vector_bytes
             again = AGAIN[panel_bytes > PANEL_BYTES]
             time += products * TRANSPOSE + filters * (calls - 1) * blocks * again
