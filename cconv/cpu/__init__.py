@@ -44,9 +44,9 @@ def _l2_bytes() -> int:
 def machine_of(isa: str | None, threads: int) -> Machine:
     """The machine as one instruction set sees it; None takes the best one. BackendUnavailable if it cannot run here."""
     known = instruction_sets()
-    for found, usable, vector_bytes, rows, vectors, wide, widest in known:
+    for found, usable, vector_bytes, rows, vectors, wide, kept, widest in known:
         if usable and isa in (None, found):
-            return Machine(found, vector_bytes, rows, vectors, widest, threads, _l2_bytes(), wide)
+            return Machine(found, vector_bytes, rows, vectors, widest, threads, _l2_bytes(), wide, kept)
     here = ", ".join(found for found, usable, *_ in known if usable)
     raise BackendUnavailable(f"CCONV_ISA: expected one that this processor runs ({here}), got {isa!r}")
 

@@ -25,7 +25,7 @@ _ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS, start=1
 
 
 def instruction_sets():
-    """(name, whether this processor runs it, vector bytes, tile rows, tile vectors, wide vectors, widest) of this
+    """(name, whether this processor runs it, vector bytes, tile rows, tile vectors, wide vectors, kept, widest) of this
     build, best first."""
     cdef int usable = 0, i = 0
     cdef const cconv_isa *isa
@@ -35,7 +35,8 @@ def instruction_sets():
         if isa == NULL:
             return found
         found.append((isa.name.decode(), bool(usable), isa.vector_bytes, isa.f32.rows, isa.f32.vectors,
-                      isa.f32.wide_vectors, tuple(isa.f32.widest[o] for o in range(isa.f32.outputs))))
+                      isa.f32.wide_vectors, isa.f32.kept,
+                      tuple(isa.f32.widest[o] for o in range(isa.f32.outputs))))
         i += 1
 
 

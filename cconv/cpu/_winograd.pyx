@@ -63,7 +63,7 @@ cdef inline long panel_begin(const Blocks *job, long panel) noexcept nogil:
     """The first output channel of a panel."""
     if job.pixel_lanes:
         return panel * job.K // job.panels
-    return min(job.K, panel * job.kernels.vectors * job.kernels.lanes)
+    return min(job.K, panel * ceil_div(job.K, job.kernels.lanes) // job.panels * job.kernels.lanes)
 
 
 cdef inline long panel_width(const Blocks *job, long outputs) noexcept nogil:
@@ -210,7 +210,7 @@ cdef class WinogradConvolution(Kernel):
         # One cache line more from point to point: powers of two would meet in the same sets of a cache.
         line = 64 // job.itemsize
         job.point_in = job.C * job.pitch + line
-        outputs = ceil_div(job.K, job.panels) if job.pixel_lanes else kernels.vectors * kernels.lanes
+        outputs = ceil_div(job.K, job.panels) if job.pixel_lanes else ceil_div(ceil_div(job.K, kernels.lanes), job.panels) * kernels.lanes
         job.point_out = job.group * outputs * job.pitch + line
         last = panel_begin(job, job.panels - 1)
         job.fused, job.taps = tiling.fused, spec.R * spec.S

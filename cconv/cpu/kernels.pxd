@@ -66,7 +66,7 @@ cdef extern from "kernels/kernels.h" nogil:
         const double *column_weight
 
     ctypedef struct cconv_kernels:
-        int lanes, rows, vectors, wide_vectors, outputs
+        int lanes, rows, vectors, wide_vectors, kept, outputs
         const unsigned char *widest
         void (*pack_rows)(const cconv_rows *, const void *, void *) noexcept nogil
         void (*preactivate)(

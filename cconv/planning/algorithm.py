@@ -145,15 +145,16 @@ def _winograd(
     tiles = images * _tiles(spec, rows, columns)
     vectors = ceil_div(tiles, vector)
     chains = winograd.chains(spec.C, rows, columns) if spec.precision == "highest" else direct.chains(spec.C)
+    kept = machine.kept if chains > 1 else 0
     vector_bytes = points * spec.C * machine.vector_bytes
 
     def blocking(lanes: str, size: int, held: int, group_bytes: float) -> tuple:
         """Lanes, tiles, panels, group, held, fused."""
         block = ceil_div(size, vector)
         if lanes == "channels":
-            panels = ceil_div(spec.K, vector * machine.tile_vectors)
+            panels = ceil_div(spec.K, vector * (1 if kept else machine.tile_vectors))
         else:
-            panels = machine.panels(spec.K, block)
+            panels = ceil_div(spec.K, kept) if kept else machine.panels(spec.K, block)
         panel_bytes = points * ceil_div(spec.K, panels) * block * machine.vector_bytes
         group = min(panels, max(1, int(group_bytes / panel_bytes)))
         group = ceil_div(panels, ceil_div(panels, group))
@@ -338,7 +339,7 @@ def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) ->
     lanes = machine.vector_bytes // ITEMSIZE[spec.dtype]
     points, tiles = tiling.points, images * tiling.count(spec)
     blocks, block = ceil_div(tiles, tiling.tiles), ceil_div(tiling.tiles, lanes)
-    groups = ceil_div(tiling.panels, tiling.group)
+    groups, kept = ceil_div(tiling.panels, tiling.group), machine.kept and tiling.chains > 1
     filters, data = points * spec.C * spec.K / lanes, points * spec.C * blocks * block
     products = points * spec.K * blocks * block
     time = 0 if tiling.fused else _streamed(filters, machine) * blocks
@@ -350,14 +351,14 @@ def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) ->
         time += products * (FAR * 2 if machine.vector_bytes < LINE_BYTES else SPILL)
     if tiling.lanes == "pixels":
         outputs = ceil_div(spec.K, tiling.panels)
-        calls = ceil_div(block, machine.pixel_vectors[outputs - 1])
+        calls = block if kept else ceil_div(block, machine.pixel_vectors[outputs - 1])
     else:
         calls = ceil_div(tiling.tiles, machine.tile_rows)
         if machine.vector_bytes >= LINE_BYTES:
-            panel_bytes = spec.C * machine.tile_vectors * machine.vector_bytes
+            panel_bytes = spec.C * ceil_div(spec.K, lanes * tiling.panels) * machine.vector_bytes
             again = AGAIN[panel_bytes > PANEL_BYTES]
             time += products * TRANSPOSE + filters * (calls - 1) * blocks * again
-    time += points * tiling.panels * blocks * calls * CALL + (tiling.chains - 1) * products * LINK
+    time += points * tiling.panels * blocks * calls * CALL + (0 if kept else (tiling.chains - 1) * products * LINK)
     if tiling.held:
         rounds = (tiling.held * groups, blocks // tiling.held), (blocks % tiling.held * groups, 1)
         idle = sum(many * (-tasks % machine.threads) for tasks, many in rounds)

@@ -16,7 +16,8 @@
 #include "tensors.inc.c"
 
 static const cconv_kernels NAME(kernels) = {
-    .lanes = LANES, .rows = TILE_ROWS, .vectors = 2, .wide_vectors = WIDE_VECTORS, .outputs = sizeof NAME(widest) - 1,
+    .lanes = LANES, .rows = TILE_ROWS, .vectors = 2, .wide_vectors = WIDE_VECTORS,
+    .kept = MOST_KEPT, .outputs = sizeof NAME(widest) - 1,
     .widest = NAME(widest),
 #define CCONV_KERNEL(name, arguments) .name = NAME(name),
 #include "kernels.inc"
@@ -69,6 +70,8 @@ static const cconv_kernels NAME(kernels) = {
 #undef CHANNELS_WIDE
 #undef CHANNELS_WIDE_ENTRY
 #undef WIDE_VECTORS
+#undef MOST_KEPT
+#undef KEPT
 #undef PIXELS
 #undef EACH_SUM
 #undef SUM

@@ -30,6 +30,15 @@
     _Pragma("GCC unroll 8") for (size_t line = 0; line < (bytes); line += 64)                                          \
         __builtin_prefetch((const char *)(panel) + AHEAD + line)
 
+/* Whether a tile keeps the totals of its chains in registers: 15 sums, 15 totals and a vector of 32. Between chains in
+ * memory, adding them costs as much as 3.5 multiply-adds each. */
+#ifdef __AVX512F__
+#define MOST_KEPT 15
+#else
+#define MOST_KEPT 0
+#endif
+#define KEPT(R, W) ((W) == 1 && (R) <= MOST_KEPT)
+
 /* R pixels by W vectors of output channels in registers. */
 #define CHANNELS(R, W)                                                                                                 \
     static __attribute__((noinline)) void NAME(channels_##R##x##W)(                                                    \
@@ -37,6 +46,9 @@
         T *restrict sums, long pitch, int add, int ahead) {                                                            \
         const int32_t *o = offset;                                                                                     \
         const T *p = panel;                                                                                            \
+        V total[R * W];                                                                                                \
+        if (KEPT(R, W))                                                                                                \
+            _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) total[i] = add ? load(sums + i * pitch) : (V){0};     \
         for (const int32_t *const last = o + depth; o < last; add = 1) {                                               \
             const int32_t *const end = chain < last - o ? o + chain : last;                                            \
             V c[R * W];                                                                                                \
@@ -48,12 +60,18 @@
             }                                                                                                          \
             if (CHANNELS_STEPS > 1)                                                                                    \
                 for (; o < end; o++, p += W * LANES) NAME(step)(R, W, c, p, 0, input, *o, 0);                          \
+            if (KEPT(R, W)) {                                                                                          \
+                _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) total[i] += c[i];                                 \
+                continue;                                                                                              \
+            }                                                                                                          \
             _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                       \
                 _Pragma("GCC unroll 3") for (int v = 0; v < W; v++) {                                                  \
                 T *to = sums + i * pitch + v * LANES;                                                                  \
                 store(to, add ? load(to) + c[i * W + v] : c[i * W + v]);                                               \
             }                                                                                                          \
         }                                                                                                              \
+        if (KEPT(R, W))                                                                                                \
+            _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) store(sums + i * pitch, total[i]);                    \
     }
 #define CHANNELS_BOTH(R) CHANNELS(R, 1) CHANNELS(R, 2)
 EACH_ROWS(CHANNELS_BOTH)
@@ -118,6 +136,8 @@ typedef struct {
         for (long tile = 0; tile < tiles; tile++, input += W * LANES, sums += to && !adds ? 0 : W * LANES) {           \
             const T *restrict weights = panel;                                                                         \
             int add = adds;                                                                                            \
+            V total[O * W];                                                                                            \
+            if (KEPT(O, W)) EACH_SUM(O, W) total[o] = add ? load(sums + o * pitch) : (V){0};                           \
             for (long k = 0, end; k < depth; add = 1) {                                                                \
                 V c[O * W];                                                                                            \
                 EACH_SUM(O, W) SUM = (V){0};                                                                           \
@@ -129,7 +149,12 @@ typedef struct {
                 }                                                                                                      \
                 if (steps > 1)                                                                                         \
                     for (; k < end; k++, weights += O) NAME(step)(O, W, c, input + offset[k], 0, weights, 0, 0);       \
-                if (add) EACH_SUM(O, W) SUM = load(sums + o * pitch + v * LANES) + SUM;                                \
+                if (KEPT(O, W)) {                                                                                      \
+                    EACH_SUM(O, W) total[o] += SUM;                                                                    \
+                    if (k < depth) continue;                                                                           \
+                    EACH_SUM(O, W) SUM = total[o];                                                                     \
+                } else if (add)                                                                                        \
+                    EACH_SUM(O, W) SUM = load(sums + o * pitch + v * LANES) + SUM;                                     \
                 if (to && k == depth) {                                                                                \
                     T *y = to->target + tile * W * LANES;                                                              \
                     EACH_SUM(O, W) SUM += to->bias ? splat(to->bias[o]) : (V){0};                                      \
@@ -187,7 +212,8 @@ static const unsigned char NAME(widest)[] = {EACH_PIXELS(WIDEST) 0};
 static void NAME(multiply_pixels)(int outputs, int vectors, long depth, long chain, const int32_t *offset,
                                   const void *input, const void *panel, void *sums, long pitch, int add) {
     const NAME(pixels_kernel) *tile = NAME(pixels_table)[outputs - 1];
-    const int widest = NAME(widest)[outputs - 1], cuts = (vectors + widest - 1) / widest, n = vectors / cuts;
+    const int widest = chain < depth && KEPT(outputs, 1) ? 1 : NAME(widest)[outputs - 1];
+    const int cuts = (vectors + widest - 1) / widest, n = vectors / cuts;
     const int wider = vectors % cuts, at = (cuts - wider) * n * LANES;
     tile[n - 1](cuts - wider, depth, chain, offset, input, panel, sums, pitch, add, NULL);
     if (wider)
