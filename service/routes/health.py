@@ -8,7 +8,7 @@ import threading
 from flask import Blueprint, Response, current_app
 
 from ..door import Door
-from ..errors import DeadlineExceeded, NotRecorded, Overloaded, Unavailable
+from ..errors import SHUTTING_DOWN, DeadlineExceeded, NotRecorded, Overloaded, Unavailable
 from ..metrics import CONTENT_TYPE
 from ..pipeline import Pipeline
 from .exchange import document
@@ -35,7 +35,7 @@ class Health:
 
     def _not_ready(self) -> str:
         if self._door.closed:
-            return "the server is shutting down"
+            return SHUTTING_DOWN
         if reason := self._pipeline.refusal():
             return reason
         if waiting := self._pipeline.loading():

@@ -11,8 +11,7 @@ import weakref
 import pytest
 from runs import WAIT_S, Held, later, soon, until_cancelled, waste
 
-from service import scheduler as scheduling
-from service.errors import DeadlineExceeded, DeviceLost, InvalidRequest, Overloaded
+from service.errors import CLOSING, DeadlineExceeded, DeviceLost, InvalidRequest, Overloaded
 from service.scheduler import SHORT_S
 
 pytestmark = pytest.mark.alone
@@ -122,7 +121,7 @@ class TestFailures:
         assert soon(lambda: scheduler._queues["cpu"])
         with pytest.raises(DeviceLost):
             scheduler.run([task(lose, device="cuda")], later())
-        assert str(waiting.exception()) == scheduling.CLOSING
+        assert str(waiting.exception()) == CLOSING
         go.set()
         assert running.result()[0].maps["y"].size == 9
         assert waste(scheduler, task()) == 0
@@ -178,7 +177,7 @@ class TestEnd:
         scheduler.close()
         assert not scheduler._runs
         for answer in answers:
-            assert str(answer.exception()) == scheduling.CLOSING
+            assert str(answer.exception()) == CLOSING
         assert not any(thread.name.startswith("cconv-") for thread in threading.enumerate())
         assert waste(scheduler, task(label="long")) == 2
         assert threading.active_count() <= before + 4  # the pool's own
