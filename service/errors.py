@@ -6,6 +6,9 @@ In: a text that names what was expected and what came.  Out: exceptions, which t
 #: Of a server that is being stopped: why it is not ready, and what who comes all the same is told.
 SHUTTING_DOWN = "the server is shutting down"
 CLOSING = f"{SHUTTING_DOWN}; try again"
+NO_MEMORY = "the server has no memory left for this request; try again"
+#: Of what nobody expected: it may name what clients are not to see.
+INTERNAL = "internal error; the server's log says more"
 
 
 class ServiceError(Exception):

@@ -29,7 +29,7 @@ from math import ceil
 import numpy as np
 
 from .engine import Task, cancel_flag, cores, limit_threads
-from .errors import CLOSING, SHUTTING_DOWN, DeadlineExceeded, DeviceLost, InvalidRequest, Overloaded
+from .errors import CLOSING, NO_MEMORY, SHUTTING_DOWN, DeadlineExceeded, DeviceLost, InvalidRequest, Overloaded
 from .lanes import Lanes
 from .metrics import Metrics
 from .pace import Pace
@@ -318,7 +318,7 @@ class Scheduler:
         if isinstance(error, DeviceLost):
             self.lose(error)
         elif isinstance(error, MemoryError):
-            return Overloaded("the server has no memory left for this request; try again")
+            return Overloaded(NO_MEMORY)
         elif isinstance(error, DeadlineExceeded) and self._closed:
             return Overloaded(CLOSING)  # what somebody waits for is cancelled by nobody else
         return error

@@ -13,6 +13,8 @@ from ..metrics import CONTENT_TYPE
 from ..pipeline import Pipeline
 from .exchange import document
 
+NO_LEDGER = "the ledger cannot be written"
+
 
 class Health:
     """Liveness asks nobody; readiness waits for the models and runs a self-test once."""
@@ -43,7 +45,7 @@ class Health:
         try:
             self._pipeline.book.require()
         except NotRecorded:
-            return "the ledger cannot be written"
+            return NO_LEDGER
         if self._passed:
             return ""
         # Nobody waits for another one's test: probes would take every request thread.
@@ -54,7 +56,7 @@ class Health:
             self._pipeline.self_test()
             self._passed = True
         except NotRecorded:
-            return "the ledger cannot be written"
+            return NO_LEDGER
         except Unavailable as error:
             return str(error)
         except (Overloaded, DeadlineExceeded):
