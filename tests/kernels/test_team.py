@@ -3,12 +3,14 @@
 In: scripts, each in a process of its own, because a team lives as long as its process.  Out: what they assert.
 """
 
+import math
 import threading
 
 import numpy as np
 import pytest
 
 import cconv
+from cconv.cpu.threads import _quota
 
 pytestmark = pytest.mark.alone
 
@@ -138,3 +140,20 @@ for _ in range(25):
         break
 assert ratio < 1.25, ratio
 """)
+
+
+@pytest.mark.parametrize(
+    ("files", "processors"),
+    [
+        ({}, math.inf),
+        ({"cpu.max": "max 100000\n"}, math.inf),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
+    ],
+)
+def test_a_cgroup_of_either_version_says_how_many_processors_it_may_use(tmp_path, files, processors):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert _quota(tmp_path) == processors
