@@ -41,22 +41,28 @@ DISTURBED = 0.1
 TRIES = 4
 
 
+def environment(name: str, threads: int, isa: str | None, recycling: bool) -> dict[str, str]:
+    """A worker's: what the caller's own says of malloc is not passed on."""
+    found = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    found |= {"OMP_NUM_THREADS": str(threads), "CCONV_NUM_THREADS": str(threads)}
+    if recycling and name in PEERS:
+        found |= RECYCLING
+    if isa:
+        found["CCONV_ISA"] = isa
+    return found
+
+
 class Worker:
     """A library's process."""
 
     def __init__(self, name: str, python: str, threads: int, isa: str | None = None, recycling: bool = True):
         self.name, self._made = name, (name, python, threads, isa)
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "CCONV_NUM_THREADS": str(threads)}
-        if recycling and name in PEERS:
-            environment |= RECYCLING
-        if isa:
-            environment["CCONV_ISA"] = isa
         self._process = subprocess.Popen(
             [python, str(Path(__file__).with_name("worker.py")), name, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=environment(name, threads, isa, recycling),
         )
         self.hello = self._answer()
 

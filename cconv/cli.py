@@ -192,11 +192,11 @@ def _timed(place, run: Callable[[], object]) -> Callable[[], None]:
     return call
 
 
-def measured_seconds(run: Callable[[], object], budget: float = 1.0) -> float:
-    """Median wall-clock time of a run: once to warm up, then at least 3 times and until the budget is spent."""
+def measured_seconds(run: Callable[[], object]) -> float:
+    """Median wall-clock time of a run: once to warm up, then at least 3 times and for a second or more."""
     run()
     times: list[float] = []
-    while len(times) < 3 or sum(times) < budget:
+    while len(times) < 3 or sum(times) < 1.0:
         begin = time.perf_counter()
         run()
         times.append(time.perf_counter() - begin)

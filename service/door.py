@@ -5,6 +5,7 @@ In: how many are in the house.  Out: a refusal as the bytes of an answer, counte
 
 from .admission import Admission
 from .config import Settings
+from .errors import CLOSING
 from .metrics import Metrics
 from .wire import write_json
 
@@ -17,7 +18,7 @@ class Door:
         self.deadline_s, self.places = settings.deadline_s, settings.queue_requests
         self._admission, self._metrics = admission, metrics
         self._full = _answer("the server is full: the most requests are waiting or running; try again", headers)
-        self._closed = _answer("the server is shutting down; try again", {**headers, "Connection": "close"})
+        self._closed = _answer(CLOSING, {**headers, "Connection": "close"})
         #: Whether nobody is let in any more; those who are in are answered.
         self.closed = False
 

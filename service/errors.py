@@ -3,6 +3,13 @@
 In: a text that names what was expected and what came.  Out: exceptions, which the factory turns into answers.
 """
 
+#: Of a server that is being stopped: why it is not ready, and what who comes all the same is told.
+SHUTTING_DOWN = "the server is shutting down"
+CLOSING = f"{SHUTTING_DOWN}; try again"
+NO_MEMORY = "the server has no memory left for this request; try again"
+#: Of what nobody expected: it may name what clients are not to see.
+INTERNAL = "internal error; the server's log says more"
+
 
 class ServiceError(Exception):
     """Base of every refusal; the text goes to the client as it is, so it holds no paths and no secrets."""

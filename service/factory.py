@@ -22,6 +22,8 @@ from .config import Settings
 from .door import Door
 from .engine import Engine, limit_pool
 from .errors import (
+    INTERNAL,
+    NO_MEMORY,
     Forbidden,
     InvalidRequest,
     Overloaded,
@@ -188,7 +190,7 @@ def _answer_errors(app: flask.Flask, settings: Settings, metrics: Metrics) -> No
 
     @app.errorhandler(MemoryError)
     def no_memory(_):
-        return refused(Overloaded("the server has no memory left for this request; try again"))
+        return refused(Overloaded(NO_MEMORY))
 
     @app.errorhandler(413)
     def too_long(_):
@@ -206,4 +208,4 @@ def _answer_errors(app: flask.Flask, settings: Settings, metrics: Metrics) -> No
     @app.errorhandler(Exception)
     def failed(_):
         app.logger.exception("unexpected")
-        return refusal("internal error; the server's log says more", 500, "internal")
+        return refusal(INTERNAL, 500, "internal")

@@ -16,6 +16,7 @@ import cconv.ledger as ledger
 
 from .config import Settings
 from .errors import (
+    INTERNAL,
     Conflict,
     DeadlineExceeded,
     InvalidRequest,
@@ -54,7 +55,7 @@ def _as_ours(error: ledger.LedgerError, unavailable: str) -> ServiceError:
     if isinstance(error, ledger.LedgerUnavailable):
         return NotRecorded(unavailable)
     log.error("the ledger", exc_info=error)
-    return ServiceError("internal error; the server's log says more")
+    return ServiceError(INTERNAL)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from .account import ANONYMOUS, Account
 from .admission import Admission, Permit
 from .config import Settings
 from .engine import Cost, Engine, Quote, Served, Task, pool_idle_bytes
-from .errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, ServiceError, TooLarge
+from .errors import INTERNAL, DeadlineExceeded, InvalidRequest, NotFound, Overloaded, ServiceError, TooLarge
 from .ledger import Bill, Book
 from .metrics import Metrics
 from .repository import Entry, State, unknown
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 SELF_TEST_S = 2.0
 #: How long closing waits for the model that is being loaded.
 CLOSE_S = 5.0
+NOT_DECODED = "the deadline passed before the images were decoded; nothing was billed"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _time_left(permit: Permit) -> float:
     """Seconds until a request's deadline; DeadlineExceeded if there are none."""
     left = permit.deadline - time.monotonic()
     if left <= 0:
-        raise DeadlineExceeded("the deadline passed before the images were decoded; nothing was billed")
+        raise DeadlineExceeded(NOT_DECODED)
     return left
 
 
@@ -190,7 +191,7 @@ class Pipeline:
             entry.fail(str(error))
         except Exception:
             log.exception("model %s version %s", entry.name, entry.version)
-            entry.fail("internal error; the server's log says more")
+            entry.fail(INTERNAL)
         else:
             entry.succeed(served)
             seconds = time.monotonic() - began
@@ -314,7 +315,7 @@ class Pipeline:
         if not files:
             raise InvalidRequest("body: expected a JPEG, PNG or .npy file or a multipart form of them, got nothing")
         self._admission.images(len(files))
-        pixels = self.settings.max_pixels
+        pixels = most = self.settings.max_pixels
         arrays = []
         for name, data in files:
             _time_left(permit)
@@ -322,8 +323,7 @@ class Pipeline:
                 array = self._npy_images(permit, data, name)
             else:
                 if not pixels:
-                    limit = self.settings.max_pixels
-                    raise InvalidRequest(f"{name}: expected at most {limit} pixels in all images, got more")
+                    raise InvalidRequest(f"{name}: expected at most {most} pixels in all images, got more")
                 array, count = self._decode(permit, data, name, pixels, served)
                 pixels -= count
             arrays.append(array)
@@ -335,7 +335,7 @@ class Pipeline:
     ) -> tuple[np.ndarray, int]:
         """A picture as a batch of one, and how many pixels it came with."""
         if not self._decoding.acquire(timeout=_time_left(permit)):
-            raise DeadlineExceeded("the deadline passed before the images were decoded; nothing was billed")
+            raise DeadlineExceeded(NOT_DECODED)
         try:
             picture = self.engine.decode(data, name, pixels)
             count = prod(picture.shape[1:])

@@ -29,7 +29,7 @@ from math import ceil
 import numpy as np
 
 from .engine import Task, cancel_flag, cores, limit_threads
-from .errors import DeadlineExceeded, DeviceLost, InvalidRequest, Overloaded
+from .errors import CLOSING, NO_MEMORY, SHUTTING_DOWN, DeadlineExceeded, DeviceLost, InvalidRequest, Overloaded
 from .lanes import Lanes
 from .metrics import Metrics
 from .pace import Pace
@@ -43,9 +43,8 @@ SHORT_S = 0.002
 SPARE = 10
 #: Niceness of the threads that compute on the CPU: a tenth of a processor's time where another thread wants it too.
 NICE = 10
-CLOSING = "the server is shutting down; try again"
 #: Why this process is of no use any more.
-SHUT, GPU_FAILED, THREAD_ENDED = "the server is shutting down", "the GPU failed", "a compute thread has ended"
+GPU_FAILED, THREAD_ENDED = "the GPU failed", "a compute thread has ended"
 
 
 def end_process(reason: str) -> None:
@@ -172,7 +171,7 @@ class Scheduler:
         if self._lost:
             return GPU_FAILED
         if self._closed:
-            return SHUT
+            return SHUTTING_DOWN
         return "" if all(lanes.alive for lanes in self._lanes.values()) else THREAD_ENDED
 
     def close(self, timeout_s: float = 5.0) -> None:
@@ -319,7 +318,7 @@ class Scheduler:
         if isinstance(error, DeviceLost):
             self.lose(error)
         elif isinstance(error, MemoryError):
-            return Overloaded("the server has no memory left for this request; try again")
+            return Overloaded(NO_MEMORY)
         elif isinstance(error, DeadlineExceeded) and self._closed:
             return Overloaded(CLOSING)  # what somebody waits for is cancelled by nobody else
         return error

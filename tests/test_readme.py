@@ -9,6 +9,7 @@ is left out.
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 import shlex
@@ -88,6 +89,21 @@ def test_the_snippets_of_a_document_run(path, tmp_path, monkeypatch, capsys):
 def test_the_examples_of_a_docstring_hold(name):
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
+
+
+def test_the_tables_of_the_api_name_every_parameter():
+    owners = {"": cconv, "model.": cconv.Model, "layer.": cconv.Conv2d}
+    owners |= {f"{name}.": getattr(cconv, name) for name in ("filters", "images", "init")}
+    rows = [line for line in (ROOT / "docs/api.md").read_text().splitlines() if line.startswith("|")]
+    spans = re.findall(r"`(\w+\.|)(\w+)\(([^()`]*)\)`", "\n".join(rows))
+    shown = {(owner, name): re.findall(r"(\w+)(?:=[^,]+)?(?:, |$)", parameters) for owner, name, parameters in spans}
+    known = {
+        (owner, name): [each for each in inspect.signature(getattr(owners[owner], name)).parameters if each != "self"]
+        for owner, name in shown
+        if callable(getattr(owners[owner], name, None))
+    }
+    assert len(known) > 25
+    assert {key: shown[key] for key in known} == known
 
 
 class TestTheTester:

@@ -26,7 +26,8 @@ cdef inline char *data_of(cnp.ndarray array) noexcept:
     return <char *>cnp.PyArray_DATA(array) if array is not None else NULL
 
 
-cdef struct Call:  # what a kernel computes on: C-ordered images, but for x, whose strides are in bytes; NULL if there is none
+# What a kernel computes on: C-ordered images, but for x, whose strides are in bytes; NULL if there is none.
+cdef struct Call:
     long images
     int threads, itemsize
     const char *x

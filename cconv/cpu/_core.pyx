@@ -217,7 +217,7 @@ cdef class Kernel:
         return 0
 
     cdef int enter(self, Phases phases, const Call *call) except -1:
-        """Add the phases of a run. Every kernel has its own: a cdef class has no abstract methods, so this one says so."""
+        """Add the phases of a run. Every kernel has its own; cdef classes know no abstract methods, so this raises."""
         raise NotImplementedError(type(self).__name__)
 
 

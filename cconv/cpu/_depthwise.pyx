@@ -49,7 +49,7 @@ cdef void depth_task(const void *untyped, long index, char *scratch) noexcept no
 
 
 cdef class DepthwiseConvolution(Kernel):
-    """A ConvSpec with one input channel per group, for one ISA. Holds no weights; run() may be called from many threads."""
+    """A ConvSpec with one input channel per group, for one ISA. Holds no weights; any number of threads may run it."""
 
     cdef Depth job
 

@@ -6,8 +6,8 @@ in it and every view of that array hold one, its memory is kept for the next of 
 the arithmetic on them. What lies idle has a limit; beyond it the memory that was given back longest ago is freed.
 
 The GIL is the lock: every function here holds it, and so does whoever drops the last reference, in any thread. A child
-forked by Python finds the lists whole, therefore; it drops what is idle (see memory.py), since writing to pages shared with
-the parent would copy them. Nothing here needs the interpreter to give memory back, so arrays may die while it ends.
+forked by Python therefore finds the lists whole; it drops what is idle (see memory.py), since writing to pages shared
+with the parent would copy them. To give memory back needs no interpreter, so arrays may die while it ends.
 """
 
 cimport cython
@@ -188,7 +188,7 @@ cdef Buffer lease(double nbytes):
 
 
 cdef Buffer workspace(double nbytes):
-    """The same for what run after run uses: whole huge pages from one on, since small ones behind them would be many."""
+    """The same for what run after run uses: whole huge pages from one on, as small ones behind them would be many."""
     return lease(ceil(nbytes / HUGE) * HUGE if nbytes > HUGE else nbytes)
 
 
@@ -207,10 +207,10 @@ cdef Buffer borrow(cnp.ndarray array):
 
 @cython.final
 cdef class Room:
-    """Memory for what lives together and is written once, such as the packed weights of a network: pieces of one Buffer,
-    taken with the first of them; `nbytes` is of all pieces, as whole cache lines. Its pages are small until it is full,
-    since a first answer waits for them, and a host may take as long for a huge one as for a thousand that were free for a
-    moment only (measured: docs/kernels.md); `full` lets the system join them later."""
+    """Memory for what lives together and is written once, such as the packed weights of a network: pieces of one
+    Buffer, taken with the first of them; `nbytes` is of all pieces, as whole cache lines. Its pages are small until it
+    is full, since a first answer waits for them, and a host may take as long for a huge one as for a thousand that were
+    free for a moment only (measured: docs/kernels.md); `full` lets the system join them later."""
 
     def __cinit__(self, size_t nbytes):
         self.nbytes = nbytes

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Program: a plan's steps in order, on N images: where each reads and writes, with how much scratch, by how many threads.
+"""Program: a plan's steps in order, on N images: where each reads and writes, how much scratch and how many threads.
 
 In: a Plan and its Steps (program.py makes them), packed weights; then images.  Out: maps.
 A call of a small layer takes microseconds, so this is compiled; the arithmetic is in the kernels of the steps.
@@ -27,8 +27,8 @@ cdef class Step:
     """An operation on numbered values and the kernel that computes it.
 
     `reads(x)` says whether the kernel can read an x whose rows do not follow each other; `pack(weights, room)` gives
-    its (packed weights, bias). A run of the plan has `times` images of the kernel, (C, H, W) `image` in and `output` out.
-    `moot` steps have nothing to do in a run alone."""
+    its (packed weights, bias). A run of the plan has `times` images of the kernel, (C, H, W) `image` in and `output`
+    out. `moot` steps have nothing to do in a run alone."""
 
     cdef Kernel kernel
     cdef object reads, pack

@@ -90,7 +90,8 @@ cdef extern from * nogil:
         if (here < 0 || sleeper == 0 || sched_getaffinity(0, sizeof cconv_allowed, &cconv_allowed)) return;
         elsewhere = cconv_allowed;
         CPU_CLR(here, &elsewhere);
-        sched_setaffinity(sleeper, sizeof elsewhere, &elsewhere); /* if there is nowhere else it fails, and all is as it was */
+        /* If there is nowhere else it fails, and all is as it was. */
+        sched_setaffinity(sleeper, sizeof elsewhere, &elsewhere);
     }
     static inline void cconv_roam(void) {
         if (CPU_COUNT(&cconv_allowed)) sched_setaffinity(0, sizeof cconv_allowed, &cconv_allowed);
@@ -178,7 +179,7 @@ cdef void watch(int unwanted) noexcept nogil:
 
 
 cdef bint await_state(int unwanted, int waiting, pthread_cond_t *change) noexcept nogil:
-    """Until `state` is neither `unwanted` nor, so that the other one knows it must wake us, `waiting`; whether we slept."""
+    """Until `state` is neither `unwanted` nor `waiting`, which tells the other one to wake us; whether we slept."""
     cdef bint slept = False
     watch(unwanted)
     if load(&state) != unwanted:
@@ -291,8 +292,8 @@ cdef int allowed() noexcept nogil:
 
 
 cdef void share(Phase *phases, long count, int threads, Ask ask, void *asked) noexcept nogil:
-    """Run the phases, one after the other, each of their tasks exactly once; a thread takes the next one when it is done
-    with its last.
+    """Run the phases, one after the other, each of their tasks exactly once; a thread takes the next one when it is
+    done with its last.
 
     The calling thread has the first `scratch_size` bytes of a phase's scratch, each of the other threads the like.
     Before a phase that `asks` the caller does, unless `ask` is NULL: the rest is left undone if the answer is yes."""
@@ -306,7 +307,8 @@ cdef void share(Phase *phases, long count, int threads, Ask ask, void *asked) no
         if phase.asks and ask != NULL and ask(asked):
             return
         while phase.next < phase.tasks:
-            if threads > 1 and (phase.next + 1 < phase.tasks or p + 1 < count) and not load(&taken) and not swap(&taken, 1):
+            if (threads > 1 and (phase.next + 1 < phase.tasks or p + 1 < count)
+                    and not load(&taken) and not swap(&taken, 1)):
                 post(phase, count - p, threads - 1, ask, asked)
                 return
             phase.task(phase.job, phase.next, phase.scratch)

@@ -79,7 +79,8 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*multiply_row)(int, int, long, long, const int32_t *, const void *, const void *, void *, const void *,
                              const cconv_finish *, const void *, void *, long) noexcept nogil
         void (*transpose)(long, long, const void *, long, void *, long) noexcept nogil
-        void (*finish)(const cconv_finish *, double, long, long, const void *, long, const void *, void *, long) noexcept nogil
+        void (*finish)(const cconv_finish *, double, long, long, const void *, long, const void *, void *,
+                       long) noexcept nogil
         void (*settle)() noexcept nogil
         void (*expect)(long, long, const void *, long) noexcept nogil
         void (*depthwise)(const cconv_depthwise *, const cconv_finish *, double, long, long, const void *, const void *,

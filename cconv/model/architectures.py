@@ -32,12 +32,12 @@ class Chain:
         Outputs of a network's last layer.
     """
 
-    def __init__(self, source: Source, channels: int = IMAGE[0], classes: int = CLASSES):
+    def __init__(self, source: Source, classes: int = CLASSES):
         self.nodes: list[Node] = []
         self.constants: dict[str, Constant] = {}
         self.source = source
         self.last = INPUT
-        self.channels = channels
+        self.channels = IMAGE[0]
         self.classes = classes
 
     def add(self, name: str, operator: str, *inputs: str, **options) -> str:

@@ -17,9 +17,9 @@ Axis = tensors.Axis
 FLOAT = 1
 
 
-def _axes(node: Node, given: Value | None, rank: int, word: str = "axes") -> list[int] | None:
+def _axes(node: Node, given: Value | None, rank: int) -> list[int] | None:
     """Axes from an operand, or from the attribute of older opsets."""
-    axes = node.options.get(word) if given is None else given.numbers()
+    axes = _numbers(node, given, "axes")
     return None if axes is None else [axis_of(axis, rank) for axis in axes]
 
 

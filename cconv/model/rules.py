@@ -189,7 +189,7 @@ def conv_transpose(node: Node, x: Value, weight: Value, bias: Value | None = Non
     )
 
     def billed(n: int) -> Cost:
-        return cost.conv_transpose(image, weight.shape, spec.output, n * times, groups=groups, bias=bias is not None)
+        return cost.conv_transpose(image, weight.shape, spec.output, n * times, bias=bias is not None)
 
     return Result(as_given(x, times, spec.output), parts, billed, size(weight) + size(bias))
 

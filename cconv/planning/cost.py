@@ -112,7 +112,7 @@ def batch_norm(elements: int, channels: int, dtype: str) -> Cost:
     return Cost(0, 2 * elements, (2 * elements + 2 * channels) * ITEMSIZE[dtype])
 
 
-def conv_transpose(image: CHW, weight: tuple[int, ...], output: CHW, n: int, *, groups: int, bias: bool) -> Cost:
+def conv_transpose(image: CHW, weight: tuple[int, ...], output: CHW, n: int, *, bias: bool) -> Cost:
     """macs = N*C*H*W*(K/G)*R*S, as of the convolution whose gradient it is: the input's H and W; 1 per bias."""
     inputs, outputs, products = n * prod(image), n * prod(output), prod(weight[1:])
     moved = inputs + prod(weight) + (output[0] if bias else 0) + outputs

@@ -8,10 +8,12 @@ import threading
 from flask import Blueprint, Response, current_app
 
 from ..door import Door
-from ..errors import DeadlineExceeded, NotRecorded, Overloaded, Unavailable
+from ..errors import SHUTTING_DOWN, DeadlineExceeded, NotRecorded, Overloaded, Unavailable
 from ..metrics import CONTENT_TYPE
 from ..pipeline import Pipeline
 from .exchange import document
+
+NO_LEDGER = "the ledger cannot be written"
 
 
 class Health:
@@ -35,7 +37,7 @@ class Health:
 
     def _not_ready(self) -> str:
         if self._door.closed:
-            return "the server is shutting down"
+            return SHUTTING_DOWN
         if reason := self._pipeline.refusal():
             return reason
         if waiting := self._pipeline.loading():
@@ -43,7 +45,7 @@ class Health:
         try:
             self._pipeline.book.require()
         except NotRecorded:
-            return "the ledger cannot be written"
+            return NO_LEDGER
         if self._passed:
             return ""
         # Nobody waits for another one's test: probes would take every request thread.
@@ -54,7 +56,7 @@ class Health:
             self._pipeline.self_test()
             self._passed = True
         except NotRecorded:
-            return "the ledger cannot be written"
+            return NO_LEDGER
         except Unavailable as error:
             return str(error)
         except (Overloaded, DeadlineExceeded):

@@ -1,9 +1,11 @@
-"""Conftest: what the tests of the kernels share: grid.py, and an instruction set to run it on.
+"""Conftest: what the tests of the kernels share: grid.py, an instruction set to run it on, and processes for scripts.
 
-In: grid.py.  Out: fixtures `grid`, the module, and `isa`, every instruction set that this processor runs.
+In: grid.py, prelude.py.  Out: fixtures `grid`, the module, `isa`, every instruction set that this processor runs, and
+`process`, which runs a script.
 """
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -36,3 +38,24 @@ def sampled(request):
     """f(items): all of them, or as few as --one-in says."""
     step = request.config.getoption("--one-in")
     return lambda items: list(items)[::step]
+
+
+@pytest.fixture
+def process():
+    """f(script): runs it, behind prelude.py, in a process of its own, where it must end well."""
+    prelude = Path(__file__).with_name("prelude.py").read_text()
+
+    def run(script: str, *, timeout: float = 120) -> None:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", prelude + script], capture_output=True, text=True, timeout=timeout
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture
+def proc():
+    """/proc, in which scripts count threads."""
+    if sys.platform != "linux":
+        pytest.skip("counts threads in /proc")

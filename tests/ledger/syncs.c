@@ -1,5 +1,5 @@
-/* Before libc: counts fsync and fdatasync, and fails at them while the file SYNC_FAILS exists; with MAPS_FAIL no file can
- * be mapped to be written. */
+/* Before libc: counts fsync and fdatasync, and fails at them while the file SYNC_FAILS exists; with MAPS_FAIL no file
+ * can be mapped to be written. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -20,7 +20,8 @@ void *mmap64(void *at, size_t size, int access, int flags, int fd, off64_t offse
         errno = ENODEV;
         return MAP_FAILED;
     }
-    return ((void *(*)(void *, size_t, int, int, int, off64_t))dlsym(RTLD_NEXT, "mmap64"))(at, size, access, flags, fd, offset);
+    return ((void *(*)(void *, size_t, int, int, int, off64_t))dlsym(RTLD_NEXT, "mmap64"))(
+        at, size, access, flags, fd, offset);
 }
 void *mmap(void *at, size_t size, int access, int flags, int fd, off_t offset) {
     return mmap64(at, size, access, flags, fd, offset);

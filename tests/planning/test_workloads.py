@@ -226,6 +226,22 @@ def test_the_command_names_what_it_does_not_know(bench, monkeypatch, capsys):
         bench["compare"].chosen_layers(bench["compare"].parsed())
 
 
+def test_malloc_is_told_to_keep_memory_in_the_peers_timed_processes_alone(bench, monkeypatch):
+    """Whatever the caller's own environment tells it."""
+    compare = bench["compare"]
+    for name in (*compare.RECYCLING, "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"):
+        monkeypatch.setenv(name, "1")
+
+    def told(name, recycling):
+        found = compare.environment(name, 2, None, recycling)
+        assert found["OMP_NUM_THREADS"] == found["CCONV_NUM_THREADS"] == "2"
+        return {key: value for key, value in found.items() if "MALLOC" in key or "GLIBC" in key}
+
+    for name in ("cconv", "direct", "reference", "machine", *bench["peers"].PEERS):
+        assert told(name, recycling=True) == (compare.RECYCLING if name in bench["peers"].PEERS else {})
+        assert told(name, recycling=False) == {}
+
+
 @pytest.mark.slow
 def test_a_run_without_peers_writes_its_record(bench, monkeypatch, tmp_path):
     record, page = tmp_path / "record.json", tmp_path / "page.md"

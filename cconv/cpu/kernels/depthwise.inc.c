@@ -27,7 +27,7 @@ static inline __attribute__((always_inline)) void NAME(activate)(const cconv_fin
     }
 }
 
-/* Outputs p .. p + rows - 1, q .. q + LANES - 1 from their sums; mostly they are whole vectors that nothing is added to. */
+/* Outputs p .. p + rows - 1, q .. q + LANES - 1 from their sums; mostly whole vectors that nothing is added to. */
 static inline __attribute__((always_inline)) void NAME(depthwise_store)(const cconv_depthwise *how,
                                                                         const cconv_finish *finish, V *sum, V bias,
                                                                         const T *residual, T *y, long p, long q,

@@ -3,16 +3,16 @@
  * In: what depthwise.inc.c has, depthwise_store() and activate() of it.  Out: DEPTHWISE(stride, size), a function for
  * filters of size x size.
  *
- * At stride 1 a tap is one load, at stride 2 a pair of loads gives two taps, sorted by EVEN and ODD, and the one before them,
- * which is one element and the second of them but for its last lane: with one column of padding, both loads are of whole
- * lines. Lanes outside the image are masked away; a row outside it is read from ZEROS.
+ * At stride 1 a tap is one load, at stride 2 a pair of loads gives two taps, sorted by EVEN and ODD, and the one before
+ * them, which is one element and the second of them but for its last lane: with one column of padding, both loads are
+ * of whole lines. Lanes outside the image are masked away; a row outside it is read from ZEROS.
  *
  *     row of the image         x0 x1 x2 x3 x4 ...              left = 1: outputs q .. q + LANES - 1 read
  *     stride 1, tap s          x(q - 1 + s) ...                LANES neighbours
- *     stride 2, taps 0, 1, 2   x(2q - 1) x(2q) x(2q + 1) ...   of 2 * LANES neighbours of x(2q) the even ones, and the odd ones
+ *     stride 2, taps 0, 1, 2   x(2q - 1) x(2q) x(2q + 1) ...   of 2 * LANES neighbours of x(2q) the even and the odd
  *
- * A block takes one column of taps after the other (at stride 2 two or three), whose weights stay in registers. Where rows are
- * dilated or strides differ, a block is one row.
+ * A block takes one column of taps after the other (at stride 2 two or three), whose weights stay in registers. Where
+ * rows are dilated or strides differ, a block is one row.
  */
 #define MOST_LEFT (1L << 40) /* any */
 #define MOST_READ (WIDEST_ROW + 2 * (BLOCK - 1)) /* rows that a block reads */
@@ -22,8 +22,8 @@ static const T NAME(ZEROS)[2 * LANES + WIDEST_ROW];
 /* Which of LANES elements from element c of a row on are inside it. */
 #define INSIDE(c) between(-(c), how->W - (c))
 
-/* The vectors of `taps` taps that begin at p: 1 at stride 1, 2 or 3 at stride 2. With `edge`, what lies outside the row is
- * zero: all but the `inside` elements of the vectors that are loaded, and the first of three taps unless it is `within`. */
+/* The vectors of `taps` taps that begin at p: 1 at stride 1, 2 or 3 at stride 2. With `edge`, what lies outside the row
+ * is zero: all but the `inside` elements of the vectors loaded, and the first of three taps unless it is `within`. */
 static inline __attribute__((always_inline)) void NAME(load_taps)(const T *p, const NAME(lanes) *inside, int within,
                                                                   const int edge, const int stride, const int taps,
                                                                   V *tap) {
@@ -41,13 +41,13 @@ static inline __attribute__((always_inline)) void NAME(load_taps)(const T *p, co
 
 /* Columns of taps that a block takes at once: three of a 5 x 5 filter do not stay in registers. */
 #define TAPS(stride, size) ((stride) == 2 && (size) == 3 ? 3 : (stride))
-/* Elements from the first to the last that a block reads of a row, which are more than its taps where pairs are loaded. */
+/* Elements from the first to the last that a block reads of a row: more than its taps where pairs are loaded. */
 #define REACH(stride, size) ((size) - 1 - (TAPS(stride, size) == 3) + LANES * (stride))
 #define EACH_TAP                                                                                                       \
     _Pragma("GCC unroll 3") for (int t = 0; t < taps; t++) if (s + t < size)
 
-/* Outputs q .. q + LANES - 1 of the rows from p on, with every size a constant. row[i]: the first tap of output q in the
- * i-th row that is read, which is element c of its row. */
+/* Outputs q .. q + LANES - 1 of the rows from p on, with every size a constant. row[i]: the first tap of output q in
+ * the i-th row that is read, which is element c of its row. */
 static inline __attribute__((always_inline)) void NAME(depthwise_block)(
     const cconv_depthwise *how, const cconv_finish *finish, const T *const *row, long c, const T *w, V bias,
     const T *residual, T *y, long p, long q, const int edge, const int rows, const int stride, const int size) {
@@ -72,8 +72,8 @@ static inline __attribute__((always_inline)) void NAME(depthwise_block)(
     NAME(depthwise_store)(how, finish, sum, bias, residual, y, p, q, rows);
 }
 
-/* `rows` rows at a time from p on, as long as they lie before `last`. The last vector of columns overlaps the one before,
- * unless sums are added to what may lie in the output. */
+/* `rows` rows at a time from p on, as long as they lie before `last`. The last vector of columns overlaps the one
+ * before, unless sums are added to what may lie in the output. */
 #define ROWS(rows, STRIDE, SIZE)                                                                                       \
     for (; p + rows <= last && (rows == 1 || near); p += rows)                                                         \
         for (long q = 0; q < how->Q; q += LANES) {                                                                     \

@@ -10,8 +10,8 @@
  *     strip, stride 1        0 x0 x1 x2 x3 ...              tap s: strip[q + s ..]
  *     strip, stride 2        0 x0 x2 x4 ... | 0 x1 x3 ...   taps 0, 2: of x1 x3 ...;  tap 1: of x0 x2 ...
  *
- * A block takes one column of taps after the other, whose weights stay in registers: a sum's order is (s, r). Where rows
- * are dilated or strides differ, a strip serves one output row.
+ * A block takes one column of taps after the other, whose weights stay in registers: a sum's order is (s, r). Where
+ * rows are dilated or strides differ, a strip serves one output row.
  */
 #define MOST_LEFT LANES /* a strip begins LANES outputs before the image */
 #define STRIP_ROWS 32

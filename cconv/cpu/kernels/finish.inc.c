@@ -82,8 +82,8 @@ static inline __attribute__((always_inline)) void NAME(finish_row)(const int act
     store_lanes(y + j, NAME(activated_as)(activation, alpha, x), rest);
 }
 
-/* y = activation(sums + bias + residual) of rows x columns of one map; residual and y share a pitch. Rows without a gap are
- * one. */
+/* y = activation(sums + bias + residual) of rows x columns of one map; residual and y share a pitch. Rows without a gap
+ * are one. */
 static void NAME(finish)(const cconv_finish *how, double bias, long rows, long columns, const void *sums,
                          long sums_pitch, const void *residual, void *target, long pitch) {
     const V b = splat((T)bias), alpha = splat((T)how->alpha);

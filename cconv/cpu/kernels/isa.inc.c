@@ -1,6 +1,7 @@
 /* ISA: both element types for one instruction set.
  *
- * In: ISA (its name), VECTOR_BYTES, TILE_ROWS, EACH_ROWS, EACH_PIXELS.  Out: cconv_isa_<ISA>, the only symbol of the object file.
+ * In: ISA (its name), VECTOR_BYTES, TILE_ROWS, EACH_ROWS, EACH_PIXELS.  Out: cconv_isa_<ISA>, the only symbol of the
+ * object file.
  */
 #if defined(__x86_64__)
 #include <immintrin.h>

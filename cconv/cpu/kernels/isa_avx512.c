@@ -1,4 +1,4 @@
-/* AVX-512 F, BW, DQ, VL: 32 registers = 14 x 2 sums + 2 of weights + 1 broadcast; 14 divides 224, 112, 56, 28 and 14. */
+/* AVX-512 F, BW, DQ, VL: 32 registers = 14 x 2 sums + 2 of weights + 1 broadcast; 14 divides 224, 112, 56, 28, 14. */
 #define ISA avx512
 #define VECTOR_BYTES 64
 #define TILE_ROWS 14

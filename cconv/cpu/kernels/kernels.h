@@ -11,9 +11,9 @@
 #include <stdint.h>
 
 /* One phase of the channels of an input tile, which lie `plane` elements apart: `height` x `width` elements each, those
- * outside the image are zeros. Row i comes from source row `top + i * row_step`, column j from `left + j * column_step`;
- * strides are in bytes, because NumPy's are. With `pair`, a second phase that begins one column to the right follows so
- * many elements behind the first. */
+ * outside the image are zeros. Row i comes from source row `top + i * row_step`, column j from
+ * `left + j * column_step`; strides are in bytes, because NumPy's are. With `pair`, a second phase that begins one
+ * column to the right follows so many elements behind the first. */
 typedef struct {
     long channels, plane, height, width, pitch, pair;
     long top, left, row_step, column_step;
@@ -34,7 +34,8 @@ enum cconv_activation {
     CCONV_GELU
 };
 
-/* `past`: the result is too large to be found in a cache by whoever reads it, so that whole lines of it go past them. Not with a residual. */
+/* `past`: the result is too large to be found in a cache by whoever reads it, so that whole lines of it go past them.
+ * Not with a residual. */
 typedef struct {
     int activation, past;
     double alpha;
@@ -49,8 +50,8 @@ typedef struct {
 /* Bytes of tiles, one element each, that Winograd transforms at once: what lies between fits the first level. */
 enum { CCONV_STRIP = 256 };
 
-/* Winograd's transform in one dimension, alpha points for m outputs. Coefficients and powers are elements, in the order that
- * winograd.inc.c says; filter is G, row by row. */
+/* Winograd's transform in one dimension, alpha points for m outputs. Coefficients and powers are elements, in the order
+ * that winograd.inc.c says; filter is G, row by row. */
 typedef struct {
     int m, alpha;
     const void *coefficients, *powers;
@@ -71,8 +72,8 @@ typedef struct {
 } cconv_winograd;
 
 /* Windows of one map: output (p, q) covers rows row_start[p] .. row_stop[p]-1 in steps of row_step, same for columns.
- * With a `stride` of 1 or 2, a row that is continued by `left` and `right` columns is covered evenly: output q by `taps`
- * columns from q * stride - left on. Otherwise it is 0, and the tables alone say which columns are covered. */
+ * With a `stride` of 1 or 2, a row that is continued by `left` and `right` columns is covered evenly: output q by
+ * `taps` columns from q * stride - left on. Otherwise it is 0, and the tables alone say which columns are covered. */
 typedef struct {
     int average;
     long width, outputs_high, outputs_wide;
@@ -112,9 +113,9 @@ typedef struct {
 } cconv_resize;
 
 /* One instruction set and element type. `lanes` elements fill a vector; the register tile of multiply_channels is at
- * most `rows` pixels by `vectors` vectors of output channels, or fewer pixels by `wide_vectors`; that of multiply_pixels `outputs` channels or less by
- * widest[channels - 1] vectors of pixels or less. Tiles of one vector by at most `kept` keep the totals of their chains in
- * registers. */
+ * most `rows` pixels by `vectors` vectors of output channels, or fewer pixels by `wide_vectors`; that of
+ * multiply_pixels `outputs` channels or less by widest[channels - 1] vectors of pixels or less. Tiles of one vector by at
+ * most `kept` keep the totals of their chains in registers. */
 typedef struct {
     int lanes, rows, vectors, wide_vectors, kept, outputs;
     const unsigned char *widest;
@@ -131,7 +132,7 @@ typedef struct {
 
 /* The named ISA, or the best one for NULL; NULL if this processor or this build lacks it. */
 const cconv_isa *cconv_select(const char *name);
-/* The i-th ISA of this build from best to plainest, NULL beyond the end; *usable says whether this processor runs it. */
+/* The i-th ISA of this build from best to plainest, NULL beyond the end; *usable: whether this processor runs it. */
 const cconv_isa *cconv_list(int i, int *usable);
 
 #endif

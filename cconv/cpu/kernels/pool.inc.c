@@ -2,17 +2,20 @@
  *
  * In: T, NAME, simd.h.  Out: pool; larger (NaN wins). `scratch` holds one row of the map, continued on both sides, and
  * one of outputs, in double for an average, with room for four vectors of T more.
- * First down the columns of the windows, then along the row. The order of a sum depends on the window alone, and averages
- * sum in double: a global one has too many terms for a float.
+ * First down the columns of the windows, then along the row. The order of a sum depends on the window alone, and
+ * averages sum in double: a global one has too many terms for a float.
  */
 /* b where one of the two is NaN by the maximum alone, which is one instruction; a set mask, too, is NaN. */
 static inline __attribute__((always_inline)) V NAME(larger)(V a, V b) {
     return (V)((NAME(comparison))select(a > b, a, b) | (a != a));
 }
-static inline __attribute__((always_inline)) T NAME(larger_one)(T a, T b) { return a > b || a != a ? a : b; } /* NaN wins */
+static inline __attribute__((always_inline)) T NAME(larger_one)(T a, T b) {
+    return a > b || a != a ? a : b; /* NaN wins */
+}
 
 /* row[w] = the maximum of `rows` rows, `pitch` apart. */
-static inline __attribute__((always_inline)) void NAME(largest_rows)(long rows, long pitch, long width, const T *x, T *row) {
+static inline __attribute__((always_inline)) void NAME(largest_rows)(long rows, long pitch, long width, const T *x,
+                                                                     T *row) {
     long w = 0;
     for (; width >= LANES && w < width; w += LANES) {
         if (w > width - LANES) w = width - LANES; /* the last vector begins earlier */
@@ -28,8 +31,8 @@ static inline __attribute__((always_inline)) void NAME(largest_rows)(long rows, 
 }
 
 /* y[q] = the maximum of row[q * stride + tap * step] over the taps. Reads whole vectors of the row. */
-static inline __attribute__((always_inline)) void NAME(largest_along)(const int stride, long count, long taps, long step,
-                                                                      const T *row, T *y) {
+static inline __attribute__((always_inline)) void NAME(largest_along)(const int stride, long count, long taps,
+                                                                      long step, const T *row, T *y) {
     for (long q = 0; q < count; q += LANES) {
         if (q > count - LANES && count >= LANES) q = count - LANES;
         const T *at = row + q * stride;

@@ -1,8 +1,9 @@
 /* SIMD: vectors of T by GCC's vector extensions, which serve every ISA from the same source.
  *
  * In: T (float or double), LANES (elements per vector, a literal), NAME; the ISA's names MASKED(op) and WIDE.
- * Out: V, load, store, stream, LINE (whether a line begins there), splat, between, only, load_lanes, load_anywhere, store_lanes, select, LOW, HIGH, EVEN, ODD, NEXT,
- * EVEN_MIXED, ODD_MIXED (AVX2 alone), flip, load_columns, store_columns; BY_HALVES, whether these two are the best way.
+ * Out: V, load, store, stream, LINE (whether a line begins there), splat, between, only, load_lanes, load_anywhere,
+ * store_lanes, select, LOW, HIGH, EVEN, ODD, NEXT, EVEN_MIXED, ODD_MIXED (AVX2 alone), flip, load_columns,
+ * store_columns; BY_HALVES, whether these two are the best way.
  * Whole-vector operations only: GCC turns lane subscripts into memory traffic.
  * No include guard: it is included once per element type, and instance.inc.c undefines what it defines.
  */
@@ -233,8 +234,8 @@ static inline __attribute__((always_inline)) V NAME(select)(NAME(comparison) hol
 #define flip NAME(flip)
 #define load_columns NAME(load_columns)
 #define store_columns NAME(store_columns)
-/* load_columns: d[j] = element j of LANES rows, the l-th of which begins at p + at[l], or `apart` from each other if `at` is
- * NULL, for j < n. Reads whole vectors of a row. */
+/* load_columns: d[j] = element j of LANES rows, the l-th of which begins at p + at[l], or `apart` from each other if
+ * `at` is NULL, for j < n. Reads whole vectors of a row. */
 #define PLACE(l) (p + (at ? at[l] : (l) * apart))
 #if BY_HALVES
 #if LANES == 8

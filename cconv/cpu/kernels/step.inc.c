@@ -3,10 +3,10 @@
  * In: T, BYTES, SCALAR, PACKED (the suffixes of its instructions), NAME, simd.h.
  * Out: step; IN_ASSEMBLY(R, W), whether it is written in assembly for a tile of that shape.
  *
- * With 16 registers, a tile of 12 sums leaves none to spare. GCC reads a vector of a 4 x 3 tile again for every sum that it goes
- * into, 10 loads per 12 multiply-adds where 7 will do, and cannot take several steps in a turn of lanes "pixels". Loads and
- * instructions are free as long as nothing else uses the core; beside a busy hyperthread these tiles lost a tenth
- * (docs/kernels.md). Hence assembly for them.
+ * With 16 registers, a tile of 12 sums leaves none to spare. GCC reads a vector of a 4 x 3 tile again for every sum
+ * that it goes into, 10 loads per 12 multiply-adds where 7 will do, and cannot take several steps in a turn of lanes
+ * "pixels". Loads and instructions are free as long as nothing else uses the core; beside a busy hyperthread these
+ * tiles lost a tenth (docs/kernels.md). Hence assembly for them.
  */
 #define EVERY_ROW _Pragma("GCC unroll 32") for (int i = 0; i < R; i++)
 #define EVERY_VECTOR _Pragma("GCC unroll 8") for (int v = 0; v < W; v++)
@@ -17,7 +17,8 @@
 #define IN_ASSEMBLY(R, W) (((R) == 4 && (W) == 3) || ((R) == 6 && (W) == 2) || ((R) == 3 && (W) == 4))
 #define LOAD(v, to) "vmovups " #v "*32+%c[vectors_at](%[vectors]), %%ymm" #to "\n\t"
 #define SPLAT(i, to)                                                                                                   \
-    "vbroadcast" SCALAR " " #i "*" STRING(BYTES) "+%c[scalars_at](%[scalars],%[index]," STRING(BYTES) "), %%ymm" #to "\n\t"
+    "vbroadcast" SCALAR " " #i "*" STRING(BYTES) "+%c[scalars_at](%[scalars],%[index]," STRING(BYTES) "), "            \
+    "%%ymm" #to "\n\t"
 #define FMA(sum, x, y) "vfmadd231" PACKED " %%ymm" #x ", %%ymm" #y ", %[c" #sum "]\n\t"
 #define ROW_OF_2(i, first, second) SPLAT(i, 15) FMA(first, 15, 13) FMA(second, 15, 14)
 #define ROW_OF_3(i, first, second, third) SPLAT(i, 15) FMA(first, 15, 12) FMA(second, 15, 13) FMA(third, 15, 14)
@@ -34,9 +35,9 @@
 #define IN_ASSEMBLY(R, W) 0
 #endif
 
-/* The vectors begin at vectors + vectors_at, the scalars at scalars + index + scalars_at; R, W and both _at are constants
- * wherever this is used. Assumptions: nothing has been stored there since the function began that uses it, and that is
- * called through a pointer, so that the compiler takes it to read anything. */
+/* The vectors begin at vectors + vectors_at, the scalars at scalars + index + scalars_at; R, W and both _at are
+ * constants wherever this is used. Assumptions: nothing has been stored there since the function began that uses it,
+ * and that is called through a pointer, so that the compiler takes it to read anything. */
 static inline __attribute__((always_inline)) void NAME(step)(const int R, const int W, V *c, const T *vectors,
                                                              const int vectors_at, const T *scalars, ptrdiff_t index,
                                                              const int scalars_at) {

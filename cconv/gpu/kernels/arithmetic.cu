@@ -1,7 +1,7 @@
 /* Arithmetic: two operands, one or both of which spread over axes that they lack; a thread per element of y.
  *
- * In: T; KIND, a kind of arithmetic, SWAPPED, 0 or 1, and ACTIVATE.  Out: y = ACTIVATE(KIND(x, other)), or of (other, x)
- * if SWAPPED. Comparisons are written so that NaN passes through.
+ * In: T; KIND, a kind of arithmetic, SWAPPED, 0 or 1, and ACTIVATE.  Out: y = ACTIVATE(KIND(x, other)), or of (other,
+ * x) if SWAPPED. Comparisons are written so that NaN passes through.
  */
 #include "cc.cuh"
 

@@ -2,8 +2,8 @@
  *
  * In: T (float, double, Half or Bfloat), a macro like all that a kernel is compiled with.
  * Out: A, the type that arithmetic is done in; vectors, places in maps, activations, of which ACTIVATE names one.
- * Nothing is included from outside: NVRTC needs no header path. What is not C++ (launching, shared memory, barriers, PTX
- * if there is any) stands here behind CC_* and cc_*; a host defines CC_HOST and its own before this file.
+ * Nothing is included from outside: NVRTC needs no header path. What is not C++ (launching, shared memory, barriers,
+ * PTX if there is any) stands here behind CC_* and cc_*; a host defines CC_HOST and its own before this file.
  */
 #ifndef CC_HOST
 /* Threads of a block; then, unless it is 0, how many blocks a multiprocessor must have registers for: left alone, ptxas
@@ -32,7 +32,7 @@ CC_DEVICE unsigned short cc_to_half(float x) {
 }
 #endif
 
-/* Numbers that are kept in 16 bits and computed with in 32: every sum is a float's, and rounded once, when it is stored. */
+/* Numbers kept in 16 bits and computed with in 32: every sum is a float's, and rounded once, when it is stored. */
 struct Half {
     unsigned short bits;
     Half() = default;
@@ -80,8 +80,8 @@ CC_DEVICE void cc_copy(T *to, const T *from) {
     *reinterpret_cast<Stored<T> *>(to) = *reinterpret_cast<const Stored<T> *>(from);
 }
 
-/* Which map, and which place in it, a thread has: a map of `span` places is cut into blocks, or a block has several maps,
- * so that 32-bit numbers are divided. */
+/* Which map, and which place in it, a thread has: a map of `span` places is cut into blocks, or a block has several
+ * maps, so that 32-bit numbers are divided. */
 CC_DEVICE bool cc_place(int threads, int span, int blocks_per_map, int maps_per_block, long long maps, long long *map,
                         int *place) {
     const unsigned group = cc_block() / blocks_per_map;

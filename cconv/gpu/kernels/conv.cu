@@ -1,7 +1,7 @@
 /* Conv: y = activation(conv(x, weight) + bias + residual) as a product of matrices that is never written out.
  *
- * In: T, and A, in which it computes; DEPTH, products of a step; OUTPUTS x PIXELS, a block's tile; ROWS x COLUMNS of it,
- * a thread's; ACTIVATE.
+ * In: T, and A, in which it computes; DEPTH, products of a step; OUTPUTS x PIXELS, a block's tile; ROWS x COLUMNS of
+ * it, a thread's; ACTIVATE.
  * PREACTIVATED, 0 or 1: x is read as max(before[0][c] * x + before[1][c], 0); only for 1x1 kernels without padding, in
  * one group, where k = c, taps are maps apart, and all are inside.
  * Out: maps (N, K, P, Q).
@@ -19,8 +19,8 @@
  * While a step is multiplied the next one is on its way: global memory -> registers -> the other half of shared memory.
  *
  * Assumptions: (OUTPUTS / ROWS) * (PIXELS / COLUMNS) = THREADS >= PIXELS, and THREADS / PIXELS divides DEPTH; ROWS and
- * COLUMNS are multiples of LANES; `weight` is 16-byte aligned; if `vector`, so are y and residual, and P*Q is a multiple
- * of LANES.
+ * COLUMNS are multiples of LANES; `weight` is 16-byte aligned; if `vector`, so are y and residual, and P*Q is a
+ * multiple of LANES.
  */
 #include "cc.cuh"
 
@@ -144,7 +144,8 @@ CC_KERNEL(THREADS, OUTPUTS == 16 && sizeof(A) == 4 ? 5 : 0) conv(const Conv p) {
         /* Where these pixels lie in the first map of their image, divided once and not for every row; how many of them
          * are in that image, and how many in each that follows. */
         const long long image = g / p.map, place = g - image * p.map, from = image * p.K * p.map + place;
-        const int here = p.map - place < LANES ? (int)(p.map - place) : LANES, each = p.map < LANES ? (int)p.map : LANES;
+        const int here = p.map - place < LANES ? (int)(p.map - place) : LANES;
+        const int each = p.map < LANES ? (int)p.map : LANES;
         CC_UNROLL for (int i = 0; i < ROWS; i++) {
             const int place_of_row = (i / LANES * (OUTPUTS / ROWS) + tile_row) * LANES + i % LANES;
             const int output = panel_of_group * OUTPUTS + place_of_row;

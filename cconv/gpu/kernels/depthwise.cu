@@ -13,8 +13,8 @@
  *     ...
  *     a row of inputs    | halo | COLUMNS * STRIDE | rest |      where `aligned`, the middle is loaded as vectors
  *
- * Assumptions: if `aligned`, the left padding is HALO, W and Q are multiples of LANES, and x, residual and y are aligned
- * to 16 bytes.
+ * Assumptions: if `aligned`, the left padding is HALO, W and Q are multiples of LANES, and x, residual and y are
+ * aligned to 16 bytes.
  */
 #include "cc.cuh"
 
@@ -60,7 +60,8 @@ template <bool ALIGNED> CC_DEVICE void load_row(const Depthwise &p, const T *x, 
 }
 
 /* STRIP x COLUMNS outputs of a map, from (first, q) on. */
-template <bool ALIGNED> CC_DEVICE void strip_of(const Depthwise &p, long long map, int k, const T *x, int first, int q) {
+template <bool ALIGNED>
+CC_DEVICE void strip_of(const Depthwise &p, long long map, int k, const T *x, int first, int q) {
     const A bias = p.bias ? (A)p.bias[k] : A(0), alpha = (A)p.alpha;
     const int top = first * STRIDE - p.top, left = q * STRIDE - p.left;
     const T *weight = p.weight + (long long)k * (R * S);

@@ -49,7 +49,8 @@ CC_KERNEL(THREADS) pool(const Pool p) {
     Sum sum = x[(long long)top * p.W + left];
     /* Unsigned: a position and a step are less than 2^31 each, and their sum may be more. */
     for (unsigned h = top; h < (unsigned)bottom; h += p.row_step)
-        for (unsigned w = h == (unsigned)top ? (unsigned)left + p.column_step : left; w < (unsigned)right; w += p.column_step)
+        for (unsigned w = h == (unsigned)top ? (unsigned)left + p.column_step : left; w < (unsigned)right;
+             w += p.column_step)
             sum = joined(sum, x[(long long)h * p.W + w]);
     p.y[(map * p.P + row) * p.Q + column] = finished(p, sum, row, column);
 }
