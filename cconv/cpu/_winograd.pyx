@@ -101,7 +101,7 @@ cdef void multiply_group(const Blocks *job, long block, long group, const char *
     cdef const cconv_kernels *kernels = job.kernels
     cdef long first = block * job.tiles, count = min(job.tiles, job.count - first)
     cdef int vectors = <int>((count + kernels.lanes - 1) // kernels.lanes)
-    cdef long begin = group * job.group, end = min(job.panels, begin + job.group)
+    cdef long begin = group * job.panels // job.groups, end = (group + 1) * job.panels // job.groups
     cdef long first_output = panel_begin(job, begin), last_output = panel_begin(job, end)
     cdef long point, panel, k, outputs, width, map, i, t
     cdef const char *input
@@ -210,7 +210,8 @@ cdef class WinogradConvolution(Kernel):
         # One cache line more from point to point: powers of two would meet in the same sets of a cache.
         line = 64 // job.itemsize
         job.point_in = job.C * job.pitch + line
-        outputs = ceil_div(job.K, job.panels) if job.pixel_lanes else ceil_div(ceil_div(job.K, kernels.lanes), job.panels) * kernels.lanes
+        outputs = ceil_div(job.K, job.panels) if job.pixel_lanes else (
+            ceil_div(ceil_div(job.K, kernels.lanes), job.panels) * kernels.lanes)
         job.point_out = job.group * outputs * job.pitch + line
         last = panel_begin(job, job.panels - 1)
         job.fused, job.taps = tiling.fused, spec.R * spec.S

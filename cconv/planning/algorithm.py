@@ -8,7 +8,7 @@ fitted to measured times (docs/kernels.md); `make bench` prints what a wrong cho
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from math import inf
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ BLOCKS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
 BLOCK_VECTORS = 4
 #: Time of a call of a register tile, of adding a chain's vector of sums to those before, and of a vector from the third
 #: level and from memory, in units of the estimate.
-CALL, LINK, FAR, MEMORY = 40, 3.5, 0.7, 9
+CALL, LINK, LINE_LINK, FAR, MEMORY = 40, 3.5, 1.7, 0.7, 9
 #: Time of a product in a register tile; that of lanes "channels" counts their transposition.
 PRODUCT = {"pixels": 1.1, "channels": 1.25}
 #: The same where a vector is a cache line (AVX-512) and 32 registers hold tiles of 28 sums; ...
@@ -52,8 +52,9 @@ LINE_PRODUCT = {"pixels": 1.05, "channels": 1.0}
 #: ... there, the time of transposing a vector of products of lanes "channels"; of reading a vector of a panel again for
 #: the next tile, from the first level and from beyond; and of a vector of products that the second level cannot hold.
 TRANSPOSE, AGAIN, SPILL = 6, (1, 2.5), 6
-#: Bytes of a panel, of one point, that stay in the first level.
-PANEL_BYTES = 24 << 10
+#: Bytes of a panel, of one point, that stay in the first level; and time of reading a line of input again, for the next
+#: panel, if those of all channels are more.
+PANEL_BYTES, LINE = 24 << 10, 3
 #: Time of a vector of transformed input that a thread leaves for others, and of one that is read from the third level,
 #: shorter than a cache line or one.
 SHARED, READ, LINE_READ = 4, 1.4, 0.3
@@ -145,16 +146,20 @@ def _winograd(
     tiles = images * _tiles(spec, rows, columns)
     vectors = ceil_div(tiles, vector)
     chains = winograd.chains(spec.C, rows, columns) if spec.precision == "highest" else direct.chains(spec.C)
-    kept = machine.kept if chains > 1 else 0
     vector_bytes = points * spec.C * machine.vector_bytes
+
+    @cache
+    def panels_of(lanes: str, size: int) -> int:
+        if lanes == "channels":
+            large, kept = ceil_div(spec.K, machine.tile_vectors * vector), ceil_div(spec.K, vector)
+        else:
+            large, kept = machine.panels(spec.K, ceil_div(size, vector)), ceil_div(spec.K, machine.kept or 1)
+        ways = (large, kept) if chains > 1 and machine.kept else (large,)
+        return min(ways, key=lambda panels: _around(spec, machine, lanes, points, size, panels, chains))
 
     def blocking(lanes: str, size: int, held: int, group_bytes: float) -> tuple:
         """Lanes, tiles, panels, group, held, fused."""
-        block = ceil_div(size, vector)
-        if lanes == "channels":
-            panels = ceil_div(spec.K, vector * (1 if kept else machine.tile_vectors))
-        else:
-            panels = ceil_div(spec.K, kept) if kept else machine.panels(spec.K, block)
+        block, panels = ceil_div(size, vector), panels_of(lanes, size)
         panel_bytes = points * ceil_div(spec.K, panels) * block * machine.vector_bytes
         group = min(panels, max(1, int(group_bytes / panel_bytes)))
         group = ceil_div(panels, ceil_div(panels, group))
@@ -333,13 +338,35 @@ def _ahead(vectors: float, machine: Machine) -> float:
     return 2 * vectors * (FAR if 2 * vectors * machine.vector_bytes <= L3_BYTES else MEMORY)
 
 
+def _around(
+    spec: ConvSpec, machine: Machine, lanes: str, points: int, tiles: int, panels: int, chains: int
+) -> float:
+    """What the register tiles of a block cost beyond their products: calls, ends of chains whose totals wait in memory,
+    and panels and input that the first level does not hold until they are read again."""
+    vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
+    block, outputs, time = ceil_div(tiles, vector), ceil_div(spec.K, panels), 0.0
+    if lanes == "pixels":
+        kept = chains > 1 and outputs <= machine.kept
+        calls = block if kept else ceil_div(block, machine.pixel_vectors[outputs - 1])
+    else:
+        calls, across = ceil_div(tiles, machine.tile_rows), ceil_div(outputs, vector)
+        kept = ceil_div(tiles, calls) * across <= machine.kept
+        if machine.vector_bytes >= LINE_BYTES:
+            again = AGAIN[spec.C * across * machine.vector_bytes > PANEL_BYTES]
+            time = spec.C * spec.K / vector * (calls - 1) * again
+            if spec.C * LINE_BYTES > PANEL_BYTES:
+                time += spec.C * calls * panels * LINE
+    ends = 0 if kept else (chains - 1) * spec.K * block * (LINK if machine.vector_bytes < LINE_BYTES else LINE_LINK)
+    return points * (time + panels * calls * CALL + ends)
+
+
 def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) -> float:
     """What a blocking costs beyond its arithmetic, of all images: weights, input and products that pass through the
-    caches, calls of register tiles, ends of chains, and threads that wait for the last one's task."""
+    caches, what register tiles cost beyond their products, and threads that wait for the last one's task."""
     lanes = machine.vector_bytes // ITEMSIZE[spec.dtype]
     points, tiles = tiling.points, images * tiling.count(spec)
     blocks, block = ceil_div(tiles, tiling.tiles), ceil_div(tiling.tiles, lanes)
-    groups, kept = ceil_div(tiling.panels, tiling.group), machine.kept and tiling.chains > 1
+    groups = ceil_div(tiling.panels, tiling.group)
     filters, data = points * spec.C * spec.K / lanes, points * spec.C * blocks * block
     products = points * spec.K * blocks * block
     time = 0 if tiling.fused else _streamed(filters, machine) * blocks
@@ -349,20 +376,14 @@ def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) ->
         time += data * (SHARED + read * (1 if near else groups))
     if products / blocks / groups * machine.vector_bytes > machine.l2_bytes * PRODUCTS_SHARE:
         time += products * (FAR * 2 if machine.vector_bytes < LINE_BYTES else SPILL)
-    if tiling.lanes == "pixels":
-        outputs = ceil_div(spec.K, tiling.panels)
-        calls = block if kept else ceil_div(block, machine.pixel_vectors[outputs - 1])
-    else:
-        calls = ceil_div(tiling.tiles, machine.tile_rows)
-        if machine.vector_bytes >= LINE_BYTES:
-            panel_bytes = spec.C * ceil_div(spec.K, lanes * tiling.panels) * machine.vector_bytes
-            again = AGAIN[panel_bytes > PANEL_BYTES]
-            time += products * TRANSPOSE + filters * (calls - 1) * blocks * again
-    time += points * tiling.panels * blocks * calls * CALL + (0 if kept else (tiling.chains - 1) * products * LINK)
+    if tiling.lanes == "channels" and machine.vector_bytes >= LINE_BYTES:
+        time += products * TRANSPOSE
+    time += blocks * _around(spec, machine, tiling.lanes, points, tiling.tiles, tiling.panels, tiling.chains)
     if tiling.held:
         rounds = (tiling.held * groups, blocks // tiling.held), (blocks % tiling.held * groups, 1)
         idle = sum(many * (-tasks % machine.threads) for tasks, many in rounds)
-        waiting = idle / (blocks * groups) if blocks > 1 else _waiting(tiling.panels, tiling.group, machine.threads)
+        longest = ceil_div(tiling.panels * ceil_div(groups, machine.threads), groups)
+        waiting = idle / (blocks * groups) if blocks > 1 else longest * machine.threads / tiling.panels - 1
     else:
         waiting = _waiting(tiles, tiling.tiles, machine.threads)
     if not waiting:

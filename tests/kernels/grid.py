@@ -171,12 +171,14 @@ def winograd_tilings(layer: Layer, isa: str, dtype: str, precision: str = "highe
     found = []
     for planned in algorithm.candidates(spec, machine, layer.x[0]):
         found.append(planned)
-        found += [
-            replace(planned, lanes="pixels", tiles=vectors * lanes, panels=machine.panels(spec.K, vectors))
-            for vectors in (1, 3)
-        ]
-        panels = -(-spec.K // (lanes * machine.tile_vectors))
-        found += [replace(planned, lanes="channels", tiles=tiles, panels=panels) for tiles in (1, lanes + 3)]
+        for vectors in (1, 3):
+            # Large register tiles, and those that keep the totals of their chains.
+            ways = {machine.panels(spec.K, vectors)} | ({-(-spec.K // machine.kept)} if machine.kept else set())
+            found += [replace(planned, lanes="pixels", tiles=vectors * lanes, panels=panels) for panels in ways]
+        for tiles in (1, lanes + 3):
+            for vectors in (machine.tile_vectors, 1):
+                panels = -(-spec.K // (lanes * vectors))
+                found.append(replace(planned, lanes="channels", tiles=tiles, panels=panels))
     return list(dict.fromkeys(found))
 
 

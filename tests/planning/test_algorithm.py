@@ -11,7 +11,16 @@ from cconv.planning import Direct, Machine, Winograd, algorithm, cost, direct, s
 
 WIDE = (8, 8, 8, 6, 5, 4, 3, 3, 3, *5 * (2,), *14 * (1,))
 MACHINES = (
-    Machine("wide", vector_bytes=64, tile_rows=14, tile_vectors=2, pixel_vectors=WIDE, threads=4, l2_bytes=1 << 20),
+    Machine(
+        "wide",
+        vector_bytes=64,
+        tile_rows=14,
+        tile_vectors=2,
+        pixel_vectors=WIDE,
+        threads=4,
+        l2_bytes=1 << 20,
+        kept=15,
+    ),
     Machine(
         "middle",
         vector_bytes=32,

@@ -72,9 +72,11 @@ static const cconv_kernels NAME(kernels) = {
 #undef WIDE_VECTORS
 #undef MOST_KEPT
 #undef KEPT
+#undef EACH_TOTAL
 #undef PIXELS
 #undef EACH_SUM
 #undef SUM
+#undef TOTAL
 #undef PIXELS_1
 #undef PIXELS_2
 #undef PIXELS_3

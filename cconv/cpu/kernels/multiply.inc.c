@@ -30,14 +30,16 @@
     _Pragma("GCC unroll 8") for (size_t line = 0; line < (bytes); line += 64)                                          \
         __builtin_prefetch((const char *)(panel) + AHEAD + line)
 
-/* Whether a tile keeps the totals of its chains in registers: 15 sums, 15 totals and a vector of 32. Between chains in
- * memory, adding them costs as much as 3.5 multiply-adds each. */
+/* The most sums of a tile that has room for the totals of its chains, too: 15 sums, 15 totals and two vectors are the 32
+ * registers of AVX-512. Elsewhere, and in larger tiles, totals wait in memory while a chain is summed. */
 #ifdef __AVX512F__
 #define MOST_KEPT 15
 #else
 #define MOST_KEPT 0
 #endif
-#define KEPT(R, W) ((W) == 1 && (R) <= MOST_KEPT)
+#define KEPT(R, W) ((W) < 3 && (R) * (W) <= MOST_KEPT)
+#define EACH_TOTAL(R, W)                                                                                               \
+    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) _Pragma("GCC unroll 2") for (int v = 0; v < W; v++)
 
 /* R pixels by W vectors of output channels in registers. */
 #define CHANNELS(R, W)                                                                                                 \
@@ -48,7 +50,7 @@
         const T *p = panel;                                                                                            \
         V total[R * W];                                                                                                \
         if (KEPT(R, W))                                                                                                \
-            _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) total[i] = add ? load(sums + i * pitch) : (V){0};     \
+            EACH_TOTAL(R, W) total[i * W + v] = add ? load(sums + i * pitch + v * LANES) : (V){0};                     \
         for (const int32_t *const last = o + depth; o < last; add = 1) {                                               \
             const int32_t *const end = chain < last - o ? o + chain : last;                                            \
             V c[R * W];                                                                                                \
@@ -61,7 +63,7 @@
             if (CHANNELS_STEPS > 1)                                                                                    \
                 for (; o < end; o++, p += W * LANES) NAME(step)(R, W, c, p, 0, input, *o, 0);                          \
             if (KEPT(R, W)) {                                                                                          \
-                _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) total[i] += c[i];                                 \
+                _Pragma("GCC unroll 16") for (int sum = 0; sum < R * W; sum++) total[sum] += c[sum];                   \
                 continue;                                                                                              \
             }                                                                                                          \
             _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                       \
@@ -70,8 +72,7 @@
                 store(to, add ? load(to) + c[i * W + v] : c[i * W + v]);                                               \
             }                                                                                                          \
         }                                                                                                              \
-        if (KEPT(R, W))                                                                                                \
-            _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) store(sums + i * pitch, total[i]);                    \
+        if (KEPT(R, W)) EACH_TOTAL(R, W) store(sums + i * pitch + v * LANES, total[i * W + v]);                        \
     }
 #define CHANNELS_BOTH(R) CHANNELS(R, 1) CHANNELS(R, 2)
 EACH_ROWS(CHANNELS_BOTH)
@@ -125,6 +126,7 @@ typedef struct {
 #define EACH_SUM(O, W)                                                                                                 \
     _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) _Pragma("GCC unroll 8") for (int v = 0; v < W; v++)
 #define SUM c[o * width + v]
+#define TOTAL total[o * width + v]
 
 /* O output channels by W vectors of pixels in registers, `tiles` times side by side. Per k: W loads, O broadcasts, O*W
  * fused multiply-adds. What begins and ends in one call needs sums only between its chains, each tile the same ones. */
@@ -137,7 +139,7 @@ typedef struct {
             const T *restrict weights = panel;                                                                         \
             int add = adds;                                                                                            \
             V total[O * W];                                                                                            \
-            if (KEPT(O, W)) EACH_SUM(O, W) total[o] = add ? load(sums + o * pitch) : (V){0};                           \
+            if (KEPT(O, W)) EACH_SUM(O, W) TOTAL = add ? load(sums + o * pitch + v * LANES) : (V){0};                  \
             for (long k = 0, end; k < depth; add = 1) {                                                                \
                 V c[O * W];                                                                                            \
                 EACH_SUM(O, W) SUM = (V){0};                                                                           \
@@ -150,9 +152,9 @@ typedef struct {
                 if (steps > 1)                                                                                         \
                     for (; k < end; k++, weights += O) NAME(step)(O, W, c, input + offset[k], 0, weights, 0, 0);       \
                 if (KEPT(O, W)) {                                                                                      \
-                    EACH_SUM(O, W) total[o] += SUM;                                                                    \
+                    EACH_SUM(O, W) TOTAL += SUM;                                                                       \
                     if (k < depth) continue;                                                                           \
-                    EACH_SUM(O, W) SUM = total[o];                                                                     \
+                    EACH_SUM(O, W) SUM = TOTAL;                                                                        \
                 } else if (add)                                                                                        \
                     EACH_SUM(O, W) SUM = load(sums + o * pitch + v * LANES) + SUM;                                     \
                 if (to && k == depth) {                                                                                \
