@@ -338,9 +338,7 @@ def _ahead(vectors: float, machine: Machine) -> float:
     return 2 * vectors * (FAR if 2 * vectors * machine.vector_bytes <= L3_BYTES else MEMORY)
 
 
-def _around(
-    spec: ConvSpec, machine: Machine, lanes: str, points: int, tiles: int, panels: int, chains: int
-) -> float:
+def _around(spec: ConvSpec, machine: Machine, lanes: str, points: int, tiles: int, panels: int, chains: int) -> float:
     """What the register tiles of a block cost beyond their products: calls, ends of chains whose totals wait in memory,
     and panels and input that the first level does not hold until they are read again."""
     vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
