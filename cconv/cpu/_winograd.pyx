@@ -17,7 +17,7 @@ from libc.string cimport memset
 from ._core cimport (
     Buffer, Call, Kernel, Phases, Room, borrow, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share_tasks,
 )
-from .kernels cimport CCONV_STRIP, cconv_finish, cconv_kernels, cconv_transform, cconv_winograd
+from .kernels cimport CCONV_RUN, CCONV_STRIP, cconv_finish, cconv_kernels, cconv_transform, cconv_winograd
 
 from functools import lru_cache
 
@@ -36,9 +36,10 @@ cdef struct Blocks:
     long C, K, panels, group, groups, chain, points  # group: panels of a task; chain: products of one
     long tiles, pitch, strip, count, blocks  # tiles of a block, as whole vectors, at once; of all images; blocks
     long point_in, point_out, point_weights  # elements from one point to the next: transformed input, products, filters
+    long tile_out, output_out  # from a product to the next tile's, and to the next output's
     long far_images  # from so many on the result goes past the caches
     long held, parts_in  # shared blocks: how many at a time, parts of the channels
-    size_t block_bytes, products_at, sums_at, strip_at, filters_at  # of transformed input; of a thread's scratch
+    size_t block_bytes, products_at, strip_at, filters_at  # of transformed input; of a thread's scratch
     long taps
     const int32_t *offset
     char *shared  # transformed input of all blocks
@@ -121,23 +122,25 @@ cdef void multiply_group(const Blocks *job, long block, long group, const char *
             outputs = panel_begin(job, panel + 1) - k
             width = panel_width(job, outputs)
             weights = filters + (point * job.point_weights + (k - first_output) * job.C) * job.itemsize
-            products = scratch + job.products_at + (point * job.point_out + (k - first_output) * job.pitch) * job.itemsize
+            products = scratch + job.products_at + (
+                point * job.point_out + (k - first_output) * job.output_out) * job.itemsize
             if job.pixel_lanes:
                 kernels.multiply_pixels(
-                    <int>outputs, vectors, job.C, job.chain, job.offset, input, weights, products, job.pitch, 0)
+                    <int>outputs, vectors, job.C, job.chain, job.offset, input, weights, products, job.output_out, 0)
             else:
                 kernels.multiply_channels(
-                    <int>count, <int>(width // kernels.lanes), job.C, job.chain, job.offset, input, weights,
-                    scratch + job.sums_at, width, 0)
-                kernels.transpose(count, width, scratch + job.sums_at, width, products, job.pitch)
+                    <int>count, <int>(width // kernels.lanes), job.C, job.chain, job.offset, input, weights, products,
+                    job.tile_out, 0)
+    output = kernels.winograd_output_pixels if job.pixel_lanes else kernels.winograd_output_channels
     map = first_output * job.how.P * job.how.Q * job.itemsize
     for i in range((count + job.strip - 1) // job.strip):
         t = i * job.strip
-        kernels.winograd_output(
+        output(
             &job.how, &job.finish, job.bias + first_output * job.itemsize if job.bias != NULL else NULL, first + t,
-            min(job.strip, count - t), last_output - first_output, scratch + job.products_at + t * job.itemsize,
-            job.point_out, job.pitch, scratch + job.strip_at, job.residual + map if job.residual != NULL else NULL,
-            job.y + map)
+            min(job.strip, count - t), last_output - first_output,
+            scratch + job.products_at + t * job.tile_out * job.itemsize, job.point_out,
+            job.output_out if job.pixel_lanes else job.tile_out, scratch + job.strip_at,
+            job.residual + map if job.residual != NULL else NULL, job.y + map)
     if job.finish.past:
         kernels.settle()
 
@@ -194,7 +197,7 @@ cdef class WinogradConvolution(Kernel):
     def __init__(self, spec, tiling, str isa):
         cdef Blocks *job = &self.job
         cdef const cconv_kernels *kernels = kernels_of(isa, spec.dtype)
-        cdef long line, outputs, last
+        cdef long line, outputs, last, strip, rows
         cdef Buffer zeros
         self.owners = []
         job.kernels = kernels
@@ -212,7 +215,8 @@ cdef class WinogradConvolution(Kernel):
         job.point_in = job.C * job.pitch + line
         outputs = ceil_div(job.K, job.panels) if job.pixel_lanes else (
             ceil_div(ceil_div(job.K, kernels.lanes), job.panels) * kernels.lanes)
-        job.point_out = job.group * outputs * job.pitch + line
+        job.tile_out, job.output_out = (1, job.pitch) if job.pixel_lanes else (job.group * outputs, 1)
+        job.point_out = (job.group * outputs * job.pitch if job.pixel_lanes else job.tiles * job.tile_out) + line
         last = panel_begin(job, job.panels - 1)
         job.fused, job.taps = tiling.fused, spec.R * spec.S
         job.point_weights = (
@@ -233,11 +237,11 @@ cdef class WinogradConvolution(Kernel):
         job.offset = int_table(self.owners, range(0, job.C * job.pitch, job.pitch))
         job.block_bytes = lines((job.points * job.point_in + kernels.lanes) * job.itemsize)
         job.products_at = job.block_bytes
-        job.sums_at = job.products_at + lines((job.points * job.point_out + kernels.lanes) * job.itemsize)
-        job.strip_at = job.sums_at + (0 if job.pixel_lanes else lines(job.pitch * outputs * job.itemsize))
+        job.strip_at = job.products_at + lines((job.points * job.point_out + kernels.lanes) * job.itemsize)
         # Every tile may stand alone in its row; gathering reads up to 5 vectors too far, and the last row to its end.
-        job.filters_at = job.strip_at + lines(
-            job.how.down.alpha * (job.strip * job.how.across.alpha + 6 * kernels.lanes) * job.itemsize)
+        strip = job.how.down.alpha * (job.strip * job.how.across.alpha + 6 * kernels.lanes)
+        rows = 0 if job.pixel_lanes else job.how.down.m * (CCONV_RUN * job.how.across.m + kernels.lanes) * kernels.lanes
+        job.filters_at = job.strip_at + lines(max(strip, rows) * job.itemsize)
         self.scratch_size = job.filters_at + (self._filter_bytes() if job.fused else 0)
 
     cdef size_t _filter_bytes(self):
@@ -310,7 +314,6 @@ cdef class WinogradConvolution(Kernel):
         # A thread's scratch has no room of its own for transformed input: its parts move to the front.
         job.filters_at -= job.products_at
         job.strip_at -= job.products_at
-        job.sums_at -= job.products_at
         job.products_at = 0
         kept = phases.keep(&job, sizeof(job))
         for begin in range(0, job.blocks, job.held):

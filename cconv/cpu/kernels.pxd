@@ -46,6 +46,7 @@ cdef extern from "kernels/kernels.h" nogil:
 
     enum:
         CCONV_STRIP
+        CCONV_RUN
 
     enum:
         CCONV_SUB_FROM
@@ -88,8 +89,10 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*winograd_filter)(const cconv_winograd *, long, long, long, const void *, void *, long) noexcept nogil
         void (*winograd_input)(
             const cconv_winograd *, long, long, long, const void *, void *, void *, long, long) noexcept nogil
-        void (*winograd_output)(const cconv_winograd *, const cconv_finish *, const void *, long, long, long,
-                                const void *, long, long, void *, const void *, void *) noexcept nogil
+        void (*winograd_output_pixels)(const cconv_winograd *, const cconv_finish *, const void *, long, long, long,
+                                       const void *, long, long, void *, const void *, void *) noexcept nogil
+        void (*winograd_output_channels)(const cconv_winograd *, const cconv_finish *, const void *, long, long, long,
+                                         const void *, long, long, void *, const void *, void *) noexcept nogil
         void (*pool)(const cconv_pool *, const void *, void *, void *) noexcept nogil
         void (*arithmetic)(int, long, const void *, long, const void *, long, void *) noexcept nogil
         void (*function)(int, const double *, long, const void *, void *) noexcept nogil

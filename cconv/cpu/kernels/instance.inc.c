@@ -118,5 +118,6 @@ static const cconv_kernels NAME(kernels) = {
 #undef STRIP_TILES
 #undef TILES_PITCH
 #undef DOUBLES
-#undef WINOGRAD
+#undef INPUT
+#undef OUTPUT
 #undef FILTER

@@ -50,6 +50,9 @@ typedef struct {
 /* Bytes of tiles, one element each, that Winograd transforms at once: what lies between fits the first level. */
 enum { CCONV_STRIP = 256 };
 
+/* Tiles side by side whose outputs lie in vectors of output channels before they go to the maps: in the first level. */
+enum { CCONV_RUN = 16 };
+
 /* Winograd's transform in one dimension, alpha points for m outputs. Coefficients and powers are elements, in the order
  * that winograd.inc.c says; filter is G, row by row. */
 typedef struct {
