@@ -31,8 +31,8 @@ PRODUCTS_SHARE = 0.6
 FUSED_BYTES = 2 << 20
 #: Bytes of transformed input that threads share at once.
 HELD_BYTES = 6 << 20
-#: Lanes "channels" waste none on few tiles, but their products have to be transposed: where a vector is less than a
-#: cache line, they are taken below this ratio of work.
+#: Lanes "channels" waste none on few tiles: where a vector is less than a cache line, they are taken below this ratio of
+#: work.
 FEW_TILES = 0.9
 #: Bytes of transformed filters beyond which they come from memory on every run.
 L3_BYTES = 12 << 20
@@ -45,13 +45,13 @@ BLOCK_VECTORS = 4
 #: Time of a call of a register tile, of adding a chain's vector of sums to those before, and of a vector from the third
 #: level and from memory, in units of the estimate.
 CALL, LINK, LINE_LINK, FAR, MEMORY = 40, 3.5, 1.7, 0.7, 9
-#: Time of a product in a register tile; that of lanes "channels" counts their transposition.
+#: Time of a product in a register tile; that of lanes "channels" counts the transposition of sums.
 PRODUCT = {"pixels": 1.1, "channels": 1.25}
 #: The same where a vector is a cache line (AVX-512) and 32 registers hold tiles of 28 sums; ...
 LINE_PRODUCT = {"pixels": 1.05, "channels": 1.0}
-#: ... there, the time of transposing a vector of products of lanes "channels"; of reading a vector of a panel again for
-#: the next tile, from the first level and from beyond; and of a vector of products that the second level cannot hold.
-TRANSPOSE, AGAIN, SPILL = 6, (1, 2.5), 6
+#: ... there, the time of reading a vector of a panel again for the next tile, from the first level and from beyond; and
+#: of a vector of products that the second level cannot hold.
+AGAIN, SPILL = (1, 2.5), 6
 #: Bytes of a panel, of one point, that stay in the first level; and time of reading a line of input again, for the next
 #: panel, if those of all channels are more.
 PANEL_BYTES, LINE = 24 << 10, 3
@@ -374,8 +374,6 @@ def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) ->
         time += data * (SHARED + read * (1 if near else groups))
     if products / blocks / groups * machine.vector_bytes > machine.l2_bytes * PRODUCTS_SHARE:
         time += products * (FAR * 2 if machine.vector_bytes < LINE_BYTES else SPILL)
-    if tiling.lanes == "channels" and machine.vector_bytes >= LINE_BYTES:
-        time += products * TRANSPOSE
     time += blocks * _around(spec, machine, tiling.lanes, points, tiling.tiles, tiling.panels, tiling.chains)
     if tiling.held:
         rounds = (tiling.held * groups, blocks // tiling.held), (blocks % tiling.held * groups, 1)
