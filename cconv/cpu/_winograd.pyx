@@ -96,24 +96,17 @@ cdef void filter_task(const void *untyped, long panel, char *scratch) noexcept n
                       job.point_weights)
 
 
-cdef void multiply_group(const Blocks *job, long block, long group, const char *points, char *scratch) noexcept nogil:
-    """Some panels of output channels of a block, from transformed input to maps."""
+cdef void multiply_panels(
+    const Blocks *job, long count, long begin, long end, const char *points, const char *filters, char *scratch,
+    char *group_products
+) noexcept nogil:
+    """Panels begin .. end-1, point by point; `filters` and `group_products` begin with the first of them."""
     cdef const cconv_kernels *kernels = job.kernels
-    cdef long first = block * job.tiles, count = min(job.tiles, job.count - first)
     cdef int vectors = <int>((count + kernels.lanes - 1) // kernels.lanes)
-    cdef long begin = group * job.group, end = min(job.panels, begin + job.group)
-    cdef long first_output = panel_begin(job, begin), last_output = panel_begin(job, end)
-    cdef long point, panel, k, outputs, width, map, i, t
+    cdef long first_output = panel_begin(job, begin), point, panel, k, outputs, width
     cdef const char *input
-    cdef const char *filters = job.weights + first_output * job.C * job.itemsize
     cdef const char *weights
     cdef char *products
-    if job.fused:
-        filters = scratch + job.filters_at
-        for panel in range(begin, end):
-            transform_filters(
-                job, job.weights, panel,
-                scratch + job.filters_at + (panel_begin(job, panel) - first_output) * job.C * job.itemsize, job.point_weights)
     for point in range(job.points):
         input = points + point * job.point_in * job.itemsize
         for panel in range(begin, end):
@@ -121,7 +114,7 @@ cdef void multiply_group(const Blocks *job, long block, long group, const char *
             outputs = panel_begin(job, panel + 1) - k
             width = panel_width(job, outputs)
             weights = filters + (point * job.point_weights + (k - first_output) * job.C) * job.itemsize
-            products = scratch + job.products_at + (point * job.point_out + (k - first_output) * job.pitch) * job.itemsize
+            products = group_products + (point * job.point_out + (k - first_output) * job.pitch) * job.itemsize
             if job.pixel_lanes:
                 kernels.multiply_pixels(
                     <int>outputs, vectors, job.C, job.chain, job.offset, input, weights, products, job.pitch, 0)
@@ -130,12 +123,31 @@ cdef void multiply_group(const Blocks *job, long block, long group, const char *
                     <int>count, <int>(width // kernels.lanes), job.C, job.chain, job.offset, input, weights,
                     scratch + job.sums_at, width, 0)
                 kernels.transpose(count, width, scratch + job.sums_at, width, products, job.pitch)
+
+
+cdef void multiply_group(const Blocks *job, long block, long group, const char *points, char *scratch) noexcept nogil:
+    """Some panels of output channels of a block, from transformed input to maps."""
+    cdef const cconv_kernels *kernels = job.kernels
+    cdef long first = block * job.tiles, count = min(job.tiles, job.count - first)
+    cdef long begin = group * job.group, end = min(job.panels, begin + job.group)
+    cdef long first_output = panel_begin(job, begin), last_output = panel_begin(job, end), panel, map, i, t
+    cdef char *filters = scratch + job.filters_at
+    cdef char *products = scratch + job.products_at
+    if job.fused:
+        # A panel at a time, whose filters are near when they are used.
+        for panel in range(begin, end):
+            transform_filters(job, job.weights, panel, filters, job.point_weights)
+            multiply_panels(job, count, panel, panel + 1, points, filters, scratch,
+                            products + (panel_begin(job, panel) - first_output) * job.pitch * job.itemsize)
+    else:
+        multiply_panels(
+            job, count, begin, end, points, job.weights + first_output * job.C * job.itemsize, scratch, products)
     map = first_output * job.how.P * job.how.Q * job.itemsize
     for i in range((count + job.strip - 1) // job.strip):
         t = i * job.strip
         kernels.winograd_output(
             &job.how, &job.finish, job.bias + first_output * job.itemsize if job.bias != NULL else NULL, first + t,
-            min(job.strip, count - t), last_output - first_output, scratch + job.products_at + t * job.itemsize,
+            min(job.strip, count - t), last_output - first_output, products + t * job.itemsize,
             job.point_out, job.pitch, scratch + job.strip_at, job.residual + map if job.residual != NULL else NULL,
             job.y + map)
     if job.finish.past:
@@ -214,8 +226,7 @@ cdef class WinogradConvolution(Kernel):
         job.point_out = job.group * outputs * job.pitch + line
         last = panel_begin(job, job.panels - 1)
         job.fused, job.taps = tiling.fused, spec.R * spec.S
-        job.point_weights = (
-            job.group * outputs if job.fused else last + panel_width(job, job.K - last)) * job.C + line
+        job.point_weights = (outputs if job.fused else last + panel_width(job, job.K - last)) * job.C + line
         job.how.H, job.how.W, job.how.P, job.how.Q = spec.H, spec.W, spec.P, spec.Q
         job.how.top, job.how.left = spec.padding[:2]
         job.how.taps, job.how.stride = tiling.rows.r, tiling.rows.stride
@@ -240,7 +251,7 @@ cdef class WinogradConvolution(Kernel):
         self.scratch_size = job.filters_at + (self._filter_bytes() if job.fused else 0)
 
     cdef size_t _filter_bytes(self):
-        """Bytes of transformed filters: of a group if they are transformed where they are used, else of all."""
+        """Bytes of transformed filters: of a panel if they are transformed where they are used, else of all."""
         return lines((self.job.points * self.job.point_weights + self.job.kernels.lanes) * self.job.itemsize)
 
     cdef int _tables(self, cconv_transform *to, str dtype, transform) except -1:

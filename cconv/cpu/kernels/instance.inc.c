@@ -113,5 +113,7 @@ static const cconv_kernels NAME(kernels) = {
 #undef STRIP_TILES
 #undef TILES_PITCH
 #undef DOUBLES
+#undef WIDENED
+#undef NARROWED
 #undef WINOGRAD
 #undef FILTER
