@@ -153,7 +153,7 @@ def _winograd(
         else:
             panels = machine.panels(spec.K, block)
         panel_bytes = points * ceil_div(spec.K, panels) * block * machine.vector_bytes
-        # The groups of a single block are all the tasks there are: one for each thread, at least.
+        # The groups of a single block are all the tasks there are: none is larger than a thread's share.
         single = held > 0 and size == tiles
         most = ceil_div(panels, machine.threads) if single else panels
         group = min(most, max(1, int(group_bytes / panel_bytes)))

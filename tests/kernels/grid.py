@@ -165,7 +165,8 @@ def direct_tilings(layer: Layer, isa: str, dtype: str) -> tuple:
 
 
 def winograd_tilings(layer: Layer, isa: str, dtype: str, precision: str = "highest") -> list:
-    """Every transform with both kinds of lanes, in blocks of few and of many tiles."""
+    """Every transform with both kinds of lanes, in blocks of few and of many tiles; filters transformed ahead, and by
+    the tasks that use them."""
     spec, machine = layer.spec(dtype, "winograd", precision), layer.machine(isa)
     lanes = machine.vector_bytes // specs.ITEMSIZE[dtype]
     found = []
@@ -177,6 +178,7 @@ def winograd_tilings(layer: Layer, isa: str, dtype: str, precision: str = "highe
         ]
         panels = -(-spec.K // (lanes * machine.tile_vectors))
         found += [replace(planned, lanes="channels", tiles=tiles, panels=panels) for tiles in (1, lanes + 3)]
+        found += [replace(tiling, held=1, fused=True) for tiling in (found[-3], found[-1])]
     return list(dict.fromkeys(found))
 
 

@@ -27,7 +27,7 @@ static inline __attribute__((always_inline)) void NAME(filter_points_of)(const i
         NAME(wide) even = row[0] * g[0], odd = row[1] * g[1];
         _Pragma("GCC unroll 4") for (int k = 2; k < r; k += 2) even += row[k] * g[k];
         _Pragma("GCC unroll 4") for (int k = 3; k < r; k += 2) odd += row[k] * g[k];
-        odd = ROUNDED(odd); /* additions have pipes of their own */
+        odd = ROUNDED(odd); /* added, not multiplied and added: additions have pipes of their own */
         /* The row of -p is even - odd, but for the sign of its scale: as many factors as there are other points. */
         o[p] = even + odd;
         o[p + 1] = z ? even - odd : odd - even;
