@@ -25,7 +25,7 @@ cnp.import_array()
 
 cdef enum:
     SHARED_PACKING = 1 << 18  # bytes of filters from which on threads share their transformation
-    PARTS = 4  # tasks per thread, at least, into which the input of shared blocks is cut
+    PARTS = 4  # tasks per thread, at least, into which filters and the input of shared blocks are cut
 
 
 cdef struct Blocks:
@@ -71,29 +71,37 @@ cdef inline long panel_width(const Blocks *job, long outputs) noexcept nogil:
     return outputs if job.pixel_lanes else (outputs + job.kernels.lanes - 1) // job.kernels.lanes * job.kernels.lanes
 
 
-cdef void transform_filters(const Blocks *job, const char *weight, long panel, char *to, long pitch) noexcept nogil:
-    """A panel of filters, points `pitch` elements apart."""
+cdef void transform_filters(
+    const Blocks *job, const char *weight, long panel, long first, long last, char *to, long pitch
+) noexcept nogil:
+    """Channels first .. last-1 of a panel of filters, points `pitch` elements apart."""
     cdef long k = panel_begin(job, panel), outputs = panel_begin(job, panel + 1) - k
-    cdef long width = panel_width(job, outputs), c
+    cdef long width = panel_width(job, outputs), point
     if width > outputs:
-        for c in range(job.points):
-            memset(to + c * pitch * job.itemsize, 0, width * job.C * job.itemsize)
+        for point in range(job.points):
+            memset(to + point * pitch * job.itemsize, 0, width * (last - first) * job.itemsize)
     job.kernels.winograd_filter(
-        &job.how, outputs, width, job.C, weight + k * job.C * job.taps * job.itemsize, to, pitch)
+        &job.how, outputs, width, last - first, job.C,
+        weight + (k * job.C + first) * job.taps * job.itemsize, to, pitch)
 
 
 cdef struct Filters:
     const Blocks *blocks
     const char *weight
     char *packed
+    long parts  # of a panel's channels
 
 
-cdef void filter_task(const void *untyped, long panel, char *scratch) noexcept nogil:
-    """The transformed filters of a panel."""
+cdef void filter_task(const void *untyped, long index, char *scratch) noexcept nogil:
+    """The transformed filters of a panel, or some channels of them."""
     cdef const Filters *filters = <const Filters *>untyped
     cdef const Blocks *job = filters.blocks
-    transform_filters(job, filters.weight, panel, filters.packed + panel_begin(job, panel) * job.C * job.itemsize,
-                      job.point_weights)
+    cdef long panel = index // filters.parts, part = index % filters.parts
+    cdef long first = part * job.C // filters.parts, last = (part + 1) * job.C // filters.parts
+    cdef long k = panel_begin(job, panel), width = panel_width(job, panel_begin(job, panel + 1) - k)
+    transform_filters(
+        job, filters.weight, panel, first, last, filters.packed + (k * job.C + first * width) * job.itemsize,
+        job.point_weights)
 
 
 cdef void multiply_panels(
@@ -136,7 +144,7 @@ cdef void multiply_group(const Blocks *job, long block, long group, const char *
     if job.fused:
         # A panel at a time, whose filters are near when they are used.
         for panel in range(begin, end):
-            transform_filters(job, job.weights, panel, filters, job.point_weights)
+            transform_filters(job, job.weights, panel, 0, job.C, filters, job.point_weights)
             multiply_panels(job, count, panel, panel + 1, points, filters, scratch,
                             products + (panel_begin(job, panel) - first_output) * job.pitch * job.itemsize)
     else:
@@ -294,8 +302,9 @@ cdef class WinogradConvolution(Kernel):
         job.weight, job.packed = data_of(weight), packed.data
         if packed.nbytes < SHARED_PACKING:
             threads = 1
+        job.parts = 1 if threads == 1 else min(self.job.C, ceil_div(PARTS * threads, self.job.panels))
         with nogil:
-            share_tasks(filter_task, &job, self.job.panels, threads)
+            share_tasks(filter_task, &job, self.job.panels * job.parts, threads)
         return packed
 
     cdef int enter(self, Phases phases, const Call *call) except -1:

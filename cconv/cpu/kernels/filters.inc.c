@@ -54,14 +54,15 @@ static inline __attribute__((always_inline)) void NAME(to_filter_points)(const i
         _Pragma("GCC unroll 16") for (int i = 0; i < odds; i++) o[evens + i] = g[1];
 }
 
-/* U of a panel of `outputs` filters of `channels` channels each: points[(i * alpha' + j) * pitch + c * width + output].
- * In double, rounded once. A few channels at a time, the taps of LANES filters first become vectors; small tiles then
- * stay in registers until they are stored. */
+/* U of a panel of `outputs` filters, of `channels` of the `depth` channels of each:
+ * points[(i * alpha' + j) * pitch + c * width + output]. In double, rounded once. A few channels at a time, the taps of
+ * LANES filters first become vectors; small tiles then stay in registers until they are stored. */
 #define CHANNELS_AT_ONCE 8
 static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int m_down, const int m, const int r,
                                                                      const int s, const cconv_winograd *how,
                                                                      long outputs, long width, long channels,
-                                                                     const T *weight, T *points, long pitch) {
+                                                                     long depth, const T *weight, T *points,
+                                                                     long pitch) {
     const int alpha_down = POINTS(m_down, r, s), alpha = POINTS(m, r, s);
     T taps[MOST_TAPS * MOST_TAPS * CHANNELS_AT_ONCE + LANES][LANES];
     for (long c = 0; c < channels; c += CHANNELS_AT_ONCE)
@@ -72,7 +73,7 @@ static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int m
                 const NAME(lanes) across = between(0, some * r * r - k);
                 V v[LANES];
                 _Pragma("GCC unroll 16") for (int l = 0; l < LANES; l++) {
-                    const T *row = weight + ((f + l) * channels + c) * r * r + k;
+                    const T *row = weight + ((f + l) * depth + c) * r * r + k;
                     __builtin_prefetch(row + CHANNELS_AT_ONCE * r * r); /* rows are too short for the processor's own */
                     v[l] = l < filters ? load_anywhere(row, across) : (V){0};
                 }
@@ -114,16 +115,17 @@ static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int m
 
 #define FILTER(MD, MA, R, S)                                                                                           \
     static __attribute__((noinline)) void NAME(filter_##MD##_##MA##_##R##_##S)(                                        \
-        const cconv_winograd *how, long outputs, long width, long channels, const T *weight, T *points, long pitch) {  \
-        NAME(filter_tiles)(MD, MA, R, S, how, outputs, width, channels, weight, points, pitch);                        \
+        const cconv_winograd *how, long outputs, long width, long channels, long depth, const T *weight, T *points,    \
+        long pitch) {                                                                                                  \
+        NAME(filter_tiles)(MD, MA, R, S, how, outputs, width, channels, depth, weight, points, pitch);                 \
     }
 EACH_WINOGRAD(FILTER)
 
-static void NAME(winograd_filter)(const cconv_winograd *how, long outputs, long width, long channels,
+static void NAME(winograd_filter)(const cconv_winograd *how, long outputs, long width, long channels, long depth,
                                   const void *weight, void *points, long pitch) {
 #define CASE(MD, MA, R, S)                                                                                             \
     if (IS(MD, MA, R, S))                                                                                              \
-        NAME(filter_##MD##_##MA##_##R##_##S)(how, outputs, width, channels, weight, points, pitch);
+        NAME(filter_##MD##_##MA##_##R##_##S)(how, outputs, width, channels, depth, weight, points, pitch);
     EACH_WINOGRAD(CASE)
 #undef CASE
 }
