@@ -25,7 +25,7 @@ cnp.import_array()
 
 cdef enum:
     SHARED_PACKING = 1 << 18  # bytes of filters from which on threads share their transformation
-    PARTS = 4  # tasks per thread, at least, into which the input of shared blocks is cut
+    PARTS = 4  # tasks per thread, at least, into which filters and the input of shared blocks are cut
 
 
 cdef struct Blocks:
@@ -72,74 +72,89 @@ cdef inline long panel_width(const Blocks *job, long outputs) noexcept nogil:
     return outputs if job.pixel_lanes else (outputs + job.kernels.lanes - 1) // job.kernels.lanes * job.kernels.lanes
 
 
-cdef void transform_filters(const Blocks *job, const char *weight, long panel, char *to, long pitch) noexcept nogil:
-    """A panel of filters, points `pitch` elements apart."""
+cdef void transform_filters(
+    const Blocks *job, const char *weight, long panel, long first, long last, char *to, long pitch
+) noexcept nogil:
+    """Channels first .. last-1 of a panel of filters, points `pitch` elements apart."""
     cdef long k = panel_begin(job, panel), outputs = panel_begin(job, panel + 1) - k
-    cdef long width = panel_width(job, outputs), c
+    cdef long width = panel_width(job, outputs), point
     if width > outputs:
-        for c in range(job.points):
-            memset(to + c * pitch * job.itemsize, 0, width * job.C * job.itemsize)
+        for point in range(job.points):
+            memset(to + point * pitch * job.itemsize, 0, width * (last - first) * job.itemsize)
     job.kernels.winograd_filter(
-        &job.how, outputs, width, job.C, weight + k * job.C * job.taps * job.itemsize, to, pitch)
+        &job.how, outputs, width, last - first, job.C,
+        weight + (k * job.C + first) * job.taps * job.itemsize, to, pitch)
 
 
 cdef struct Filters:
     const Blocks *blocks
     const char *weight
     char *packed
+    long parts  # of a panel's channels
 
 
-cdef void filter_task(const void *untyped, long panel, char *scratch) noexcept nogil:
-    """The transformed filters of a panel."""
+cdef void filter_task(const void *untyped, long index, char *scratch) noexcept nogil:
+    """The transformed filters of a panel, or some channels of them."""
     cdef const Filters *filters = <const Filters *>untyped
     cdef const Blocks *job = filters.blocks
-    transform_filters(job, filters.weight, panel, filters.packed + panel_begin(job, panel) * job.C * job.itemsize,
-                      job.point_weights)
+    cdef long panel = index // filters.parts, part = index % filters.parts
+    cdef long first = part * job.C // filters.parts, last = (part + 1) * job.C // filters.parts
+    cdef long k = panel_begin(job, panel), width = panel_width(job, panel_begin(job, panel + 1) - k)
+    transform_filters(
+        job, filters.weight, panel, first, last, filters.packed + (k * job.C + first * width) * job.itemsize,
+        job.point_weights)
+
+
+cdef void multiply_panels(
+    const Blocks *job, long count, long begin, long end, const char *points, const char *filters, char *products
+) noexcept nogil:
+    """Panels begin .. end-1, point by point; `filters` and `products` begin with the first of them."""
+    cdef const cconv_kernels *kernels = job.kernels
+    cdef int vectors = <int>((count + kernels.lanes - 1) // kernels.lanes)
+    cdef long first_output = panel_begin(job, begin), point, panel, k, outputs
+    cdef const char *input
+    cdef const char *weights
+    cdef char *to
+    for point in range(job.points):
+        input = points + point * job.point_in * job.itemsize
+        for panel in range(begin, end):
+            k = panel_begin(job, panel) - first_output
+            outputs = panel_begin(job, panel + 1) - first_output - k
+            weights = filters + (point * job.point_weights + k * job.C) * job.itemsize
+            to = products + (point * job.point_out + k * job.output_out) * job.itemsize
+            if job.pixel_lanes:
+                kernels.multiply_pixels(
+                    <int>outputs, vectors, job.C, job.chain, job.offset, input, weights, to, job.output_out, 0)
+            else:
+                kernels.multiply_channels(
+                    <int>count, <int>(panel_width(job, outputs) // kernels.lanes), job.C, job.chain, job.offset, input,
+                    weights, to, job.tile_out, 0)
 
 
 cdef void multiply_group(const Blocks *job, long block, long group, const char *points, char *scratch) noexcept nogil:
     """Some panels of output channels of a block, from transformed input to maps."""
     cdef const cconv_kernels *kernels = job.kernels
     cdef long first = block * job.tiles, count = min(job.tiles, job.count - first)
-    cdef int vectors = <int>((count + kernels.lanes - 1) // kernels.lanes)
     cdef long begin = group * job.panels // job.groups, end = (group + 1) * job.panels // job.groups
-    cdef long first_output = panel_begin(job, begin), last_output = panel_begin(job, end)
-    cdef long point, panel, k, outputs, width, map, i, t
-    cdef const char *input
-    cdef const char *filters = job.weights + first_output * job.C * job.itemsize
-    cdef const char *weights
-    cdef char *products
+    cdef long first_output = panel_begin(job, begin), last_output = panel_begin(job, end), panel, map, i, t
+    cdef char *filters = scratch + job.filters_at
+    cdef char *products = scratch + job.products_at
     if job.fused:
-        filters = scratch + job.filters_at
+        # A panel at a time, whose filters are near when they are used.
         for panel in range(begin, end):
-            transform_filters(
-                job, job.weights, panel,
-                scratch + job.filters_at + (panel_begin(job, panel) - first_output) * job.C * job.itemsize, job.point_weights)
-    for point in range(job.points):
-        input = points + point * job.point_in * job.itemsize
-        for panel in range(begin, end):
-            k = panel_begin(job, panel)
-            outputs = panel_begin(job, panel + 1) - k
-            width = panel_width(job, outputs)
-            weights = filters + (point * job.point_weights + (k - first_output) * job.C) * job.itemsize
-            products = scratch + job.products_at + (
-                point * job.point_out + (k - first_output) * job.output_out) * job.itemsize
-            if job.pixel_lanes:
-                kernels.multiply_pixels(
-                    <int>outputs, vectors, job.C, job.chain, job.offset, input, weights, products, job.output_out, 0)
-            else:
-                kernels.multiply_channels(
-                    <int>count, <int>(width // kernels.lanes), job.C, job.chain, job.offset, input, weights, products,
-                    job.tile_out, 0)
+            transform_filters(job, job.weights, panel, 0, job.C, filters, job.point_weights)
+            multiply_panels(job, count, panel, panel + 1, points, filters,
+                            products + (panel_begin(job, panel) - first_output) * job.output_out * job.itemsize)
+    else:
+        multiply_panels(job, count, begin, end, points, job.weights + first_output * job.C * job.itemsize, products)
     output = kernels.winograd_output_pixels if job.pixel_lanes else kernels.winograd_output_channels
     map = first_output * job.how.P * job.how.Q * job.itemsize
     for i in range((count + job.strip - 1) // job.strip):
         t = i * job.strip
         output(
             &job.how, &job.finish, job.bias + first_output * job.itemsize if job.bias != NULL else NULL, first + t,
-            min(job.strip, count - t), last_output - first_output,
-            scratch + job.products_at + t * job.tile_out * job.itemsize, job.point_out,
-            job.output_out if job.pixel_lanes else job.tile_out, scratch + job.strip_at,
+            min(job.strip, count - t), last_output - first_output, products + t * job.tile_out * job.itemsize,
+            job.point_out, job.output_out if job.pixel_lanes else job.tile_out, scratch + job.strip_at,
             job.residual + map if job.residual != NULL else NULL, job.y + map)
     if job.finish.past:
         kernels.settle()
@@ -219,8 +234,7 @@ cdef class WinogradConvolution(Kernel):
         job.point_out = (job.group * outputs * job.pitch if job.pixel_lanes else job.tiles * job.tile_out) + line
         last = panel_begin(job, job.panels - 1)
         job.fused, job.taps = tiling.fused, spec.R * spec.S
-        job.point_weights = (
-            job.group * outputs if job.fused else last + panel_width(job, job.K - last)) * job.C + line
+        job.point_weights = (outputs if job.fused else last + panel_width(job, job.K - last)) * job.C + line
         job.how.H, job.how.W, job.how.P, job.how.Q = spec.H, spec.W, spec.P, spec.Q
         job.how.top, job.how.left = spec.padding[:2]
         job.how.taps, job.how.stride = tiling.rows.r, tiling.rows.stride
@@ -245,7 +259,7 @@ cdef class WinogradConvolution(Kernel):
         self.scratch_size = job.filters_at + (self._filter_bytes() if job.fused else 0)
 
     cdef size_t _filter_bytes(self):
-        """Bytes of transformed filters: of a group if they are transformed where they are used, else of all."""
+        """Bytes of transformed filters: of a panel if they are transformed where they are used, else of all."""
         return lines((self.job.points * self.job.point_weights + self.job.kernels.lanes) * self.job.itemsize)
 
     cdef int _tables(self, cconv_transform *to, str dtype, transform) except -1:
@@ -288,8 +302,9 @@ cdef class WinogradConvolution(Kernel):
         job.weight, job.packed = data_of(weight), packed.data
         if packed.nbytes < SHARED_PACKING:
             threads = 1
+        job.parts = 1 if threads == 1 else min(self.job.C, ceil_div(PARTS * threads, self.job.panels))
         with nogil:
-            share_tasks(filter_task, &job, self.job.panels, threads)
+            share_tasks(filter_task, &job, self.job.panels * job.parts, threads)
         return packed
 
     cdef int enter(self, Phases phases, const Call *call) except -1:

@@ -86,7 +86,8 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*expect)(long, long, const void *, long) noexcept nogil
         void (*depthwise)(const cconv_depthwise *, const cconv_finish *, double, long, long, const void *, const void *,
                           const void *, void *) noexcept nogil
-        void (*winograd_filter)(const cconv_winograd *, long, long, long, const void *, void *, long) noexcept nogil
+        void (*winograd_filter)(
+            const cconv_winograd *, long, long, long, long, const void *, void *, long) noexcept nogil
         void (*winograd_input)(
             const cconv_winograd *, long, long, long, const void *, void *, void *, long, long) noexcept nogil
         void (*winograd_output_pixels)(const cconv_winograd *, const cconv_finish *, const void *, long, long, long,

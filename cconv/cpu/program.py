@@ -68,9 +68,11 @@ def _conv(step, isa: str) -> tuple:
     def pack(arrays: tuple, room) -> tuple:
         weight, bias, *before = arrays
         # Not copied where they lie at an odd byte of a file: that took half of a network's first run.
-        given = [np.require(array, requirements="C") for array in (weight, *before)]
+        given = [np.asarray(array, order="C") for array in (weight, *before)]
         packed = kernel.pack(given[0], threads.get_num_threads(), *given[1:], room=room)
-        return packed, None if bias is None else np.require(bias, requirements="CA")
+        if bias is not None and not (bias.flags.c_contiguous and bias.flags.aligned):
+            bias = np.require(bias, requirements="CA")  # takes a microsecond even where there is nothing to do
+        return packed, bias
 
     reads = _rows_in_one_piece
     if isinstance(tiling, Direct):

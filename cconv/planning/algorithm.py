@@ -27,12 +27,10 @@ FEWEST_CHANNELS = 16
 BLOCK_SHARE = 0.7
 #: How much of it the products of a task may take before they spill to the third level.
 PRODUCTS_SHARE = 0.6
-#: Bytes of filters that a task transforms for itself.
-FUSED_BYTES = 2 << 20
 #: Bytes of transformed input that threads share at once.
 HELD_BYTES = 6 << 20
-#: Lanes "channels" waste none on few tiles: where a vector is less than a cache line, they are taken below this ratio of
-#: work.
+#: Lanes "channels" waste none on few tiles: where a vector is less than a cache line, they are taken below this ratio
+#: of work.
 FEW_TILES = 0.9
 #: Bytes of transformed filters beyond which they come from memory on every run.
 L3_BYTES = 12 << 20
@@ -161,14 +159,13 @@ def _winograd(
         """Lanes, tiles, panels, group, held, fused."""
         block, panels = ceil_div(size, vector), panels_of(lanes, size)
         panel_bytes = points * ceil_div(spec.K, panels) * block * machine.vector_bytes
-        group = min(panels, max(1, int(group_bytes / panel_bytes)))
+        # The groups of a single block are all the tasks there are: none is larger than a thread's share.
+        single = held > 0 and size == tiles
+        most = ceil_div(panels, machine.threads) if single else panels
+        group = min(most, max(1, int(group_bytes / panel_bytes)))
         group = ceil_div(panels, ceil_div(panels, group))
         # Weights that serve one run need not go to memory and back if there is but one block to read them.
-        filter_bytes = points * spec.C * ceil_div(spec.K, panels) * itemsize
-        fused = packs and held > 0 and size == tiles and filter_bytes <= FUSED_BYTES
-        if fused:
-            group = min(group, FUSED_BYTES // filter_bytes)
-        return lanes, size, panels, group, held, fused
+        return lanes, size, panels, group, held, packs and single
 
     near = machine.l2_bytes * PRODUCTS_SHARE
     executed = _executed(spec, machine, rows, columns, images)

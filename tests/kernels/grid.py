@@ -165,7 +165,8 @@ def direct_tilings(layer: Layer, isa: str, dtype: str) -> tuple:
 
 
 def winograd_tilings(layer: Layer, isa: str, dtype: str, precision: str = "highest") -> list:
-    """Every transform with both kinds of lanes, in blocks of few and of many tiles."""
+    """Every transform with both kinds of lanes, in blocks of few and of many tiles; filters transformed ahead, and by
+    the tasks that use them."""
     spec, machine = layer.spec(dtype, "winograd", precision), layer.machine(isa)
     lanes = machine.vector_bytes // specs.ITEMSIZE[dtype]
     found = []
@@ -179,6 +180,8 @@ def winograd_tilings(layer: Layer, isa: str, dtype: str, precision: str = "highe
             for vectors in (machine.tile_vectors, 1):
                 panels = -(-spec.K // (lanes * vectors))
                 found.append(replace(planned, lanes="channels", tiles=tiles, panels=panels))
+        # One of either lanes whose tasks transform their filters.
+        found += [replace(tiling, held=1, fused=True) for tiling in (found[-5], found[-1])]
     return list(dict.fromkeys(found))
 
 

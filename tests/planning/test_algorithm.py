@@ -1,5 +1,6 @@
 """Algorithm: a tiling covers the output, holds the input it reads, and sums alike whatever the number of threads."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -213,6 +214,20 @@ def test_packed_filters_of_another_stride_are_not_taken_for_these():
         assert packings[0]
         assert packings[1]
         assert not packings[0] & packings[1]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5, 8])
+def test_threads_share_a_single_block_and_transform_its_filters_if_they_serve_one_run(threads):
+    singles = 0
+    for size, packs in itertools.product((7, 14, 28), (False, True)):
+        spec = specs.conv((512, size, size), (512, 512, 3, 3), padding=1)
+        for machine in MACHINES:
+            for tiling in algorithm.candidates(spec, replace(machine, threads=threads), 1, packs):
+                single = isinstance(tiling, Winograd) and tiling.held > 0 and tiling.tiles == tiling.count(spec)
+                assert not single or tiling.group <= -(-tiling.panels // threads)
+                assert getattr(tiling, "fused", False) == (packs and single)
+                singles += single
+    assert singles
 
 
 def test_the_lectures_layer_takes_tiles_that_are_not_square():

@@ -120,4 +120,6 @@ static const cconv_kernels NAME(kernels) = {
 #undef DOUBLES
 #undef INPUT
 #undef OUTPUT
+#undef WIDENED
+#undef NARROWED
 #undef FILTER
