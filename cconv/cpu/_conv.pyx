@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 from ._core cimport (
     Buffer, Call, Kernel, Phases, Room, borrow, ceil_div, data_of, finish_of, int_table, kernels_of, lines, share_tasks,
 )
-from .kernels cimport cconv_finish, cconv_kernels, cconv_rows
+from .kernels cimport cconv_finish, cconv_gaps, cconv_kernels, cconv_rows
 
 cnp.import_array()
 
@@ -24,10 +24,11 @@ cdef enum:
 cdef struct Conv:
     const cconv_kernels *kernels
     cconv_finish finish
-    int itemsize, pixel_lanes, across_images, joined
+    int itemsize, pixel_lanes, across_images
     int paired  # columns have two phases, side by side in the image: packed in one pass
-    int fused  # the multiplication itself finishes whole rows
-    int solid  # the rows of a tile are whole rows of the output, without a gap: one run of pixels there, too
+    int fused  # the multiplication itself finishes rows
+    int joined  # rows are one run of pixels, the gaps between them included
+    int solid  # they are without a gap: one run of pixels in the output, too
     int in_place  # the tile is a piece of the image, which is not packed
     int unpacked  # weights are packed by the task that multiplies with them, chain by chain
     # Sizes: of the spec (with a 1x1 kernel the image may be one long row), per group, of a tile.
@@ -40,6 +41,8 @@ cdef struct Conv:
     const int32_t *column_start
     const int32_t *offset
     const int32_t *image_offset  # the same in an image that is one long row
+    cconv_gaps gaps  # those between joined rows
+    long shared  # zeros that a packed row has in common with the next one
     # Work: tiles down and across an image, panels of a group.
     long tiles_p, tiles_q, panels
     # Scratch: bytes before the sums, before the transposed sums, and before the weights of a chain.
@@ -96,6 +99,7 @@ cdef void pack_tile(const Conv *job, long n, long group, long first, long last, 
     rows.height = tile_p + job.tile_rows - job.tile_p
     rows.width = rows.pitch = job.pitch
     rows.pair = job.tile_rows * job.pitch if job.paired else 0
+    rows.after = job.shared
     rows.row_step = job.stride_h
     rows.column_step = job.stride_w
     rows.source_height = job.H
@@ -115,7 +119,7 @@ cdef void pack_images(const Conv *job, long first, long images, long group, char
     cdef cconv_rows rows
     cdef long c, r, h
     cdef char *to
-    rows.channels, rows.plane, rows.channel_stride, rows.pair = 1, 0, 0, 0
+    rows.channels, rows.plane, rows.channel_stride, rows.pair, rows.after = 1, 0, 0, 0, 0
     rows.height = job.S
     rows.width = images
     rows.pitch = job.pitch
@@ -219,8 +223,7 @@ cdef void pixels_panel(
     cdef const cconv_kernels *kernels = job.kernels
     cdef long lanes = kernels.lanes
     cdef long runs = 1 if job.joined else tile_p
-    cdef long vectors = ((tile_p - 1) * job.pitch + tile_q if job.joined else tile_q) + lanes - 1
-    vectors //= lanes
+    cdef long vectors = ceil_div((tile_p - 1) * job.pitch + tile_q if job.joined else tile_q, lanes)
     cdef long sums_pitch = runs * vectors * lanes
     cdef long first = panel * job.group_outputs // job.panels
     cdef long outputs = (panel + 1) * job.group_outputs // job.panels - first
@@ -233,7 +236,8 @@ cdef void pixels_panel(
     for run in range(runs if job.fused else 0):
         row = run * job.Q * job.itemsize
         kernels.multiply_row(
-            <int>outputs, <int>tile_q, job.depth, job.chain, offset, tile + run * job.pitch * job.itemsize, weights, sums,
+            <int>outputs, <int>(tile_p // runs * tile_q), &job.gaps if job.joined else NULL, job.depth, job.chain, offset,
+            tile + run * job.pitch * job.itemsize, weights, sums,
             job.bias + k * job.itemsize if job.bias != NULL else NULL, &job.finish,
             job.residual + at + row if job.residual != NULL else NULL, y + row, map)
     if job.fused:
@@ -346,8 +350,7 @@ cdef class Convolution(Kernel):
         job.kernels = kernels
         job.itemsize = 4 if spec.dtype == "float32" else 8
         job.pixel_lanes = tiling.lanes == "pixels"
-        job.across_images, job.joined = tiling.across_images, tiling.joined
-        job.in_place, job.unpacked = tiling.in_place, tiling.unpacked
+        job.across_images, job.in_place, job.unpacked = tiling.across_images, tiling.in_place, tiling.unpacked
         job.C, job.K, job.R, job.S, job.groups = spec.C, spec.K, spec.R, spec.S, spec.groups
         job.H, job.W, job.P, job.Q = (1, spec.H * spec.W, 1, spec.P * spec.Q) if tiling.flat else (
             spec.H, spec.W, spec.P, spec.Q)
@@ -358,7 +361,7 @@ cdef class Convolution(Kernel):
         job.dilation_h, job.dilation_w = spec.dilation
         job.tile_p, job.tile_q, job.tile_rows, job.pitch = (
             tiling.tile_p, tiling.tile_q, tiling.rows.extent, tiling.pitch)
-        job.plane, job.parts = tiling.plane, tiling.channel_parts
+        job.plane, job.shared, job.parts = tiling.plane, tiling.columns.shared, tiling.channel_parts
         job.chains, job.chain = tiling.chains, ceil_div(job.depth, tiling.chains)
         job.far_images = tiling.far_images
         job.pieces, job.tile_pixels = tiling.pieces, tiling.tile_p * tiling.tile_q
@@ -366,10 +369,14 @@ cdef class Convolution(Kernel):
         job.paired = spec.stride[1] == 2 and tuple(tiling.columns.starts) == (0, 1)
         job.row_start = int_table(self.owners, tiling.rows.starts)
         job.column_start = int_table(self.owners, tiling.columns.starts)
-        job.offset = int_table(self.owners, self._offsets(spec, tiling))
+        job.offset = int_table(self.owners, tiling.offsets(spec))
         if tiling.in_place:
             job.image_offset = int_table(self.owners, range(0, job.group_channels * job.W, job.W))
-        job.solid = job.pitch == job.tile_q == job.Q and not tiling.across_images
+        job.solid = tiling.joined and job.pitch == job.tile_q
+        job.joined = tiling.joined and not job.solid
+        if job.joined:
+            at, before = tiling.gaps(kernels.lanes)
+            job.gaps.at, job.gaps.before = int_table(self.owners, at), int_table(self.owners, before)
         job.tiles_p = ceil_div(job.P, job.tile_p)
         job.tiles_q = ceil_div(job.Q, job.tile_q)
         job.panels = tiling.panels
@@ -394,16 +401,6 @@ cdef class Convolution(Kernel):
         self.scratch_size = job.weights_at
         if job.unpacked:
             self.scratch_size += lines(panel * ceil_div(job.depth, job.chains) * job.itemsize)
-
-    def _offsets(self, spec, tiling):
-        """Where product k = (c, r, s) of a pixel lies in the tile, relative to the pixel."""
-        if tiling.across_images:
-            return range(0, spec.depth * tiling.pitch, tiling.pitch)
-        area, plane = tiling.rows.extent * tiling.pitch, tiling.plane
-        rows = [b * len(tiling.columns.starts) * area + place * tiling.pitch for b, place in tiling.rows.taps]
-        columns = [b * area + place for b, place in tiling.columns.taps]
-        window = [r + s for r in rows for s in columns]
-        return [c * plane + w for c in range(spec.C // spec.groups) for w in window]
 
     cdef size_t panels_size(self):
         return self.job.groups * self.padded * self.job.depth * self.job.itemsize
@@ -442,7 +439,7 @@ cdef class Convolution(Kernel):
         job.before = call.weights + self.panels_size() if self.preactivated else NULL
         job.in_place = job.in_place and job.x_w == job.itemsize and job.x_c == job.W * job.itemsize
         job.finish.past = call.second == NULL and job.N >= job.far_images
-        job.fused = job.finish.activation <= RELU6 and (job.solid or not job.joined)
+        job.fused = job.finish.activation <= RELU6
         tasks = job.parts * (
             ceil_div(job.N, job.tile_q) if job.across_images else job.N * job.tiles_p * job.tiles_q)
         return phases.add(conv_task, phases.keep(&job, sizeof(job)), 0, tasks, call.scratch, self.scratch_size)

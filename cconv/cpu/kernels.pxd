@@ -4,10 +4,14 @@ from libc.stdint cimport int32_t
 
 cdef extern from "kernels/kernels.h" nogil:
     ctypedef struct cconv_rows:
-        long channels, plane, height, width, pitch, pair
+        long channels, plane, height, width, pitch, pair, after
         long top, left, row_step, column_step
         long source_height, source_width
         Py_ssize_t channel_stride, row_stride, column_stride
+
+    ctypedef struct cconv_gaps:
+        const int32_t *at
+        const int32_t *before
 
     ctypedef struct cconv_finish:
         int activation, past
@@ -77,8 +81,9 @@ cdef extern from "kernels/kernels.h" nogil:
             int, int, long, long, const int32_t *, const void *, const void *, void *, long, int) noexcept nogil
         void (*multiply_pixels)(
             int, int, long, long, const int32_t *, const void *, const void *, void *, long, int) noexcept nogil
-        void (*multiply_row)(int, int, long, long, const int32_t *, const void *, const void *, void *, const void *,
-                             const cconv_finish *, const void *, void *, long) noexcept nogil
+        void (*multiply_row)(
+            int, int, const cconv_gaps *, long, long, const int32_t *, const void *, const void *, void *, const void *,
+            const cconv_finish *, const void *, void *, long) noexcept nogil
         void (*transpose)(long, long, const void *, long, void *, long) noexcept nogil
         void (*finish)(const cconv_finish *, double, long, long, const void *, long, const void *, void *,
                        long) noexcept nogil

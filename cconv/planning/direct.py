@@ -14,6 +14,8 @@ lanes = "channels": a vector holds output channels, inputs are broadcast; wastes
                     sums have to be transposed.
 """
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd, isqrt
 from typing import NamedTuple
@@ -57,8 +59,6 @@ LINE_BYTES, FAR_BYTES, NEVER = 64, 8 << 20, 2**62
 FEW_PAGES = 64
 #: Activations that lanes "pixels" apply in registers.
 REGISTER_ACTIVATIONS = ("relu", "relu6")
-#: What finishing a vector of sums from memory costs more than from registers, in products; joined rows have to.
-FINISH = 12
 
 
 class Axis(NamedTuple):
@@ -70,6 +70,8 @@ class Axis(NamedTuple):
     taps: tuple[tuple[int, int], ...]
     #: Elements of a block.
     extent: int
+    #: Elements behind them that the block of the next row begins with: zeros.
+    shared: int = 0
 
     @property
     def size(self) -> int:
@@ -123,12 +125,28 @@ class Direct:
     @property
     def plane(self) -> int:
         """Elements of one channel of an input tile."""
-        return self.rows.size * self.columns.size
+        return self.rows.size * self.columns.size + self.columns.shared
 
     @property
     def pitch(self) -> int:
         """Elements from a pixel to the one below."""
         return self.columns.extent
+
+    def offsets(self, spec: ConvSpec) -> Sequence[int]:
+        """Where product k = (c, r, s) of a pixel lies in the tile, relative to the pixel."""
+        if self.across_images:
+            return range(0, spec.depth * self.pitch, self.pitch)
+        area = self.rows.extent * self.pitch
+        rows = [b * len(self.columns.starts) * area + place * self.pitch for b, place in self.rows.taps]
+        columns = [b * area + place for b, place in self.columns.taps]
+        window = [r + s for r in rows for s in columns]
+        return [c * self.plane + w for c in range(spec.C // spec.groups) for w in window]
+
+    def gaps(self, vector: int) -> tuple[list[int], list[int]]:
+        """Where every pixel of joined rows lies in their run, and the pixels before every vector of it; behind the last
+        pixel, a vector that lies nowhere."""
+        at = [p * self.pitch + q for p in range(self.tile_p) for q in range(self.tile_q)]
+        return at + [0] * vector, [bisect_left(at, v) for v in range(0, at[-1] + 2 * vector, vector)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +197,14 @@ def _axes(spec: ConvSpec, tile_p: int, tile_q: int) -> tuple[Axis, Axis]:
         _axis(spec.R, spec.stride[0], spec.dilation[0], tile_p),
         _axis(spec.S, spec.stride[1], spec.dilation[1], tile_q),
     )
+
+
+def _sharing(spec: ConvSpec, columns: Axis) -> Axis:
+    """The columns where rows that are joined share padding: zeros right of one are those left of the next."""
+    if spec.stride[1] > 1 or len(columns.starts) > 1:
+        return columns
+    zeros = min(spec.padding[1], spec.padding[3], (spec.S - 1) * spec.dilation[1])
+    return columns._replace(extent=columns.extent - zeros, shared=zeros)
 
 
 def _flat(spec: ConvSpec) -> bool:
@@ -360,8 +386,12 @@ def _tiling(
     else:
         rows, columns = _axes(spec, tile_p, tile_q)
     spatial = ceil_div(height, tile_p) * ceil_div(width, tile_q)
-    run, by_row = ceil_div((tile_p - 1) * columns.extent + tile_q, vector), tile_p * ceil_div(tile_q, vector)
-    joined = lanes == "pixels" and run * (spec.depth + FINISH) < by_row * spec.depth
+    sharing, by_row = _sharing(spec, columns), tile_p * ceil_div(tile_q, vector)
+    run = ceil_div((tile_p - 1) * sharing.extent + tile_q, vector)
+    # Gaps are closed in registers, for less than the ends of rows cost that are no whole vectors.
+    joined = lanes == "pixels" and tile_p > 1 and tile_q == width and run <= by_row
+    if joined:
+        columns = sharing
     vectors = ceil_div(outputs, vector)
     if lanes == "pixels":
         # Of one long row as if threads did not cut it: programs for any number of them share packed weights.

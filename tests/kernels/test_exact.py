@@ -105,6 +105,47 @@ def test_lanes_of_pixels_read_an_image_where_it_lies_if_they_end_in_registers(gr
                 _check(grid, layer, isa, dtype, found[0], given, want)
 
 
+#: Image, kernel and the rest of a Layer, and the zeros that neighbouring rows share.
+JOINED = {
+    "one column between": ((28, 28), (3, 3), {"padding": (1, 1, 1, 1)}, 1),
+    "a last tile of fewer rows": ((23, 27), (3, 3), {"padding": (1, 1, 1, 1)}, 1),
+    "more padding on one side": ((9, 29), (3, 5), {"padding": (1, 3, 0, 1)}, 1),
+    "no gap": ((9, 21), (3, 3), {"padding": (2, 2, 2, 2)}, 2),
+    "more padding than a window reaches": ((9, 19), (3, 3), {"padding": (0, 5, 0, 4)}, 2),
+    "no padding": ((12, 31), (3, 3), {}, 0),
+    "dilation": ((12, 25), (3, 3), {"padding": (2, 2, 2, 2), "dilation": (1, 2)}, 2),
+    "stride": ((21, 37), (3, 3), {"padding": (1, 1, 1, 1), "stride": (2, 2)}, 0),
+    "stride down": ((21, 37), (3, 3), {"padding": (1, 1, 1, 1), "stride": (2, 1)}, 1),
+}
+
+
+@pytest.mark.parametrize("name", JOINED)
+@pytest.mark.parametrize("how", [None, "relu", "relu6", ("leaky_relu", 0.5)])
+def test_joined_rows_of_pixels_are_exact(grid, name, how, dtype):
+    """Alone, with a residual, and with one that lies where the output does."""
+    image, kernel, options, shared = JOINED[name]
+    rng = np.random.default_rng(5)
+    joined = 0
+    for groups, outputs in ((1, 29), (3, 4)):
+        layer = grid.Layer(
+            (2, 3 * groups, *image), (outputs * groups, 3, *kernel), groups=groups, bias=True, activation=how,
+            threads=2, **options,
+        )  # fmt: skip
+        for one in (layer, grid.replace(layer, residual=True)):
+            given = grid.operands(one, dtype, _whole(rng))
+            want = grid.exact(one, given)
+            for isa in grid.ISAS:
+                for tiling in (t for t in grid.direct_tilings(one, isa, dtype) if getattr(t, "joined", False)):
+                    assert tiling.columns.shared == shared
+                    joined += 1
+                    _check(grid, one, isa, dtype, tiling, given, want)
+                    if one.residual:
+                        both = given.residual.copy()
+                        built = grid.program(one, isa, dtype, tiling, given)
+                        np.testing.assert_array_equal(grid.run(built, grid.replace(given, residual=both), both), want)
+    assert joined
+
+
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 def test_a_depthwise_map_of_several_strips_is_exact(grid, kernel, stride, residual, dtype):

@@ -99,9 +99,35 @@ def test_a_tile_of_input_holds_every_element_that_its_outputs_read(machine, spec
         for tap, (block, place) in enumerate(axis.taps):
             # Place i of a block holds input starts[block] + i * stride: output o of this tap reads o further.
             assert axis.starts[block] + place * stride == tap * dilation
-            assert place + outputs <= axis.extent
+            assert place + outputs <= axis.extent + axis.shared
         assert axis.size <= taps * outputs
-    assert tiling.plane == tiling.rows.size * tiling.columns.size
+    assert tiling.plane == tiling.rows.size * tiling.columns.size + tiling.columns.shared
+    assert tiling.rows.shared == 0
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.isa)
+@settings(max_examples=200)
+@given(spec=convolutions())
+def test_what_two_rows_of_a_tile_share_is_padding_of_both(machine, spec):
+    for lanes in ("channels", "pixels"):
+        tiling = direct.tiling(spec, machine, lanes)
+        columns = tiling.columns
+        if columns.shared:
+            assert (tiling.joined, lanes, tiling.tile_q, columns.starts) == (True, "pixels", spec.Q, (0,))
+            # Elements from `extent` on are the right ones of a row, and its left ones from 0 on those of the next.
+            assert columns.extent - spec.padding[1] >= spec.W
+            assert columns.shared <= spec.padding[1]
+
+
+def test_joined_rows_have_one_column_of_padding_between_them():
+    grouped = specs.conv((256, 28, 28), (256, 8, 3, 3), padding=1, groups=32)
+    tiling = direct.tiling(grouped, MACHINES[0], "pixels")
+    assert (tiling.tile_p, tiling.joined, tiling.pitch) == (14, True, 29)
+    # 14 rows of 29, but for the last gap, are 26 vectors.
+    assert tiling.executed_flops == 2 * 2 * 26 * 16 * 256 * grouped.depth
+    at, before = tiling.gaps(16)
+    assert at[26:30] == [26, 27, 29, 30]
+    assert (*before[:3], before[26]) == (0, 16, 31, 14 * 28)
 
 
 @pytest.mark.parametrize("dilation", [1, 7, 100, 30_000, 2**29])

@@ -13,13 +13,20 @@
 /* One phase of the channels of an input tile, which lie `plane` elements apart: `height` x `width` elements each, those
  * outside the image are zeros. Row i comes from source row `top + i * row_step`, column j from
  * `left + j * column_step`; strides are in bytes, because NumPy's are. With `pair`, a second phase that begins one
- * column to the right follows so many elements behind the first. */
+ * column to the right follows so many elements behind the first. `after` the last row so many zeros follow. */
 typedef struct {
-    long channels, plane, height, width, pitch, pair;
+    long channels, plane, height, width, pitch, pair, after;
     long top, left, row_step, column_step;
     long source_height, source_width;
     ptrdiff_t channel_stride, row_stride, column_stride;
 } cconv_rows;
+
+/* Where rows of pixels are read as one run, the gaps between them included, and written without: pixel i of all rows lies
+ * at[i] pixels into the run, and before[v] pixels come before its vector v. Both tables know what comes behind the last: a
+ * vector of pixels, and a vector. */
+typedef struct {
+    const int32_t *at, *before;
+} cconv_gaps;
 
 /* Order of planning.specs.ACTIVATIONS; 0 is none. */
 enum cconv_activation {

@@ -121,12 +121,53 @@ typedef struct {
     int past; /* whole lines may go past the caches */
     int partial; /* the vector of which only `lanes` are to be finished, or -1 */
     NAME(lanes) lanes;
+    cconv_gaps gaps; /* of a run: `before` the first tile's first vector and those behind it; or NULLs */
+    int end; /* pixels of the run */
 } NAME(maps);
 
 #define EACH_SUM(O, W)                                                                                                 \
     _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) _Pragma("GCC unroll 8") for (int v = 0; v < W; v++)
 #define SUM c[o * width + v]
 #define TOTAL total[o * width + v]
+
+/* Sums of whole vectors to O maps: the first-th of the first tile's and those behind it. */
+static inline __attribute__((always_inline)) void NAME(end_whole)(const int O, const int width, V *c, long first,
+                                                                  const NAME(maps) *to) {
+    T *y = to->target + first * LANES;
+    if (to->residual) EACH_SUM(O, width) SUM += load(to->residual + first * LANES + o * to->map + v * LANES);
+    if (to->activation) EACH_SUM(O, width) SUM = LARGER((V){0}, SUM);
+    if (to->activation == CCONV_RELU6) EACH_SUM(O, width) SUM = SMALLER(splat(6), SUM);
+    if (to->past)
+        EACH_SUM(O, width) stream(y + o * to->map + v * LANES, SUM);
+    else
+        EACH_SUM(O, width) store(y + o * to->map + v * LANES, SUM);
+}
+
+/* The same where vectors are finished in part: the one that is `partial` or, in a run with gaps, any. There the pixels of a
+ * vector are moved together, which lie at[...] modulo its lanes. */
+typedef int32_t NAME(places) __attribute__((vector_size(LANES * sizeof(int32_t)), aligned(4), may_alias));
+static inline __attribute__((always_inline)) void NAME(end_parts)(const int O, const int width, V *c, long first,
+                                                                  const NAME(maps) *to) {
+    const T lower = to->activation ? 0 : -__builtin_inf(), upper = to->activation == CCONV_RELU6 ? 6 : __builtin_inf();
+    _Pragma("GCC unroll 8") for (int v = 0; v < width; v++) {
+        long pixel = (first + v) * LANES;
+        NAME(lanes) lanes = first + v == to->partial ? to->lanes : between(0, LANES);
+        if (to->gaps.at) {
+            const int32_t *before = to->gaps.before + first + v;
+            pixel = before[0];
+            lanes = between(0, (before[1] < to->end ? before[1] : to->end) - pixel);
+            const NAME(places) at = *(const NAME(places) *)(to->gaps.at + pixel);
+            _Pragma("GCC unroll 32") for (int o = 0; o < O; o++)
+                SUM = __builtin_shuffle(SUM, __builtin_convertvector(at, NAME(comparison)));
+        }
+        if (to->residual)
+            _Pragma("GCC unroll 32") for (int o = 0; o < O; o++)
+                SUM += load_lanes(to->residual + o * to->map + pixel, lanes);
+        _Pragma("GCC unroll 32") for (int o = 0; o < O; o++)
+            SUM = SMALLER(splat(upper), LARGER(splat(lower), SUM));
+        _Pragma("GCC unroll 32") for (int o = 0; o < O; o++) store_lanes(to->target + o * to->map + pixel, SUM, lanes);
+    }
+}
 
 /* O output channels by W vectors of pixels in registers, `tiles` times side by side. Per k: W loads, O broadcasts, O*W
  * fused multiply-adds. What begins and ends in one call needs sums only between its chains, each tile the same ones. */
@@ -158,28 +199,11 @@ typedef struct {
                 } else if (add)                                                                                        \
                     EACH_SUM(O, W) SUM = load(sums + o * pitch + v * LANES) + SUM;                                     \
                 if (to && k == depth) {                                                                                \
-                    T *y = to->target + tile * W * LANES;                                                              \
                     EACH_SUM(O, W) SUM += to->bias ? splat(to->bias[o]) : (V){0};                                      \
-                    if (to->residual) {                                                                                \
-                        const T *r = to->residual + tile * W * LANES;                                                  \
-                        EACH_SUM(O, W)                                                                                 \
-                            SUM += v == to->partial ? load_lanes(r + o * to->map + v * LANES, to->lanes)               \
-                                                    : load(r + o * to->map + v * LANES);                               \
-                    }                                                                                                  \
-                    if (to->activation) EACH_SUM(O, W) SUM = LARGER((V){0}, SUM);                                      \
-                    if (to->activation == CCONV_RELU6) EACH_SUM(O, W) SUM = SMALLER(splat(6), SUM);                    \
-                    if (to->past)                                                                                      \
-                        EACH_SUM(O, W) stream(y + o * to->map + v * LANES, SUM);                                       \
-                    else if (to->partial < 0)                                                                          \
-                        EACH_SUM(O, W) store(y + o * to->map + v * LANES, SUM);                                        \
+                    if (to->partial < 0 && !to->gaps.at)                                                               \
+                        NAME(end_whole)(O, W, c, tile * W, to);                                                        \
                     else                                                                                               \
-                        EACH_SUM(O, W) {                                                                               \
-                            T *at = y + o * to->map + v * LANES;                                                       \
-                            if (v == to->partial)                                                                      \
-                                store_lanes(at, SUM, to->lanes);                                                       \
-                            else                                                                                       \
-                                store(at, SUM);                                                                        \
-                        }                                                                                              \
+                        NAME(end_parts)(O, W, c, tile * W, to);                                                        \
                 } else                                                                                                 \
                     EACH_SUM(O, W) store(sums + o * pitch + v * LANES, SUM);                                           \
             }                                                                                                          \
@@ -226,16 +250,19 @@ static void NAME(multiply_pixels)(int outputs, int vectors, long depth, long cha
  * the first level; where a vector is less than a line, a chain, so that the rest of the lines does. */
 #define AT_ONCE(depth, chain) (LANES * sizeof(T) < 64 ? (chain) : (depth))
 
-/* The pixels of an output row, to the maps themselves.
+/* The pixels of an output row, to the maps themselves; with `gaps`, those of many rows that are one run.
  * Of pixels that are not whole vectors the last tile overlaps the one before or, if there is none, stores a part. A
- * residual may lie where the output does: where tiles overlap, it is added once. */
-static void NAME(multiply_row)(int outputs, int pixels, long depth, long chain, const int32_t *offset,
-                               const void *input, const void *panel, void *sums, const void *bias,
-                               const cconv_finish *finish, const void *residual, void *target, long map) {
+ * residual may lie where the output does: where tiles overlap, it is added once. A run's vectors all store a part. */
+static void NAME(multiply_row)(int outputs, int pixels, const cconv_gaps *gaps, long depth, long chain,
+                               const int32_t *offset, const void *input, const void *panel, void *sums,
+                               const void *bias, const cconv_finish *finish, const void *residual, void *target,
+                               long map) {
     const NAME(pixels_kernel) *tile = NAME(pixels_table)[outputs - 1];
-    const int widest = NAME(widest)[outputs - 1], all = (pixels + LANES - 1) / LANES, over = all * LANES - pixels;
-    const int lines = finish->past && LINE(map * sizeof(T));
-    NAME(maps) maps = {bias, NULL, target, map, finish->activation, 0, -1, between(0, LANES)};
+    const int run = gaps ? gaps->at[pixels - 1] + 1 : pixels, widest = NAME(widest)[outputs - 1];
+    const int all = (run + LANES - 1) / LANES, over = gaps ? 0 : all * LANES - pixels;
+    const int lines = finish->past && !gaps && LINE(map * sizeof(T));
+    NAME(maps) maps = {bias, residual, target, map, finish->activation, 0, -1, between(0, LANES), {NULL, NULL}, pixels};
+    if (gaps) maps.gaps = *gaps;
     for (long k = 0, some; k < depth; k += some) {
         some = AT_ONCE(depth, chain) < depth - k ? AT_ONCE(depth, chain) : depth - k;
         const NAME(maps) *to = k + some == depth ? &maps : NULL;
@@ -257,8 +284,12 @@ static void NAME(multiply_row)(int outputs, int pixels, long depth, long chain, 
                 }
             } else if (over && tiles == cuts)
                 tiles--;
-            maps.target = (T *)target + (a - (const T *)input);
-            if (residual) maps.residual = (const T *)residual + (a - (const T *)input);
+            if (gaps)
+                maps.gaps.before = gaps->before + (a - (const T *)input) / LANES;
+            else {
+                maps.target = (T *)target + (a - (const T *)input);
+                if (residual) maps.residual = (const T *)residual + (a - (const T *)input);
+            }
             maps.past = lines && maps.partial < 0 && LINE(maps.target);
             tile[n - 1](tiles, some, chain, offset + k, a, weights, s, all * LANES, k > 0, to);
         }

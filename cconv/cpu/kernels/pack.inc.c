@@ -113,6 +113,7 @@ static inline __attribute__((always_inline)) void NAME(pack_phases)(const long p
                 for (long j = last[f]; j < pitch; j++) to[j] = 0;
             }
         }
+        for (long j = 0; j < rows->after; j++) out[j] = 0;
     }
 }
 
