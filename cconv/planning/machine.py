@@ -22,8 +22,8 @@ class Machine:
     l2_bytes: int
     #: Lanes "channels": vectors per row of the register tiles with fewer rows, which direct convolutions take.
     wide_vectors: int = 2
-    #: Pixels, or outputs, of the largest register tile of one vector that has room for the totals of its chains; 0 where
-    #: they wait in memory while a chain is summed.
+    #: Pixels, or outputs, of the largest register tile of one vector that has room for the totals of its chains; 0
+    #: where they wait in memory while a chain is summed.
     kept: int = 0
     #: "cpu" or "cuda": whose algorithms a plan chooses among.
     device: str = "cpu"

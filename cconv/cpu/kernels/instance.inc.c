@@ -72,6 +72,7 @@ static const cconv_kernels NAME(kernels) = {
 #undef WIDE_VECTORS
 #undef MOST_KEPT
 #undef KEPT
+#undef NOTHING
 #undef PIXELS
 #undef EACH_SUM
 #undef SUM

@@ -38,6 +38,8 @@
 #define MOST_KEPT 0
 #endif
 #define KEPT(R, W) ((W) == 1 && (R) <= MOST_KEPT)
+/* What changes no bit of what is added to it: 0 would, of -0. */
+#define NOTHING splat((T)-0.0)
 
 /* R pixels by W vectors of output channels in registers. */
 #define CHANNELS(R, W)                                                                                                 \
@@ -48,7 +50,7 @@
         const T *p = panel;                                                                                            \
         V total[R * W];                                                                                                \
         if (KEPT(R, W))                                                                                                \
-            _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) total[i] = add ? load(sums + i * pitch) : (V){0};     \
+            _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) total[i] = add ? load(sums + i * pitch) : NOTHING;    \
         for (const int32_t *const last = o + depth; o < last; add = 1) {                                               \
             const int32_t *const end = chain < last - o ? o + chain : last;                                            \
             V c[R * W];                                                                                                \
@@ -137,7 +139,7 @@ typedef struct {
             const T *restrict weights = panel;                                                                         \
             int add = adds;                                                                                            \
             V total[O * W];                                                                                            \
-            if (KEPT(O, W)) EACH_SUM(O, W) total[o] = add ? load(sums + o * pitch) : (V){0};                           \
+            if (KEPT(O, W)) EACH_SUM(O, W) total[o] = add ? load(sums + o * pitch) : NOTHING;                          \
             for (long k = 0, end; k < depth; add = 1) {                                                                \
                 V c[O * W];                                                                                            \
                 EACH_SUM(O, W) SUM = (V){0};                                                                           \
@@ -224,14 +226,15 @@ static void NAME(multiply_pixels)(int outputs, int vectors, long depth, long cha
  * the first level; where a vector is less than a line, a chain, so that the rest of the lines does. */
 #define AT_ONCE(depth, chain) (LANES * sizeof(T) < 64 ? (chain) : (depth))
 
-/* The pixels of an output row, to the maps themselves.
+/* The pixels of an output row, to the maps themselves; `narrow`: by register tiles of one vector.
  * Of pixels that are not whole vectors the last tile overlaps the one before or, if there is none, stores a part. A
  * residual may lie where the output does: where tiles overlap, it is added once. */
-static void NAME(multiply_row)(int outputs, int pixels, long depth, long chain, const int32_t *offset,
+static void NAME(multiply_row)(int outputs, int narrow, int pixels, long depth, long chain, const int32_t *offset,
                                const void *input, const void *panel, void *sums, const void *bias,
                                const cconv_finish *finish, const void *residual, void *target, long map) {
     const NAME(pixels_kernel) *tile = NAME(pixels_table)[outputs - 1];
-    const int widest = NAME(widest)[outputs - 1], all = (pixels + LANES - 1) / LANES, over = all * LANES - pixels;
+    const int widest = narrow ? 1 : NAME(widest)[outputs - 1];
+    const int all = (pixels + LANES - 1) / LANES, over = all * LANES - pixels;
     const int lines = finish->past && LINE(map * sizeof(T));
     NAME(maps) maps = {bias, NULL, target, map, finish->activation, 0, -1, between(0, LANES)};
     for (long k = 0, some; k < depth; k += some) {
