@@ -261,8 +261,8 @@ cdef void pixels_panels(
     tile has."""
     cdef const char *tile = scratch
     cdef const int32_t *offset = job.offset
-    cdef long lanes = job.kernels.lanes, outputs = job.group_outputs // job.panels, panel
-    cdef long widest = 1 if job.narrow else job.kernels.widest[outputs - 1]
+    cdef long lanes = job.kernels.lanes, panel
+    cdef long widest = 1 if job.narrow else job.kernels.widest[job.group_outputs // job.panels - 1]
     if job.in_place and job.fused and (tile_q % lanes == 0 or tile_q > widest * lanes):
         tile = job.x + n * job.x_n + group * job.group_channels * job.x_c + q * job.itemsize
         offset = job.image_offset
@@ -361,9 +361,9 @@ cdef class Convolution(Kernel):
             tiling.tile_p, tiling.tile_q, tiling.rows.extent, tiling.pitch)
         job.plane, job.parts = tiling.plane, tiling.channel_parts
         job.chains, job.chain = tiling.chains, ceil_div(job.depth, tiling.chains)
-        job.at_once = job.depth if kernels.kept and not tiling.unpacked else job.chain
-        job.far_images = tiling.far_images
-        job.pieces, job.tile_pixels = tiling.pieces, tiling.tile_p * tiling.tile_q
+        whole = job.narrow or (kernels.kept and job.pitch == job.tile_q and not job.unpacked)
+        job.at_once = job.depth if whole else job.chain
+        job.far_images, job.pieces, job.tile_pixels = tiling.far_images, tiling.pieces, tiling.tile_p * tiling.tile_q
         job.row_blocks, job.column_blocks = len(tiling.rows.starts), len(tiling.columns.starts)
         job.paired = spec.stride[1] == 2 and tuple(tiling.columns.starts) == (0, 1)
         job.row_start = int_table(self.owners, tiling.rows.starts)

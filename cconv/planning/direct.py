@@ -57,7 +57,7 @@ LINE_BYTES, FAR_BYTES, NEVER = 64, 8 << 20, 2**62
 FEW_PAGES = 64
 #: Bytes of a page; of so many, besides those of weights and outputs, the first-level buffer holds the addresses.
 PAGE_BYTES, NEAR_PAGES = 4096, 48
-#: Fewest sums of a register tile of one vector: beside rows on so few pages, and on more (lanes "pixels").
+#: Fewest sums of a register tile of one vector: of a packed tile, and (lanes "pixels") of an image where it lies.
 NARROW_SUMS = 7, 12
 #: Activations that lanes "pixels" apply in registers.
 REGISTER_ACTIVATIONS = ("relu", "relu6")
@@ -206,19 +206,21 @@ def _ends_in_registers(spec: ConvSpec) -> bool:
 def _narrow_panels(spec: ConvSpec, machine: Machine, lanes: str, pixels: int) -> int:
     """Panels for register tiles of one vector, 0 where wider ones are better. The totals of their chains wait in
     registers, and one is finished while the next is under way. But more of them go through the whole input, of which
-    every step may be on another page if it is read where it lies. Lanes "channels": so many pixels lie side by side."""
+    every step may be on another page, or come from the third level, if it is read where it lies. Lanes "channels": so many pixels lie side by side."""
     if not machine.kept:
         return 0
     outputs, several = spec.K // spec.groups, chains(spec.depth) > 1
     channel_bytes = spec.H * spec.W * ITEMSIZE[spec.dtype]
-    far = _lies_in_rows(spec) and spec.depth > NEAR_PAGES and channel_bytes > PAGE_BYTES / 2
+    in_rows = _lies_in_rows(spec)
+    far = in_rows and spec.depth > NEAR_PAGES and channel_bytes > PAGE_BYTES / 2
     if lanes == "channels":
         vectors = ceil_div(outputs, machine.vector_bytes // ITEMSIZE[spec.dtype])
+        far = far or (in_rows and spec.depth * channel_bytes > machine.l2_bytes * IMAGE_SHARE)
         return vectors if several and not far and pixels >= NARROW_SUMS[0] else 0
     panels = ceil_div(outputs, machine.kept)
     if spec.P * spec.Q <= LONG_RUN:  # one tile: two threads share its panels
         panels += panels % 2
-    return panels if (several or not far) and outputs // panels >= NARROW_SUMS[far] else 0
+    return panels if (several or not far) and outputs // panels >= NARROW_SUMS[in_rows] else 0
 
 
 def _run(width: int, cuts: int, vector: int, lanes: str, threads: int) -> int:
