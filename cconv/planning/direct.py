@@ -206,7 +206,8 @@ def _ends_in_registers(spec: ConvSpec) -> bool:
 def _narrow_panels(spec: ConvSpec, machine: Machine, lanes: str, pixels: int) -> int:
     """Panels for register tiles of one vector, 0 where wider ones are better. The totals of their chains wait in
     registers, and one is finished while the next is under way. But more of them go through the whole input, of which
-    every step may be on another page, or come from the third level, if it is read where it lies. Lanes "channels": so many pixels lie side by side."""
+    every step may be on another page, or come from the third level, if it is read where it lies. Lanes "channels": so
+    many pixels lie side by side."""
     if not machine.kept:
         return 0
     outputs, several = spec.K // spec.groups, chains(spec.depth) > 1
