@@ -24,7 +24,7 @@ cdef enum:
 cdef struct Conv:
     const cconv_kernels *kernels
     cconv_finish finish
-    int itemsize, pixel_lanes, across_images
+    int itemsize, pixel_lanes, across_images, narrow
     int paired  # columns have two phases, side by side in the image: packed in one pass
     int fused  # the multiplication itself finishes rows
     int joined  # rows are one run of pixels, the gaps between them included
@@ -35,10 +35,9 @@ cdef struct Conv:
     long N, C, H, W, K, R, S, P, Q, groups, group_channels, group_outputs, depth
     long stride_h, stride_w, top, left, dilation_h, dilation_w
     long tile_p, tile_q, tile_pixels, tile_rows, pitch, plane, parts, pieces, far_images
-    long chains, chain  # how many, and the products of each but the last
+    long chains, chain, at_once  # how many; the products of each but the last, and of a call with lanes "channels"
     long row_blocks, column_blocks
-    const int32_t *row_start
-    const int32_t *column_start
+    const int32_t *row_start, *column_start
     const int32_t *offset
     const int32_t *image_offset  # the same in an image that is one long row
     cconv_gaps gaps  # those between joined rows
@@ -171,22 +170,20 @@ cdef void channels_panels(
     # Rows without a gap are one run of pixels.
     cdef long runs = 1 if job.pitch == tile_q else tile_p, run_pixels = pixels // runs
     cdef const int32_t *offset = job.image_offset if job.in_place else job.offset
-    cdef long piece, panel, chain, begin, end, run, channel, k, width, padded
-    cdef const char *panel_weights
-    cdef const char *weights
-    cdef const char *tile
+    cdef long piece, panel, first_k, last_k, begin, some, run, channel, k, width, padded
+    cdef const char *panel_weights, *weights, *tile
     cdef char *sums
     for piece in range(job.pieces):
-        begin = piece * job.chains // job.pieces * job.chain
-        end = min(job.depth, (piece + 1) * job.chains // job.pieces * job.chain)
-        channel = begin // window
+        first_k = piece * job.chains // job.pieces * job.chain
+        last_k = min(job.depth, (piece + 1) * job.chains // job.pieces * job.chain)
+        channel = first_k // window
         tile = scratch - channel * job.plane * job.itemsize  # of channel 0
         if job.in_place:
             tile = job.x + n * job.x_n + group * job.group_channels * job.x_c + q * job.itemsize
         elif job.across_images:
             pack_images(job, n, tile_q, group, scratch)
         else:
-            pack_tile(job, n, group, channel, (end + window - 1) // window, p, q, tile_p, scratch)
+            pack_tile(job, n, group, channel, (last_k + window - 1) // window, p, q, tile_p, scratch)
         for panel in range(first, last):
             k = panel * vectors // job.panels * lanes
             width = (panel + 1) * vectors // job.panels * lanes - k
@@ -195,19 +192,21 @@ cdef void channels_panels(
             sums = scratch + job.sums_at
             if job.pieces > 1:
                 sums += k * job.tile_pixels * job.itemsize
-            for chain in range(piece * job.chains // job.pieces, (piece + 1) * job.chains // job.pieces):
-                begin, end = chain * job.chain, min(job.depth, (chain + 1) * job.chain)
+            begin = first_k
+            while begin < last_k:
+                some = min(job.at_once, last_k - begin)
                 if job.unpacked:
                     weights = scratch + job.weights_at
-                    kernels.pack_panel(min(width, job.group_outputs - k), width, end - begin, job.depth,
+                    kernels.pack_panel(min(width, job.group_outputs - k), width, some, job.depth,
                                        panel_weights + begin * job.itemsize, scratch + job.weights_at)
                 else:
                     weights = panel_weights + begin * width * job.itemsize
                 for run in range(runs):
                     kernels.multiply_channels(
-                        <int>run_pixels, <int>(width // lanes), end - begin, end - begin,
+                        <int>run_pixels, <int>(width // lanes), some, job.chain,
                         offset + begin, tile + run * job.pitch * job.itemsize, weights,
-                        sums + run * run_pixels * width * job.itemsize, width, chain > 0)
+                        sums + run * run_pixels * width * job.itemsize, width, begin > 0)
+                begin += some
             if piece == job.pieces - 1:
                 channels_finish(job, n, group * job.group_outputs + k, min(width, job.group_outputs - k), width, p, q,
                                 tile_p, tile_q, sums, scratch + job.flipped_at)
@@ -236,7 +235,8 @@ cdef void pixels_panel(
     for run in range(runs if job.fused else 0):
         row = run * job.Q * job.itemsize
         kernels.multiply_row(
-            <int>outputs, <int>(tile_p // runs * tile_q), &job.gaps if job.joined else NULL, job.depth, job.chain, offset,
+            <int>outputs, job.narrow, <int>(tile_p // runs * tile_q), &job.gaps if job.joined else NULL, job.depth,
+            job.chain, offset,
             tile + run * job.pitch * job.itemsize, weights, sums,
             job.bias + k * job.itemsize if job.bias != NULL else NULL, &job.finish,
             job.residual + at + row if job.residual != NULL else NULL, y + row, map)
@@ -265,8 +265,9 @@ cdef void pixels_panels(
     tile has."""
     cdef const char *tile = scratch
     cdef const int32_t *offset = job.offset
-    cdef long lanes = job.kernels.lanes, outputs = job.group_outputs // job.panels, panel
-    if job.in_place and job.fused and (tile_q % lanes == 0 or tile_q > job.kernels.widest[outputs - 1] * lanes):
+    cdef long lanes = job.kernels.lanes, panel
+    cdef long widest = 1 if job.narrow else job.kernels.widest[job.group_outputs // job.panels - 1]
+    if job.in_place and job.fused and (tile_q % lanes == 0 or tile_q > widest * lanes):
         tile = job.x + n * job.x_n + group * job.group_channels * job.x_c + q * job.itemsize
         offset = job.image_offset
     elif job.across_images:
@@ -350,7 +351,8 @@ cdef class Convolution(Kernel):
         job.kernels = kernels
         job.itemsize = 4 if spec.dtype == "float32" else 8
         job.pixel_lanes = tiling.lanes == "pixels"
-        job.across_images, job.in_place, job.unpacked = tiling.across_images, tiling.in_place, tiling.unpacked
+        job.across_images, job.narrow = tiling.across_images, tiling.narrow
+        job.in_place, job.unpacked = tiling.in_place, tiling.unpacked
         job.C, job.K, job.R, job.S, job.groups = spec.C, spec.K, spec.R, spec.S, spec.groups
         job.H, job.W, job.P, job.Q = (1, spec.H * spec.W, 1, spec.P * spec.Q) if tiling.flat else (
             spec.H, spec.W, spec.P, spec.Q)
@@ -363,8 +365,9 @@ cdef class Convolution(Kernel):
             tiling.tile_p, tiling.tile_q, tiling.rows.extent, tiling.pitch)
         job.plane, job.shared, job.parts = tiling.plane, tiling.columns.shared, tiling.channel_parts
         job.chains, job.chain = tiling.chains, ceil_div(job.depth, tiling.chains)
-        job.far_images = tiling.far_images
-        job.pieces, job.tile_pixels = tiling.pieces, tiling.tile_p * tiling.tile_q
+        whole = job.narrow or (kernels.kept and job.pitch == job.tile_q and not job.unpacked)
+        job.at_once = job.depth if whole else job.chain
+        job.far_images, job.pieces, job.tile_pixels = tiling.far_images, tiling.pieces, tiling.tile_p * tiling.tile_q
         job.row_blocks, job.column_blocks = len(tiling.rows.starts), len(tiling.columns.starts)
         job.paired = spec.stride[1] == 2 and tuple(tiling.columns.starts) == (0, 1)
         job.row_start = int_table(self.owners, tiling.rows.starts)

@@ -82,8 +82,8 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*multiply_pixels)(
             int, int, long, long, const int32_t *, const void *, const void *, void *, long, int) noexcept nogil
         void (*multiply_row)(
-            int, int, const cconv_gaps *, long, long, const int32_t *, const void *, const void *, void *, const void *,
-            const cconv_finish *, const void *, void *, long) noexcept nogil
+            int, int, int, const cconv_gaps *, long, long, const int32_t *, const void *, const void *, void *,
+            const void *, const cconv_finish *, const void *, void *, long) noexcept nogil
         void (*transpose)(long, long, const void *, long, void *, long) noexcept nogil
         void (*finish)(const cconv_finish *, double, long, long, const void *, long, const void *, void *,
                        long) noexcept nogil

@@ -57,6 +57,10 @@ LINE_BYTES, FAR_BYTES, NEVER = 64, 8 << 20, 2**62
 #: Rows of an image, each on a page of its own, that short vectors may read in place: their steps are too short to wait
 #: for the address of a page that the first-level buffer does not hold.
 FEW_PAGES = 64
+#: Bytes of a page; of so many, besides those of weights and outputs, the first-level buffer holds the addresses.
+PAGE_BYTES, NEAR_PAGES = 4096, 48
+#: Fewest sums of a register tile of one vector: of a packed tile, and (lanes "pixels") of an image where it lies.
+NARROW_SUMS = 7, 12
 #: Activations that lanes "pixels" apply in registers.
 REGISTER_ACTIVATIONS = ("relu", "relu6")
 
@@ -89,6 +93,8 @@ class Direct:
     across_images: bool
     #: Lanes "pixels": the rows of a tile are one run of pixels, the gaps between them included.
     joined: bool
+    #: Register tiles are one vector wide: they have room for the totals of their chains.
+    narrow: bool
     #: A tile is a piece of a flat image as it lies in memory, and read there.
     in_place: bool
     #: Weights are not packed ahead: the task that multiplies with them packs them, chain by chain.
@@ -218,13 +224,30 @@ def _lies_in_rows(spec: ConvSpec) -> bool:
     return _flat(spec) and not spec.preactivated and spec.depth * spec.H * spec.W <= FARTHEST
 
 
-def _ends_in_registers(spec: ConvSpec, machine: Machine, outputs: int, pixels: int) -> bool:
-    """Whether lanes "pixels" finish rows of so many pixels from the registers, without a look at what lies beyond them:
-    whole vectors, or a last register tile that overlaps the one before."""
-    if spec.activation is not None and spec.activation.name not in REGISTER_ACTIVATIONS:
-        return False
-    vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
-    return pixels % vector == 0 or pixels > machine.pixel_vectors[outputs - 1] * vector
+def _ends_in_registers(spec: ConvSpec) -> bool:
+    """Whether lanes "pixels" can finish sums in the registers."""
+    return spec.activation is None or spec.activation.name in REGISTER_ACTIVATIONS
+
+
+def _narrow_panels(spec: ConvSpec, machine: Machine, lanes: str, pixels: int) -> int:
+    """Panels for register tiles of one vector, 0 where wider ones are better. The totals of their chains wait in
+    registers, and one is finished while the next is under way. But more of them go through the whole input, of which
+    every step may be on another page, or come from the third level, if it is read where it lies. Lanes "channels": so
+    many pixels lie side by side."""
+    if not machine.kept:
+        return 0
+    outputs, several = spec.K // spec.groups, chains(spec.depth) > 1
+    channel_bytes = spec.H * spec.W * ITEMSIZE[spec.dtype]
+    in_rows = _lies_in_rows(spec)
+    far = in_rows and spec.depth > NEAR_PAGES and channel_bytes > PAGE_BYTES / 2
+    if lanes == "channels":
+        vectors = ceil_div(outputs, machine.vector_bytes // ITEMSIZE[spec.dtype])
+        far = far or (in_rows and spec.depth * channel_bytes > machine.l2_bytes * IMAGE_SHARE)
+        return vectors if several and not far and pixels >= NARROW_SUMS[0] else 0
+    panels = ceil_div(outputs, machine.kept)
+    if spec.P * spec.Q <= LONG_RUN:  # one tile: two threads share its panels
+        panels += panels % 2
+    return panels if (several or not far) and outputs // panels >= NARROW_SUMS[in_rows] else 0
 
 
 def _run(width: int, cuts: int, vector: int, lanes: str, threads: int) -> int:
@@ -393,17 +416,26 @@ def _tiling(
     if joined:
         columns = sharing
     vectors = ceil_div(outputs, vector)
+    # Weights that one tile alone reads need not go to memory and back.
+    unpacked = once and images == 1 and lanes == "channels" and spatial == 1 and not spec.preactivated
     if lanes == "pixels":
+        in_registers = _ends_in_registers(spec)
+        rows_end = in_registers and (not joined or columns.extent == tile_q == width)
+        narrow = _narrow_panels(spec, machine, lanes, tile_q) if rows_end else 0
         # Of one long row as if threads did not cut it: programs for any number of them share packed weights.
         uncut = ceil_div(min(width, TILE_PIXELS[lanes]), vector) if height == 1 else by_row // tile_p
-        panels = machine.panels(outputs, run if joined else uncut)
+        panels = narrow or machine.panels(outputs, run if joined else uncut)
+        widest = 1 if narrow else machine.pixel_vectors[outputs // panels - 1]
         products = spec.K * _vectors(height, width, tile_p, tile_q, columns.extent if joined else 0, vector) * vector
         # From memory, rows come faster one by one than a line of each in turn.
         near = images * spec.C * spec.H * spec.W * ITEMSIZE[spec.dtype] <= FAR_BYTES
         few = near if machine.vector_bytes >= LINE_BYTES else spec.depth <= FEW_PAGES
-        few = few and not joined and _ends_in_registers(spec, machine, outputs // panels, tile_q)
+        # Without a look beyond a row: whole vectors, or a last register tile that overlaps the one before.
+        few = few and not joined and in_registers and (tile_q % vector == 0 or tile_q > widest * vector)
     else:
-        panels = ceil_div(vectors, machine.wide_vectors)  # as equal as can be, in vectors
+        pixels = tile_p * tile_q if columns.extent == tile_q else tile_q
+        narrow = 0 if unpacked or across_images else _narrow_panels(spec, machine, lanes, pixels)
+        panels = narrow or ceil_div(vectors, machine.wide_vectors)  # as equal as can be, in vectors
         if height * width <= TILE_PIXELS[lanes]:  # one tile: two threads share its panels
             panels = min(vectors, panels + panels % 2)
         products = height * width * spec.groups * vectors * vector
@@ -414,15 +446,13 @@ def _tiling(
         packing = READ_ELEMENT * tile_q if lanes == "channels" and (pieces > 1 or tile_q < width) else 0
     # Groups of channels, but not panels of one, share nothing that is packed.
     repacking = packing / (tile_p * tile_q * spec.R * spec.S * vectors) if spec.groups == 1 else 0.0
-    # Weights that one tile alone reads need not go to memory and back.
-    unpacked = once and images == 1 and lanes == "channels" and spatial == 1 and not spec.preactivated
     units = spec.groups * panels if spec.groups == 1 or in_place else spec.groups
     weights = spec.groups * vectors if lanes == "channels" else units
     tiles = 1 if across_images else images * height * width / (tile_p * tile_q)
     parts, waiting = _parts(tiles, units, weights, machine.threads, repacking)
     return Direct(
-        lanes, flat, across_images, joined, in_place, unpacked, tile_p, tile_q, panels, parts, chains(spec.depth),
-        pieces, rows, columns, far_images(spec, machine), waiting, 2 * products * spec.depth,
+        lanes, flat, across_images, joined, bool(narrow), in_place, unpacked, tile_p, tile_q, panels, parts,
+        chains(spec.depth), pieces, rows, columns, far_images(spec, machine), waiting, 2 * products * spec.depth,
     )  # fmt: skip
 
 

@@ -73,6 +73,7 @@ static const cconv_kernels NAME(kernels) = {
 #undef MOST_KEPT
 #undef KEPT
 #undef EACH_TOTAL
+#undef NOTHING
 #undef PIXELS
 #undef EACH_SUM
 #undef SUM

@@ -40,6 +40,8 @@
 #define KEPT(R, W) ((W) < 3 && (R) * (W) <= MOST_KEPT)
 #define EACH_TOTAL(R, W)                                                                                               \
     _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) _Pragma("GCC unroll 2") for (int v = 0; v < W; v++)
+/* What changes no bit of what is added to it: 0 would, of -0. */
+#define NOTHING splat((T)-0.0)
 
 /* R pixels by W vectors of output channels in registers. */
 #define CHANNELS(R, W)                                                                                                 \
@@ -50,7 +52,7 @@
         const T *p = panel;                                                                                            \
         V total[R * W];                                                                                                \
         if (KEPT(R, W))                                                                                                \
-            EACH_TOTAL(R, W) total[i * W + v] = add ? load(sums + i * pitch + v * LANES) : (V){0};                     \
+            EACH_TOTAL(R, W) total[i * W + v] = add ? load(sums + i * pitch + v * LANES) : NOTHING;                    \
         for (const int32_t *const last = o + depth; o < last; add = 1) {                                               \
             const int32_t *const end = chain < last - o ? o + chain : last;                                            \
             V c[R * W];                                                                                                \
@@ -180,7 +182,7 @@ static inline __attribute__((always_inline)) void NAME(end_parts)(const int O, c
             const T *restrict weights = panel;                                                                         \
             int add = adds;                                                                                            \
             V total[O * W];                                                                                            \
-            if (KEPT(O, W)) EACH_SUM(O, W) TOTAL = add ? load(sums + o * pitch + v * LANES) : (V){0};                  \
+            if (KEPT(O, W)) EACH_SUM(O, W) TOTAL = add ? load(sums + o * pitch + v * LANES) : NOTHING;                 \
             for (long k = 0, end; k < depth; add = 1) {                                                                \
                 V c[O * W];                                                                                            \
                 EACH_SUM(O, W) SUM = (V){0};                                                                           \
@@ -250,15 +252,16 @@ static void NAME(multiply_pixels)(int outputs, int vectors, long depth, long cha
  * the first level; where a vector is less than a line, a chain, so that the rest of the lines does. */
 #define AT_ONCE(depth, chain) (LANES * sizeof(T) < 64 ? (chain) : (depth))
 
-/* The pixels of an output row, to the maps themselves; with `gaps`, those of many rows that are one run.
+/* The pixels of an output row, to the maps themselves; with `gaps`, those of many rows that are one run. `narrow`: by
+ * register tiles of one vector.
  * Of pixels that are not whole vectors the last tile overlaps the one before or, if there is none, stores a part. A
  * residual may lie where the output does: where tiles overlap, it is added once. A run's vectors all store a part. */
-static void NAME(multiply_row)(int outputs, int pixels, const cconv_gaps *gaps, long depth, long chain,
+static void NAME(multiply_row)(int outputs, int narrow, int pixels, const cconv_gaps *gaps, long depth, long chain,
                                const int32_t *offset, const void *input, const void *panel, void *sums,
                                const void *bias, const cconv_finish *finish, const void *residual, void *target,
                                long map) {
     const NAME(pixels_kernel) *tile = NAME(pixels_table)[outputs - 1];
-    const int run = gaps ? gaps->at[pixels - 1] + 1 : pixels, widest = NAME(widest)[outputs - 1];
+    const int run = gaps ? gaps->at[pixels - 1] + 1 : pixels, widest = narrow ? 1 : NAME(widest)[outputs - 1];
     const int all = (run + LANES - 1) / LANES, over = gaps ? 0 : all * LANES - pixels;
     const int lines = finish->past && !gaps && LINE(map * sizeof(T));
     NAME(maps) maps = {bias, residual, target, map, finish->activation, 0, -1, between(0, LANES), {NULL, NULL}, pixels};
