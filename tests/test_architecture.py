@@ -68,14 +68,6 @@ KERNELS_WITHOUT = ("Python.h", "omp.h", "numpy/", "malloc(", "calloc(", "#pragma
 MOST_LINES = 450
 #: Of a line of Cython or C; ruff counts Python's.
 MOST_CHARACTERS = 120
-#: Files whose longer lines are still to be wrapped; no other may join them.
-TO_WRAP = {
-    "cconv/cpu/_conv.pyx",
-    "cconv/cpu/_winograd.pyx",
-    "cconv/cpu/kernels/multiply.inc.c",
-    "cconv/cpu/kernels/pack.inc.c",
-    "cconv/cpu/kernels/winograd.inc.c",
-}
 PYTHON, CYTHON, C = {".py", ".pyi"}, {".pyx", ".pxd"}, {".c", ".h", ".inc", ".cu", ".cuh"}
 
 _CYTHON_IMPORT = re.compile(
@@ -211,7 +203,7 @@ def violations(root: Path) -> list[str]:
         found += _import_violations(path, root)
         if len(text.splitlines()) > MOST_LINES:
             found.append(f"{path.relative_to(root)} has {len(text.splitlines())} lines, expected at most {MOST_LINES}")
-        if path.suffix in CYTHON | C and path.relative_to(root).as_posix() not in TO_WRAP:
+        if path.suffix in CYTHON | C:
             long = [number for number, line in enumerate(text.splitlines(), 1) if len(line) > MOST_CHARACTERS]
             found += [
                 f"{path.relative_to(root)}:{number} has more than {MOST_CHARACTERS} characters" for number in long

@@ -37,7 +37,8 @@ cdef struct Conv:
     long tile_p, tile_q, tile_pixels, tile_rows, pitch, plane, parts, pieces, far_images
     long chains, chain, at_once  # how many; the products of each but the last, and of a call with lanes "channels"
     long row_blocks, column_blocks
-    const int32_t *row_start, *column_start
+    const int32_t *row_start
+    const int32_t *column_start
     const int32_t *offset
     const int32_t *image_offset  # the same in an image that is one long row
     cconv_gaps gaps  # those between joined rows
@@ -171,7 +172,9 @@ cdef void channels_panels(
     cdef long runs = 1 if job.pitch == tile_q else tile_p, run_pixels = pixels // runs
     cdef const int32_t *offset = job.image_offset if job.in_place else job.offset
     cdef long piece, panel, first_k, last_k, begin, some, run, channel, k, width, padded
-    cdef const char *panel_weights, *weights, *tile
+    cdef const char *panel_weights
+    cdef const char *weights
+    cdef const char *tile
     cdef char *sums
     for piece in range(job.pieces):
         first_k = piece * job.chains // job.pieces * job.chain
@@ -286,7 +289,7 @@ cdef void conv_task(const void *untyped, long index, char *scratch) noexcept nog
     cdef long part = index % job.parts, tile = index // job.parts
     cdef long per_image = job.tiles_p * job.tiles_q
     cdef long units = job.groups * job.panels
-    cdef long unit, group, stop, first, last, panel, n, p, q, tile_p, tile_q
+    cdef long unit, group, stop, first, last, n, p, q, tile_p, tile_q
     if job.across_images:
         n, p, q = tile * job.tile_q, 0, 0
         tile_p, tile_q = 1, min(job.tile_q, job.N - n)
@@ -331,12 +334,12 @@ cdef void pack_task(const void *untyped, long index, char *scratch) noexcept nog
         width = (panel + 1) * vectors // job.panels * lanes - o
         end = min(o + width, job.group_outputs)
     job.kernels.pack_panel(
-        end - o, width, job.depth, job.depth, panels.weight + (group * job.group_outputs + o) * job.depth * job.itemsize,
-        panels.packed + (group * panels.padded + o) * job.depth * job.itemsize)
+        end - o, width, job.depth, job.depth, panels.weight + (group * job.group_outputs + o) * job.depth *
+        job.itemsize, panels.packed + (group * panels.padded + o) * job.depth * job.itemsize)
 
 
 cdef class Convolution(Kernel):
-    """A ConvSpec cut by a Direct tiling for one ISA. Holds tables, no weights; run() may be called from many threads."""
+    """A ConvSpec cut by a Direct tiling for one ISA. Holds tables, no weights; many threads may run() it at once."""
 
     cdef Conv job
     cdef size_t scratch_size
@@ -356,8 +359,7 @@ cdef class Convolution(Kernel):
         job.C, job.K, job.R, job.S, job.groups = spec.C, spec.K, spec.R, spec.S, spec.groups
         job.H, job.W, job.P, job.Q = (1, spec.H * spec.W, 1, spec.P * spec.Q) if tiling.flat else (
             spec.H, spec.W, spec.P, spec.Q)
-        job.group_channels, job.group_outputs = spec.C // spec.groups, spec.K // spec.groups
-        job.depth = spec.depth
+        job.group_channels, job.group_outputs, job.depth = spec.C // spec.groups, spec.K // spec.groups, spec.depth
         job.stride_h, job.stride_w = spec.stride
         job.top, job.left = spec.padding[:2]
         job.dilation_h, job.dilation_w = spec.dilation
@@ -380,19 +382,17 @@ cdef class Convolution(Kernel):
         if job.joined:
             at, before = tiling.gaps(kernels.lanes)
             job.gaps.at, job.gaps.before = int_table(self.owners, at), int_table(self.owners, before)
-        job.tiles_p = ceil_div(job.P, job.tile_p)
-        job.tiles_q = ceil_div(job.Q, job.tile_q)
+        job.tiles_p, job.tiles_q = ceil_div(job.P, job.tile_p), ceil_div(job.Q, job.tile_q)
         job.panels = tiling.panels
         job.finish = finish_of(spec.activation)
         self.preactivated = spec.preactivated
-        self.padded = job.group_outputs
-        if not job.pixel_lanes:
-            self.padded = ceil_div(job.group_outputs, kernels.lanes) * kernels.lanes
+        self.padded = job.group_outputs if job.pixel_lanes else (
+            ceil_div(job.group_outputs, kernels.lanes) * kernels.lanes)
         # Sums of a panel: whole vectors per row of pixels; lanes "channels" need them twice (computed, transposed).
-        cdef size_t pixels = job.tile_p * (ceil_div(max(job.pitch, job.tile_q), kernels.lanes) * kernels.lanes) + kernels.lanes
-        cdef size_t panel = kernels.wide_vectors * kernels.lanes
-        if job.pixel_lanes:
-            panel = ceil_div(job.group_outputs, job.panels)
+        cdef size_t vectors = ceil_div(max(job.pitch, job.tile_q), kernels.lanes)
+        cdef size_t pixels = (job.tile_p * vectors + 1) * kernels.lanes
+        cdef size_t panel = (
+            ceil_div(job.group_outputs, job.panels) if job.pixel_lanes else kernels.wide_vectors * kernels.lanes)
         # In pieces: the channels of one, and the sums of all panels.
         cdef long products = ceil_div(job.chains, job.pieces) * ceil_div(job.depth, job.chains)
         cdef size_t channels = min(job.group_channels, ceil_div(products, job.R * job.S) + 1)
@@ -409,7 +409,8 @@ cdef class Convolution(Kernel):
         return self.job.groups * self.padded * self.job.depth * self.job.itemsize
 
     cpdef size_t packed_bytes(self):
-        return 0 if self.job.unpacked else self.panels_size() + (2 * self.job.C * self.job.itemsize if self.preactivated else 0)
+        return 0 if self.job.unpacked else self.panels_size() + (2 * self.job.C * self.job.itemsize if self.preactivated
+        else 0)
 
     cpdef size_t scratch_bytes(self, long images, int threads):
         return self.scratch_size * threads

@@ -5,9 +5,9 @@ In: a ConvSpec and its Winograd tiling, packed weights, images that the caller h
 The arithmetic is in kernels/winograd.inc.c and multiply.inc.c, the decisions in planning/algorithm.py.
 
 The tiles of all images are one sequence, cut into blocks. Either a thread takes a block and does everything, its
-transformed input in its own scratch. Or, some blocks at a time, all threads first transform the input of all of them, into
-scratch that they share, and then take (block, some panels of outputs) each: weights are read once per block, so large
-weights want large blocks.
+transformed input in its own scratch. Or, some blocks at a time, all threads first transform the input of all of them,
+into scratch that they share, and then take (block, some panels of outputs) each: weights are read once per block, so
+large weights want large blocks.
 """
 
 cimport numpy as cnp
@@ -50,7 +50,9 @@ cdef struct Blocks:
     char *y
 
 
-cdef void transform_input(const Blocks *job, long block, long begin, long end, char *points, char *strip) noexcept nogil:
+cdef void transform_input(
+    const Blocks *job, long block, long begin, long end, char *points, char *strip
+) noexcept nogil:
     """Channels begin .. end-1 of a block."""
     cdef long first = block * job.tiles, count = min(job.tiles, job.count - first), i, t
     for i in range((count + job.strip - 1) // job.strip):
@@ -199,11 +201,12 @@ cdef Buffer elements(str dtype, tuple values):
 @lru_cache(maxsize=64)
 def numbers_of(str dtype, transform):
     """Coefficients, powers and filter of a transform, once for all layers."""
-    return elements(dtype, transform.coefficients), elements(dtype, transform.powers), elements("float64", transform.filter)
+    return elements(dtype, transform.coefficients), elements(dtype, transform.powers), elements("float64",
+    transform.filter)
 
 
 cdef class WinogradConvolution(Kernel):
-    """A ConvSpec cut by a Winograd tiling for one ISA. Holds tables, no weights; run() may be called from many threads."""
+    """A ConvSpec cut by a Winograd tiling for one ISA. Holds tables, no weights; many threads may run() it at once."""
 
     cdef Blocks job
     cdef list owners

@@ -2,7 +2,7 @@
 
 specs.py  ->  algorithm.py  ->  plan.py  ->  a twin's build()
 tensors.py      (the choice)      (buffers.py: the arena)
-  |           direct.py, winograd.py: tilings and transforms, for a machine.py; cuda.py: those of a GPU
+  |           direct.py, depthwise.py, winograd.py: tilings and transforms, for a machine.py; cuda.py: those of a GPU
 cost.py  (the only FLOP rules)        shapes.py  (the one output-size formula)
 """
 

@@ -13,8 +13,9 @@ from math import inf
 from typing import NamedTuple
 
 from ..errors import ArgumentError
-from . import cuda, direct, winograd
-from .direct import LINE_BYTES, Depthwise, Direct
+from . import cuda, depthwise, direct, winograd
+from .depthwise import Depthwise
+from .direct import LINE_BYTES, Direct
 from .machine import Machine, ceil_div
 from .specs import ITEMSIZE, ConvSpec
 from .winograd import AnyTransform
@@ -227,8 +228,8 @@ def _ways(spec: ConvSpec, machine: Machine, images: int, packs: bool) -> list[_W
         for lanes in ("channels", "pixels") if spec.P * spec.Q > 1 else ("channels",):
             way = partial(direct.tiling, spec, lanes=lanes, images=images, once=packs)
             found.append(_Way(_least(spec, machine, lanes), way))
-        if not spec.preactivated and direct.depthwise(spec, machine):
-            found.append(_Way(0, partial(direct.depthwise, spec)))
+        if not spec.preactivated and depthwise.tiling(spec, machine):
+            found.append(_Way(0, partial(depthwise.tiling, spec)))
     if spec.algorithm == "winograd" or (spec.algorithm == "auto" and min(spec.C, spec.K) >= FEWEST_CHANNELS):
         for pair in _transforms(spec, machine):
             ways = _executed(spec, machine, *pair, images).items()

@@ -155,19 +155,6 @@ class Direct:
         return at + [0] * vector, [bisect_left(at, v) for v in range(0, at[-1] + 2 * vector, vector)]
 
 
-@dataclass(frozen=True, slots=True)
-class Depthwise:
-    """One output map from one input map, read in place."""
-
-    #: Parts into which the rows of a map are split for the threads.
-    row_parts: int
-    executed_flops: int
-
-    algorithm = "direct"
-    label = "direct depthwise"
-    packing = ("depthwise",)
-
-
 def chains(depth: int) -> int:
     """How many chains, all but the last one of the same length: their number grows no faster, for both round."""
     length = ceil_div(depth, ceil_div(depth, max(CHAIN, isqrt(depth))))
@@ -454,12 +441,3 @@ def _tiling(
         lanes, flat, across_images, joined, bool(narrow), in_place, unpacked, tile_p, tile_q, panels, parts,
         chains(spec.depth), pieces, rows, columns, far_images(spec, machine), waiting, 2 * products * spec.depth,
     )  # fmt: skip
-
-
-def depthwise(spec: ConvSpec, machine: Machine) -> Depthwise | None:
-    """The tiling of a layer with one input channel per group, None where its kernel does not reach."""
-    if spec.groups != spec.C or spec.stride[1] > 2 or spec.R * spec.S > CHAIN:
-        return None
-    vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
-    parts = min(ceil_div(spec.P, 16), 1 if machine.threads == 1 else ceil_div(8 * machine.threads, spec.K))
-    return Depthwise(parts, 2 * spec.K * spec.P * ceil_div(spec.Q, vector) * vector * spec.depth)

@@ -21,9 +21,9 @@ typedef struct {
     ptrdiff_t channel_stride, row_stride, column_stride;
 } cconv_rows;
 
-/* Where rows of pixels are read as one run, the gaps between them included, and written without: pixel i of all rows lies
- * at[i] pixels into the run, and before[v] pixels come before its vector v. Both tables know what comes behind the last: a
- * vector of pixels, and a vector. */
+/* Where rows of pixels are read as one run, the gaps between them included, and written without: pixel i of all rows
+ * lies at[i] pixels into the run, and before[v] pixels come before its vector v. Both tables know what comes behind the
+ * last: a vector of pixels, and a vector. */
 typedef struct {
     const int32_t *at, *before;
 } cconv_gaps;

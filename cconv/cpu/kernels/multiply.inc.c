@@ -1,16 +1,16 @@
 /* Multiply: the two register-tiled multiplications, for which everything else prepares.
  *
- * In: T, NAME, simd.h, step.inc.c, EACH_ROWS(X) = X(1) ... X(pixels of the register tile), EACH_PIXELS(X) = X(outputs, vectors) ...
- * Out: multiply_channels, multiply_pixels, multiply_row, widest.
+ * In: T, NAME, simd.h, step.inc.c, EACH_ROWS(X) = X(1) ... X(pixels of the register tile), EACH_PIXELS(X) = X(outputs,
+ * vectors) ... Out: multiply_channels, multiply_pixels, multiply_row, widest.
  *
  * Both compute   sums[pixel][output] (+)= sum over k < depth of  input[offset[k] + pixel] * panel[k][output]
  * and differ in what a vector holds:
  *
- *   multiply_channels    sums[pixel]  [o o o o|o o o o]      panel[k] is a row of vectors, input[...] is broadcast
- *   multiply_pixels      sums[output] [p p p p|p p p p]      input[...] is a row of vectors, panel[k][output] is broadcast
+ *   multiply_channels    sums[pixel]  [o o o o|o o o o]   panel[k] is a row of vectors, input[...] is broadcast
+ *   multiply_pixels      sums[output] [p p p p|p p p p]   input[...] is a row of vectors, panel[k][output] is broadcast
  *
- * Every sum is cut into chains of at most `chain` products: fused multiply-adds in the order of k, added to the sums one
- * chain after the other. No tile shape changes a bit of the result.
+ * Every sum is cut into chains of at most `chain` products: fused multiply-adds in the order of k, added to the sums
+ * one chain after the other. No tile shape changes a bit of the result.
  * Assumptions: input holds whole vectors (garbage lanes are computed, and dropped by whoever reads the sums).
  */
 
@@ -30,8 +30,8 @@
     _Pragma("GCC unroll 8") for (size_t line = 0; line < (bytes); line += 64)                                          \
         __builtin_prefetch((const char *)(panel) + AHEAD + line)
 
-/* The most sums of a tile that has room for the totals of its chains, too: 15 sums, 15 totals and two vectors are the 32
- * registers of AVX-512. Elsewhere, and in larger tiles, totals wait in memory while a chain is summed. */
+/* The most sums of a tile that has room for the totals of its chains, too: 15 sums, 15 totals and two vectors are the
+ * 32 registers of AVX-512. Elsewhere, and in larger tiles, totals wait in memory while a chain is summed. */
 #ifdef __AVX512F__
 #define MOST_KEPT 15
 #else
@@ -145,8 +145,8 @@ static inline __attribute__((always_inline)) void NAME(end_whole)(const int O, c
         EACH_SUM(O, width) store(y + o * to->map + v * LANES, SUM);
 }
 
-/* The same where vectors are finished in part: the one that is `partial` or, in a run with gaps, any. There the pixels of a
- * vector are moved together, which lie at[...] modulo its lanes. */
+/* The same where vectors are finished in part: the one that is `partial` or, in a run with gaps, any. There the pixels
+ * of a vector are moved together, which lie at[...] modulo its lanes. */
 typedef int32_t NAME(places) __attribute__((vector_size(LANES * sizeof(int32_t)), aligned(4), may_alias));
 static inline __attribute__((always_inline)) void NAME(end_parts)(const int O, const int width, V *c, long first,
                                                                   const NAME(maps) *to) {
@@ -248,8 +248,8 @@ static void NAME(multiply_pixels)(int outputs, int vectors, long depth, long cha
         tile[n](wider, depth, chain, offset, (const T *)input + at, panel, (T *)sums + at, pitch, add, NULL);
 }
 
-/* How many products of a row the register tiles do before they go back to its beginning: all of them, so that sums stay in
- * the first level; where a vector is less than a line, a chain, so that the rest of the lines does. */
+/* How many products of a row the register tiles do before they go back to its beginning: all of them, so that sums stay
+ * in the first level; where a vector is less than a line, a chain, so that the rest of the lines does. */
 #define AT_ONCE(depth, chain) (LANES * sizeof(T) < 64 ? (chain) : (depth))
 
 /* The pixels of an output row, to the maps themselves; with `gaps`, those of many rows that are one run. `narrow`: by
@@ -272,7 +272,8 @@ static void NAME(multiply_row)(int outputs, int narrow, int pixels, const cconv_
         const T *a = input, *weights = (const T *)panel + k * outputs;
         T *s = sums;
         int vectors = all, cuts = (vectors + widest - 1) / widest;
-        for (int n, tiles; cuts > 0; cuts -= tiles, vectors -= n * tiles, a += n * tiles * LANES, s += n * tiles * LANES) {
+        for (int n, tiles; cuts > 0;
+             cuts -= tiles, vectors -= n * tiles, a += n * tiles * LANES, s += n * tiles * LANES) {
             n = vectors / cuts;
             tiles = cuts - vectors % cuts;
             maps.partial = -1;

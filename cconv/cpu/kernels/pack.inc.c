@@ -5,9 +5,9 @@
 /* Rows of so many channels further on are asked for: a processor expects the next lines, not those of another map. */
 #define CHANNELS_AHEAD 2
 
-/* Elements first .. last-1 of a packed row, from every stride-th element (in bytes) from `in` on. Nothing beyond the last
- * element is read: a vector that would reach further begins earlier instead. What lies `ahead` bytes further is asked
- * for. */
+/* Elements first .. last-1 of a packed row, from every stride-th element (in bytes) from `in` on. Nothing beyond the
+ * last element is read: a vector that would reach further begins earlier instead. What lies `ahead` bytes further is
+ * asked for. */
 static inline __attribute__((always_inline)) void NAME(pack_row)(const char *in, ptrdiff_t stride, T *out, long first,
                                                                  long last, ptrdiff_t ahead) {
     const T *from = (const T *)in;
@@ -34,8 +34,8 @@ static inline __attribute__((always_inline)) void NAME(pack_vector)(const int ph
     if (phases == 2) store(out + pair, ODD(a, b));
 }
 
-/* Whole such rows from `from` on. Their first vector and the last one, which overlaps the one before, have no other lanes of
- * the source than `head` and `tail`; a row of less than a vector is its head, and stores the lanes `part`. */
+/* Whole such rows from `from` on. Their first vector and the last one, which overlaps the one before, have no other
+ * lanes of the source than `head` and `tail`; a row of less than a vector is its head, and stores the lanes `part`. */
 static inline __attribute__((always_inline)) void NAME(pack_whole)(const int phases, const int step, const T *from,
                                                                    T *out, long pitch, long pair,
                                                                    const NAME(lanes) *head, const NAME(lanes) *tail,
@@ -78,8 +78,8 @@ static inline __attribute__((always_inline)) void NAME(pack_phases)(const long p
         from[f] = left + first[f] * step;
     }
     const ptrdiff_t ahead = CHANNELS_AHEAD * rows->channel_stride;
-    /* The same of both phases, in elements of the source from the first one's first on, and of the rows' last vectors: rows
-     * are packed by whole vectors if those between their first and their last lie inside the image. */
+    /* The same of both phases, in elements of the source from the first one's first on, and of the rows' last vectors:
+     * rows are packed by whole vectors if those between their first and their last lie inside the image. */
     const long pitch = rows->pitch, end = pitch - LANES, inside = rows->source_width - rows->left;
     const long begin = -rows->left, stop = inside < step * rows->width ? inside : step * rows->width;
     const int inner = begin <= step * LANES && stop >= step * ((end + LANES - 1) / LANES * LANES);
@@ -126,8 +126,8 @@ static void NAME(pack_rows)(const cconv_rows *rows, const void *source, void *ta
         NAME(pack_phases)(1, rows->column_step, rows, source, target);
 }
 
-/* target[c][j] = max(scale[c] * source[c][j] + shift[c], 0); NaN passes. Channels of the source are `channel_stride` bytes
- * apart, those of the target `plane` elements; the two may be the same. */
+/* target[c][j] = max(scale[c] * source[c][j] + shift[c], 0); NaN passes. Channels of the source are `channel_stride`
+ * bytes apart, those of the target `plane` elements; the two may be the same. */
 static void NAME(preactivate)(long channels, long count, ptrdiff_t channel_stride, const void *scale, const void *shift,
                               const void *source, void *target, long plane) {
     const V zero = {0};
@@ -149,10 +149,10 @@ static void NAME(preactivate)(long channels, long count, ptrdiff_t channel_strid
     }
 }
 
-/* panel[k][o] = weight[o][k] for k < depth and o < outputs, whose rows are `pitch` elements apart, 0 for the rest of the
- * width: LANES x LANES at a time, and a cache line of every output before the next one, for rows that lie a power of two
- * apart meet in few sets of a cache. Of longer rows, those that follow are asked for: the pieces are too short for the
- * processor to see where they lead. */
+/* panel[k][o] = weight[o][k] for k < depth and o < outputs, whose rows are `pitch` elements apart, 0 for the rest of
+ * the width: LANES x LANES at a time, and a cache line of every output before the next one, for rows that lie a power
+ * of two apart meet in few sets of a cache. Of longer rows, those that follow are asked for: the pieces are too short
+ * for the processor to see where they lead. */
 static void NAME(pack_panel)(long outputs, long width, long depth, long pitch, const void *weight, void *panel) {
     const T *in = weight;
     T *out = panel;

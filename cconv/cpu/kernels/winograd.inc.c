@@ -1,13 +1,13 @@
 /* Winograd: tiles of m x m' outputs from alpha x alpha' products per channel instead of m m' r r'.
  *
- * `down` is the transform of a tile's columns, `across` that of its rows. At stride s = 1, alpha = m + r - 1; at s = 2 even
- * inputs and taps have a transform, odd ones another, and alpha = 2 m + r - 2, as many as the tile has inputs.
+ * `down` is the transform of a tile's columns, `across` that of its rows. At stride s = 1, alpha = m + r - 1; at s = 2
+ * even inputs and taps have a transform, odd ones another, and alpha = 2 m + r - 2, as many as the tile has inputs.
  *
  * In: T, NAME, simd.h; a cconv_winograd with the coefficients of planning/winograd.py.
- * Out: to_points, to_outputs, runs_of, EACH_WINOGRAD, IS; winograd_input.inc.c and winograd_output.inc.c, which need them.
- * multiply_pixels or multiply_channels does the products in between.
+ * Out: to_points, to_outputs, runs_of, EACH_WINOGRAD, IS; winograd_input.inc.c and winograd_output.inc.c, which need
+ * them. multiply_pixels or multiply_channels does the products in between.
  *
- *   U = G g G'      V = B' d B      M = sum over channels of U V      y = A' M A          (one dimension after the other)
+ *   U = G g G'      V = B' d B      M = sum over channels of U V      y = A' M A      (one dimension after the other)
  *
  * A vector holds LANES neighbouring tiles. The vertical half of a transform then works on rows of the image as they
  * are; between the halves lies a strip of alpha rows, in scratch, with the tiles of a block side by side:
@@ -24,11 +24,13 @@
 /* Points of m outputs and r taps at stride s, and of those of its even inputs alone. */
 #define POINTS(m, r, s) ((s) * (m) + (r) - (s))
 #define EVEN_POINTS(m, r) ((m) + ((r) + 1) / 2 - 1)
-/* Tiles of a strip; elements from one of its rows to the next: every tile may stand alone, and vectors reach too far. */
+/* Tiles of a strip; elements from one of its rows to the next: every tile may stand alone, and vectors reach too
+ * far. */
 #define STRIP_TILES (CCONV_STRIP / (long)sizeof(T))
 #define TILES_PITCH(alpha) (STRIP_TILES * (alpha) + 6 * LANES)
 
-/* B': alpha inputs d to alpha points o. `c` are the coefficients: p, then Q_p without its leading 1, per pair; then Z. */
+/* B': alpha inputs d to alpha points o. `c` are the coefficients: p, then Q_p without its leading 1, per pair; then
+ * Z. */
 static inline __attribute__((always_inline)) void NAME(points_of)(const int alpha, const T *c, const V *d, V *o) {
     const int n = (alpha - 1) / 2, z = 1 - alpha % 2;
     _Pragma("GCC unroll 4") for (int p = 0; p < n; p++, c += n) {
@@ -121,8 +123,8 @@ typedef struct {
     long tiles;
 } NAME(run);
 
-/* The runs of tiles first .. first+count-1, counted along rows, down the image, over the phases of the dilation and over
- * the images. A tile is `high` x `wide` steps of the dilation. */
+/* The runs of tiles first .. first+count-1, counted along rows, down the image, over the phases of the dilation and
+ * over the images. A tile is `high` x `wide` steps of the dilation. */
 static long NAME(runs_of)(const cconv_winograd *how, long first, long count, long high, long wide, ptrdiff_t image_step,
                           NAME(run) *runs) {
     const long phases_wide = how->dilation_w, phases = how->dilation_h * phases_wide;

@@ -1,9 +1,10 @@
 /* Winograd's output: products to tiles of the maps, y = A' M A, with the epilogue.
  *
- * In: what winograd.inc.c has defined; activate() of depthwise.inc.c.  Out: winograd_output_pixels, winograd_output_channels.
+ * In: what winograd.inc.c has defined; activate() of depthwise.inc.c.  Out: winograd_output_pixels,
+ * winograd_output_channels.
  *
- * Where vectors of products hold tiles, the horizontal half goes to a strip, the vertical one from there to the map. Where
- * they hold output channels, both halves of a tile stay in such vectors, and its outputs are transposed:
+ * Where vectors of products hold tiles, the horizontal half goes to a strip, the vertical one from there to the map.
+ * Where they hold output channels, both halves of a tile stay in such vectors, and its outputs are transposed:
  *
  *     rows            pixel 0: [c0 c1 c2 c3]  pixel 1: [c0 c1 c2 c3]  ...      of all tiles side by side
  *     maps            c0: [pixels 0 1 2 3]    c1: [pixels 0 1 2 3]    ...      by flip()
@@ -38,8 +39,8 @@ static inline __attribute__((always_inline)) void NAME(store_phase)(T *to, V v, 
     for (long l = 0; l < LANES && l < width; l++) to[l * step] = lanes[l];
 }
 
-/* Lanes "pixels": the outputs of a run, of which the map has `high` rows and `width` columns: the vertical half of its transform, rows of
- * the strip to rows of the map, and the epilogue. */
+/* Lanes "pixels": the outputs of a run, of which the map has `high` rows and `width` columns: the vertical half of its
+ * transform, rows of the strip to rows of the map, and the epilogue. */
 static inline __attribute__((always_inline)) void NAME(output_columns)(const int m_down, const int m, const int r,
                                                                        const int s, const int dilated,
                                                                        const cconv_winograd *how,
@@ -95,8 +96,8 @@ static inline __attribute__((always_inline)) void NAME(output_rows)(const int m_
     }
 }
 
-/* Lanes "channels": the outputs of `count` tiles side by side, with their bias: row i begins at rows[i * row_pitch], its
- * pixels are vectors of output channels. */
+/* Lanes "channels": the outputs of `count` tiles side by side, with their bias: row i begins at rows[i * row_pitch],
+ * its pixels are vectors of output channels. */
 static inline __attribute__((always_inline)) void NAME(output_tiles)(const int m_down, const int m, const int r,
                                                                      const int s, const cconv_winograd *how, V bias,
                                                                      long count, const T *points, long pitch,
@@ -246,9 +247,10 @@ static void NAME(winograd_output_channels)(const cconv_winograd *how, const ccon
                 some = run->tiles - t < CCONV_RUN ? run->tiles - t : CCONV_RUN;
                 const long left = run->left + t * m * how->dilation_w;
                 const long at = output * map + run->image + run->top * how->Q + left;
-                halves.tiles(how, biases ? biases + output : NULL, maps, some, from, pitch, tile_pitch, rows, row_pitch);
-                NAME(output_maps)(how, finish, maps, NAME(high_of)(how, run->top), NAME(width_of)(how, left, some), rows,
-                                  row_pitch, second ? second + at : NULL, y + at);
+                halves.tiles(how, biases ? biases + output : NULL, maps, some, from, pitch, tile_pitch, rows,
+                             row_pitch);
+                NAME(output_maps)(how, finish, maps, NAME(high_of)(how, run->top), NAME(width_of)(how, left, some),
+                                  rows, row_pitch, second ? second + at : NULL, y + at);
             }
     }
 }
