@@ -172,17 +172,18 @@ static inline __attribute__((always_inline)) void NAME(end_parts)(const int O, c
 }
 
 /* O output channels by W vectors of pixels in registers, `tiles` times side by side. Per k: W loads, O broadcasts, O*W
- * fused multiply-adds. What begins and ends in one call needs sums only between its chains, each tile the same ones. */
+ * fused multiply-adds. What begins and ends in one call needs sums only between its chains, each tile the same ones.
+ * Ends need registers of their own, which totals of two vectors would not leave. */
 #define PIXELS(O, W)                                                                                                   \
     static __attribute__((noinline)) void NAME(pixels_##O##x##W)(                                                      \
         long tiles, long depth, long chain, const int32_t *restrict offset, const T *restrict input,                   \
         const T *restrict panel, T *restrict sums, long pitch, int adds, const NAME(maps) *to) {                       \
-        enum { width = W, steps = PIXELS_STEPS(O, W) };                                                                \
+        enum { width = W, steps = PIXELS_STEPS(O, W), kept = (W) == 1 && KEPT(O, W) };                                 \
         for (long tile = 0; tile < tiles; tile++, input += W * LANES, sums += to && !adds ? 0 : W * LANES) {           \
             const T *restrict weights = panel;                                                                         \
             int add = adds;                                                                                            \
             V total[O * W];                                                                                            \
-            if (KEPT(O, W)) EACH_SUM(O, W) TOTAL = add ? load(sums + o * pitch + v * LANES) : NOTHING;                 \
+            if (kept) EACH_SUM(O, W) TOTAL = add ? load(sums + o * pitch + v * LANES) : NOTHING;                       \
             for (long k = 0, end; k < depth; add = 1) {                                                                \
                 V c[O * W];                                                                                            \
                 EACH_SUM(O, W) SUM = (V){0};                                                                           \
@@ -194,7 +195,7 @@ static inline __attribute__((always_inline)) void NAME(end_parts)(const int O, c
                 }                                                                                                      \
                 if (steps > 1)                                                                                         \
                     for (; k < end; k++, weights += O) NAME(step)(O, W, c, input + offset[k], 0, weights, 0, 0);       \
-                if (KEPT(O, W)) {                                                                                      \
+                if (kept) {                                                                                            \
                     EACH_SUM(O, W) TOTAL += SUM;                                                                       \
                     if (k < depth) continue;                                                                           \
                     EACH_SUM(O, W) SUM = TOTAL;                                                                        \
