@@ -1,6 +1,6 @@
 """Depthwise: convolutions with one input channel per group, whose maps are read in place.
 
-In: a ConvSpec and a Machine.  Out: their tiling, if the kernel reaches them.
+In: a ConvSpec and a Machine.  Out: their tiling, which cpu/_depthwise.pyx executes, if it reaches them.
 """
 
 from dataclasses import dataclass

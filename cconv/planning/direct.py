@@ -1,6 +1,6 @@
 """Direct: how a convolution computed product by product is cut into tiles. Pure arithmetic, no arrays.
 
-In: a ConvSpec and a Machine.  Out: Direct and Depthwise tilings, which cpu/_conv.pyx and _depthwise.pyx execute.
+In: a ConvSpec and a Machine.  Out: Direct tilings, which cpu/_conv.pyx executes; Depthwise ones are in depthwise.py.
 
 Two micro-kernels share one tile of input. The tile is planar and padded with zeros; its rows and columns are sorted so
 that neighbouring outputs read neighbouring inputs whatever the stride. Where windows overlap, by phase (index modulo

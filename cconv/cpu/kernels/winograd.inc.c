@@ -24,8 +24,8 @@
 /* Points of m outputs and r taps at stride s, and of those of its even inputs alone. */
 #define POINTS(m, r, s) ((s) * (m) + (r) - (s))
 #define EVEN_POINTS(m, r) ((m) + ((r) + 1) / 2 - 1)
-/* Tiles of a strip; elements from one of its rows to the next: every tile may stand alone, and vectors reach too
- * far. */
+/* Tiles of a strip; elements from one of its rows to the next: every tile may stand alone, and vectors reach too far.
+ */
 #define STRIP_TILES (CCONV_STRIP / (long)sizeof(T))
 #define TILES_PITCH(alpha) (STRIP_TILES * (alpha) + 6 * LANES)
 
