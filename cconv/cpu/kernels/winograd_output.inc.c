@@ -127,7 +127,6 @@ static void NAME(output_maps)(const cconv_winograd *how, const cconv_finish *fin
     enum { some = LANES < 8 ? LANES : 8 };
     const long map = how->P * how->Q, row = how->dilation_h * how->Q, wide = how->dilation_w;
     const long span = (width - 1) * wide + 1;
-    const int past = finish->past && wide == 1 && LINE(row * sizeof(T)) && LINE(map * sizeof(T));
     for (long i = 0; i < high; i++, rows += row_pitch, target += row, residual += residual ? row : 0)
         for (long j = 0; j < width; j += LANES) {
             if (j + LANES > width && j && !residual) j = width - LANES; /* the last vector overlaps the one before */
@@ -141,13 +140,9 @@ static void NAME(output_maps)(const cconv_winograd *how, const cconv_finish *fin
                 }
             _Pragma("GCC unroll 2") for (int k = 0; k < LANES; k += some) NAME(activate)(finish, some, v + k);
             T *to = target + j * wide;
-            const int line = past && width - j >= LANES && LINE(to);
             _Pragma("GCC unroll 16") for (int k = 0; k < LANES; k++, to += map) {
                 if (k == maps) break;
-                if (line)
-                    stream(to, v[k]);
-                else
-                    NAME(store_phase)(to, v[k], wide, width - j);
+                NAME(store_phase)(to, v[k], wide, width - j);
             }
         }
 }
@@ -229,12 +224,14 @@ static void NAME(winograd_output_pixels)(const cconv_winograd *how, const cconv_
     }
 }
 
-/* The same from points[(i * alpha' + j) * pitch + t * tile_pitch + output]; scratch holds rows of CCONV_RUN tiles. */
+/* The same from points[(i * alpha' + j) * pitch + t * tile_pitch + output]; scratch holds rows of CCONV_RUN tiles. Lines
+ * of so many maps at once are seldom whole: what is too large for the caches is asked for instead of going past them. */
 static void NAME(winograd_output_channels)(const cconv_winograd *how, const cconv_finish *finish, const void *bias,
                                            long first, long count, long outputs, const void *points, long pitch,
                                            long tile_pitch, void *scratch, const void *residual, void *target) {
     const NAME(output_halves) halves = NAME(output_halves_of)(how);
-    const long map = how->P * how->Q, m = how->across.m, row_pitch = (CCONV_RUN * m + LANES) * LANES;
+    const long map = how->P * how->Q, row = how->dilation_h * how->Q, m = how->across.m;
+    const long row_pitch = (CCONV_RUN * m + LANES) * LANES;
     const T *biases = bias, *second = residual;
     T *rows = scratch, *y = target;
     NAME(run) runs[STRIP_TILES];
@@ -242,15 +239,19 @@ static void NAME(winograd_output_channels)(const cconv_winograd *how, const ccon
     for (long output = 0; output < outputs; output += LANES) {
         const long maps = outputs - output < LANES ? outputs - output : LANES;
         const T *from = (const T *)points + output;
-        for (const NAME(run) *run = runs; run < runs + found; run++)
+        for (const NAME(run) *run = runs; run < runs + found; run++) {
+            const long high = NAME(high_of)(how, run->top);
             for (long t = 0, some; t < run->tiles; t += some, from += some * tile_pitch) {
                 some = run->tiles - t < CCONV_RUN ? run->tiles - t : CCONV_RUN;
                 const long left = run->left + t * m * how->dilation_w;
                 const long at = output * map + run->image + run->top * how->Q + left;
+                const long width = NAME(width_of)(how, left, some);
+                if (finish->past)
+                    for (long k = 0; k < maps; k++) NAME(expect)(high, width * how->dilation_w, y + at + k * map, row);
                 halves.tiles(how, biases ? biases + output : NULL, maps, some, from, pitch, tile_pitch, rows,
                              row_pitch);
-                NAME(output_maps)(how, finish, maps, NAME(high_of)(how, run->top), NAME(width_of)(how, left, some),
-                                  rows, row_pitch, second ? second + at : NULL, y + at);
+                NAME(output_maps)(how, finish, maps, high, width, rows, row_pitch, second ? second + at : NULL, y + at);
             }
+        }
     }
 }
