@@ -44,7 +44,7 @@ BLOCK_VECTORS = 4
 #: Time of a call of a register tile, of adding a chain's vector of sums to those before, and of a vector from the third
 #: level and from memory, in units of the estimate.
 CALL, LINK, LINE_LINK, FAR, MEMORY = 40, 3.5, 1.7, 0.7, 9
-#: Time of a product in a register tile; that of lanes "channels" counts the transposition of sums.
+#: Time of a product in a register tile; that of lanes "channels" counts the transposition of outputs.
 PRODUCT = {"pixels": 1.1, "channels": 1.25}
 #: The same where a vector is a cache line (AVX-512) and 32 registers hold tiles of 28 sums; ...
 LINE_PRODUCT = {"pixels": 1.05, "channels": 1.0}
