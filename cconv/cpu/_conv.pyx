@@ -324,7 +324,7 @@ cdef void pack_task(const void *untyped, long index, char *scratch) noexcept nog
     cdef const Panels *panels = <const Panels *>untyped
     cdef const Conv *job = panels.conv
     cdef long group = index // job.panels, panel = index % job.panels, lanes = job.kernels.lanes
-    cdef long o, end, width, vectors
+    cdef long row = job.depth * job.itemsize, o, end, width, vectors
     if job.pixel_lanes:
         o, end = panel * job.group_outputs // job.panels, (panel + 1) * job.group_outputs // job.panels
         width = end - o
@@ -334,8 +334,8 @@ cdef void pack_task(const void *untyped, long index, char *scratch) noexcept nog
         width = (panel + 1) * vectors // job.panels * lanes - o
         end = min(o + width, job.group_outputs)
     job.kernels.pack_panel(
-        end - o, width, job.depth, job.depth, panels.weight + (group * job.group_outputs + o) * job.depth *
-        job.itemsize, panels.packed + (group * panels.padded + o) * job.depth * job.itemsize)
+        end - o, width, job.depth, job.depth, panels.weight + (group * job.group_outputs + o) * row,
+        panels.packed + (group * panels.padded + o) * row)
 
 
 cdef class Convolution(Kernel):
@@ -409,8 +409,9 @@ cdef class Convolution(Kernel):
         return self.job.groups * self.padded * self.job.depth * self.job.itemsize
 
     cpdef size_t packed_bytes(self):
-        return 0 if self.job.unpacked else self.panels_size() + (2 * self.job.C * self.job.itemsize if self.preactivated
-        else 0)
+        if self.job.unpacked:
+            return 0
+        return self.panels_size() + (2 * self.job.C * self.job.itemsize if self.preactivated else 0)
 
     cpdef size_t scratch_bytes(self, long images, int threads):
         return self.scratch_size * threads

@@ -201,8 +201,8 @@ cdef Buffer elements(str dtype, tuple values):
 @lru_cache(maxsize=64)
 def numbers_of(str dtype, transform):
     """Coefficients, powers and filter of a transform, once for all layers."""
-    return elements(dtype, transform.coefficients), elements(dtype, transform.powers), elements("float64",
-    transform.filter)
+    coefficients, powers = elements(dtype, transform.coefficients), elements(dtype, transform.powers)
+    return coefficients, powers, elements("float64", transform.filter)
 
 
 cdef class WinogradConvolution(Kernel):

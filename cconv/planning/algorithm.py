@@ -6,6 +6,7 @@ The estimate counts what the kernels issue in units of one fused multiply-add of
 fitted to measured times (docs/kernels.md); `make bench` prints what a wrong choice costs.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
@@ -44,7 +45,7 @@ BLOCK_VECTORS = 4
 #: Time of a call of a register tile, of adding a chain's vector of sums to those before, and of a vector from the third
 #: level and from memory, in units of the estimate.
 CALL, LINK, LINE_LINK, FAR, MEMORY = 40, 3.5, 1.7, 0.7, 9
-#: Time of a product in a register tile; that of lanes "channels" counts the transposition of sums.
+#: Time of a product in a register tile; that of lanes "channels" counts the transposition of outputs.
 PRODUCT = {"pixels": 1.1, "channels": 1.25}
 #: The same where a vector is a cache line (AVX-512) and 32 registers hold tiles of 28 sums; ...
 LINE_PRODUCT = {"pixels": 1.05, "channels": 1.0}
@@ -156,9 +157,12 @@ def _winograd(
         ways = (large, kept) if chains > 1 and machine.kept else (large,)
         return min(ways, key=lambda panels: _around(spec, machine, lanes, points, size, panels, chains))
 
-    def blocking(lanes: str, size: int, held: int, group_bytes: float) -> tuple:
-        """Lanes, tiles, panels, group, held, fused."""
+    def blocking(lanes: str, size: int, held: int, group_bytes: float, equal: bool = False) -> tuple:
+        """Lanes, tiles, panels, group, held, fused; if `equal`, as many panels for every thread."""
         block, panels = ceil_div(size, vector), panels_of(lanes, size)
+        even = ceil_div(panels, machine.threads) * machine.threads
+        if equal and lanes == "pixels" and even * direct.NARROW_SUMS[0] <= spec.K:
+            panels = even
         panel_bytes = points * ceil_div(spec.K, panels) * block * machine.vector_bytes
         # The groups of a single block are all the tasks there are: none is larger than a thread's share.
         single = held > 0 and size == tiles
@@ -182,7 +186,8 @@ def _winograd(
         block = ceil_div(vectors, blocks)
         if block * vector_bytes <= max(HELD_BYTES, vector_bytes) and ceil_div(vectors, block) == blocks:
             held, size = max(1, min(blocks, HELD_BYTES // (block * vector_bytes))), min(tiles, block * vector)
-            found += [blocking(lanes, size, held, near * share) for lanes in executed for share in (0.5, 1, 2, 4)]
+            ways = itertools.product(executed, (0.5, 1, 2, 4), (False, size == tiles))
+            found += [blocking(lanes, size, held, near * share, equal) for lanes, share, equal in dict.fromkeys(ways)]
     arithmetic = {lanes: _arithmetic(spec, machine, rows, columns, lanes, n, images) for lanes, n in executed.items()}
     same = chains, direct.far_images(spec, machine)
     tilings = (Winograd(rows, columns, *cut, *same, executed[cut[0]]) for cut in dict.fromkeys(found))

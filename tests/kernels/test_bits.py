@@ -7,6 +7,8 @@ Out: results compared as bytes.
 import numpy as np
 import pytest
 
+from cconv.planning import algorithm
+
 ACTIVATED = {"activation": "silu", "bias": True, "residual": False, "layout": "plain"}
 
 
@@ -75,6 +77,20 @@ def test_winograd_results_do_not_depend_on_threads_batch_or_place(grid, isa, dty
         layer = grid.replace(layer, x=(1, *layer.x[1:]), **ACTIVATED)
         tilings = grid.winograd_tilings(layer, isa, dtype, precision)
         _check_threads_and_batches(grid, layer, isa, dtype, tilings, precision)
+
+
+def test_threads_that_share_the_filters_of_few_outputs_leave_each_other_s_alone(grid, isa, dtype):
+    """Fewer than a vector of doubles has room for; enough channels for threads to share them."""
+    for outputs in (1, 2, 3):
+        layer = grid.Layer((1, 2400 // outputs, 5, 6), (outputs, 2400 // outputs, 3, 3), padding=(1,) * 4)
+        given = grid.operands(layer, dtype, np.random.default_rng(6).standard_normal)
+        for tiling in algorithm.candidates(layer.spec(dtype, "winograd"), layer.machine(isa)):
+            results = []
+            for threads in (1, 2, 3):
+                with grid.Threads(threads):
+                    results.append(grid.run(grid.program(layer, isa, dtype, tiling, given), given))
+            assert _same_bits(results[0], results[1]), f"{layer} in {dtype} on {isa} by {tiling}"
+            assert _same_bits(results[0], results[2]), f"{layer} in {dtype} on {isa} by {tiling}"
 
 
 def test_winograd_results_do_not_depend_on_blocks_or_on_what_lies_in_the_lanes(grid, isa, dtype, sampled):

@@ -256,6 +256,14 @@ def test_threads_share_a_single_block_and_transform_its_filters_if_they_serve_on
     assert singles
 
 
+def test_each_of_two_threads_has_as_many_panels_of_a_single_block():
+    """Where one thread alone has three: two and one took 1.1 times as long as two and two of fewer outputs."""
+    spec = specs.conv((512, 14, 14), (32, 512, 3, 3), padding=1)
+    alone, two = (algorithm.choose(spec, replace(MACHINES[0], threads=threads)) for threads in (1, 2))
+    assert (alone.lanes, alone.panels) == ("pixels", 3)
+    assert (two.lanes, two.panels, two.group) == ("pixels", 4, 2)
+
+
 def test_the_lectures_layer_takes_tiles_that_are_not_square():
     spec = specs.conv((100, 64, 64), (100, 100, 5, 5), padding=2)
     for machine in MACHINES[:2]:

@@ -82,8 +82,10 @@ static inline __attribute__((always_inline)) void NAME(filter_tiles)(const int m
             }
             for (long t = 0; t < some; t++)
                 for (long h = 0; h < filters; h += DOUBLES) {
-                    /* Zeros beyond the panel's width make way for the next channel. */
-                    const int whole = h + DOUBLES <= filters || (outputs <= LANES && c + t + 1 < channels);
+                    /* Zeros beyond the panel's width make way for the next channels; what follows the last one is
+                     * another thread's. */
+                    const int whole =
+                        h + DOUBLES <= filters || (outputs <= LANES && h + DOUBLES <= (channels - c - t) * width);
                     T few[MOST_POINTS * MOST_POINTS][DOUBLES];
                     T *first = points + (c + t) * width + f + h, *to = whole ? first : few[0];
                     const long step = whole ? pitch : DOUBLES;

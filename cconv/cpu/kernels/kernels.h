@@ -125,7 +125,7 @@ typedef struct {
 /* One instruction set and element type. `lanes` elements fill a vector; the register tile of multiply_channels is at
  * most `rows` pixels by `vectors` vectors of output channels, or fewer pixels by `wide_vectors`; that of
  * multiply_pixels `outputs` channels or less by widest[channels - 1] vectors of pixels or less. Tiles of at most
- * `kept` sums keep the totals of their chains in registers. */
+ * `kept` sums, those of multiply_pixels if they are one vector wide, keep the totals of their chains in registers. */
 typedef struct {
     int lanes, rows, vectors, wide_vectors, kept, outputs;
     const unsigned char *widest;

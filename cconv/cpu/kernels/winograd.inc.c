@@ -24,13 +24,11 @@
 /* Points of m outputs and r taps at stride s, and of those of its even inputs alone. */
 #define POINTS(m, r, s) ((s) * (m) + (r) - (s))
 #define EVEN_POINTS(m, r) ((m) + ((r) + 1) / 2 - 1)
-/* Tiles of a strip; elements from one of its rows to the next: every tile may stand alone, and vectors reach too far.
- */
+/* Tiles of a strip; elements from one of its rows to the next: every tile may stand alone, vectors reach too far. */
 #define STRIP_TILES (CCONV_STRIP / (long)sizeof(T))
 #define TILES_PITCH(alpha) (STRIP_TILES * (alpha) + 6 * LANES)
 
-/* B': alpha inputs d to alpha points o. `c` are the coefficients: p, then Q_p without its leading 1, per pair; then
- * Z. */
+/* B': alpha inputs d to alpha points o. `c` are the coefficients: p and Q_p without its leading 1 per pair, then Z. */
 static inline __attribute__((always_inline)) void NAME(points_of)(const int alpha, const T *c, const V *d, V *o) {
     const int n = (alpha - 1) / 2, z = 1 - alpha % 2;
     _Pragma("GCC unroll 4") for (int p = 0; p < n; p++, c += n) {
