@@ -58,6 +58,8 @@ PANEL_BYTES, LINE = 24 << 10, 3
 #: Time of a vector of transformed input that a thread leaves for others, and of one that is read from the third level,
 #: shorter than a cache line or one.
 SHARED, READ, LINE_READ = 4, 1.4, 0.3
+#: Time of a vector of outputs that is no whole line, in maps that come from the third level and from memory (AVX-512).
+SPLIT = 7, 18
 #: Time of packing a weight, and of reading a tap of a filter that is transformed: they come from the third level.
 WEIGHT, TAP = 1.3, 1.33
 #: Time of an operation of such a transform: panels of "pixels" have odd widths.
@@ -378,6 +380,10 @@ def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) ->
     if products / blocks / groups * machine.vector_bytes > machine.l2_bytes * PRODUCTS_SHARE:
         time += products * (FAR * 2 if machine.vector_bytes < LINE_BYTES else SPILL)
     time += blocks * _around(spec, machine, tiling.lanes, points, tiling.tiles, tiling.panels, tiling.chains)
+    maps_in, maps_out = images * spec.C * spec.H * spec.W, images * spec.K * spec.P * spec.Q
+    near = (maps_in + maps_out) * ITEMSIZE[spec.dtype] <= 2 * machine.l2_bytes
+    if machine.vector_bytes >= LINE_BYTES and not near and not _in_lines(spec, tiling):
+        time += maps_out / lanes * SPLIT[images >= tiling.far_images]
     if tiling.held:
         rounds = (tiling.held * groups, blocks // tiling.held), (blocks % tiling.held * groups, 1)
         idle = sum(many * (-tasks % machine.threads) for tasks, many in rounds)
@@ -390,6 +396,13 @@ def _passing(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int) ->
     work = images * tiling.executed_flops / 2 / lanes
     work += _transforming(spec, machine, tiling.rows, tiling.columns, images)
     return time + waiting * work
+
+
+def _in_lines(spec: ConvSpec, tiling: Winograd) -> bool:
+    """Whether outputs are written by whole lines, a map at a time: others are read first and push out what is near."""
+    m, itemsize = tiling.columns.m, ITEMSIZE[spec.dtype]
+    whole = not (spec.Q * itemsize % LINE_BYTES or tiling.tiles * m * itemsize % LINE_BYTES or spec.Q % m)
+    return whole and tiling.lanes == "pixels" and spec.dilation == (1, 1)
 
 
 def _waiting(parts: int, task: int, threads: int) -> float:

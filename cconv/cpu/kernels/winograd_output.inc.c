@@ -224,8 +224,9 @@ static void NAME(winograd_output_pixels)(const cconv_winograd *how, const cconv_
     }
 }
 
-/* The same from points[(i * alpha' + j) * pitch + t * tile_pitch + output]; scratch holds rows of CCONV_RUN tiles. Lines
- * of so many maps at once are seldom whole: what is too large for the caches is asked for instead of going past them. */
+/* The same from points[(i * alpha' + j) * pitch + t * tile_pitch + output]; scratch holds rows of CCONV_RUN tiles.
+ * Lines of so many maps at once are seldom whole: what is too large for the caches does not go past them, but is asked
+ * for. */
 static void NAME(winograd_output_channels)(const cconv_winograd *how, const cconv_finish *finish, const void *bias,
                                            long first, long count, long outputs, const void *points, long pitch,
                                            long tile_pitch, void *scratch, const void *residual, void *target) {
