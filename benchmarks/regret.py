@@ -34,7 +34,8 @@ def _programs(layer: Layer, threads: int) -> tuple[dict[str, Callable], str]:
         program = twin.build(plan.single(spec, machine, tiling), weights)
         return lambda: program.run([x])
 
-    return {t.label: call(t) for t in algorithm.candidates(spec, machine)}, algorithm.choose(spec, machine).label
+    given = spec, machine, algorithm.batch_class(len(x))
+    return {t.label: call(t) for t in algorithm.candidates(*given)}, algorithm.choose(*given).label
 
 
 def offered() -> bool:

@@ -61,9 +61,9 @@ SHARED, READ, LINE_READ = 4, 1.4, 0.3
 #: Time of a vector of outputs that is no whole line, in maps that come from the third level and from memory (AVX-512).
 SPLIT = 7, 18
 #: Time of packing a weight, and of reading a tap of a filter that is transformed: they come from the third level.
-WEIGHT, TAP = 1.3, 1.33
+WEIGHT, TAP, LINE_TAP = 1.3, 1.33, 0.67
 #: Time of an operation of such a transform: panels of "pixels" have odd widths.
-FILTERING = {"channels": 0.12, "pixels": 0.24}
+FILTERING, LINE_FILTERING = {"channels": 0.12, "pixels": 0.24}, {"channels": 0.085, "pixels": 0.24}
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +327,9 @@ def _beyond(spec: ConvSpec, machine: Machine, tiling: Winograd, images: int, pac
         vectors = tiling.points * filters / (machine.vector_bytes // ITEMSIZE[spec.dtype])
         # Down, then across; a point is converted and stored.
         operations = spec.S * rows.filter_operations + rows.alpha * columns.filter_operations + 2 * tiling.points
-        time += filters * (TAP * spec.R * spec.S + FILTERING[tiling.lanes] * operations)
+        lines = machine.vector_bytes >= LINE_BYTES
+        tap, each = (LINE_TAP, LINE_FILTERING) if lines else (TAP, FILTERING)
+        time += filters * (tap * spec.R * spec.S + each[tiling.lanes] * operations)
         time += 0 if tiling.fused else _ahead(vectors, machine)
     return time
 
