@@ -2,7 +2,7 @@
 """Depthwise: the loops of a depthwise convolution over its maps.
 
 In: a ConvSpec and its Depthwise tiling, weights, images that the caller has checked.  Out: numbers in y.
-The arithmetic is in kernels/depthwise.inc.c, the decisions in planning/direct.py.
+The arithmetic is in kernels/depthwise.inc.c, the decisions in planning/depthwise.py.
 """
 
 cimport numpy as cnp
@@ -37,6 +37,7 @@ cdef void depth_task(const void *untyped, long index, char *scratch) noexcept no
     cdef const Depth *job = <const Depth *>untyped
     cdef long part = index % job.parts, begin = index // job.parts * job.run, end = min(begin + job.run, job.maps)
     cdef long map, n, k
+    cdef size_t weight = job.how.size * job.how.size * job.itemsize
     cdef double bias = 0
     for map in range(begin, end):
         n, k = map // job.K, map % job.K
@@ -44,7 +45,7 @@ cdef void depth_task(const void *untyped, long index, char *scratch) noexcept no
             bias = (<const float *>job.bias)[k] if job.itemsize == 4 else (<const double *>job.bias)[k]
         job.kernels.depthwise(
             &job.how, &job.finish, bias, part * job.how.P // job.parts, (part + 1) * job.how.P // job.parts,
-            job.x + n * job.x_n + k * job.C // job.K * job.x_c, job.weights + k * job.how.R * job.how.S * job.itemsize,
+            job.x + n * job.x_n + k * job.C // job.K * job.x_c, job.weights + k * weight,
             job.residual + map * job.map_out if job.residual != NULL else NULL, job.y + map * job.map_out)
 
 
@@ -58,16 +59,14 @@ cdef class DepthwiseConvolution(Kernel):
         job.kernels = kernels_of(isa, spec.dtype)
         job.itemsize = 4 if spec.dtype == "float32" else 8
         job.C, job.K, job.parts = spec.C, spec.K, tiling.row_parts
-        job.how.H, job.how.W, job.how.P, job.how.Q, job.how.R, job.how.S = (
-            spec.H, spec.W, spec.P, spec.Q, spec.R, spec.S)
-        job.how.stride_h, job.how.stride_w = spec.stride
-        job.how.dilation_h, job.how.dilation_w = spec.dilation
+        job.how.H, job.how.W, job.how.P, job.how.Q = spec.H, spec.W, spec.P, spec.Q
+        job.how.size, job.how.stride = spec.R, spec.stride[0]
         job.how.top, job.how.left = spec.padding[:2]
         job.map_out = spec.P * spec.Q * job.itemsize
         job.finish = finish_of(spec.activation)
 
     cpdef size_t packed_bytes(self):
-        return self.job.K * self.job.how.R * self.job.how.S * self.job.itemsize
+        return self.job.K * self.job.how.size * self.job.how.size * self.job.itemsize
 
     def pack(self, cnp.ndarray weight not None, int threads=1, Room room=None):
         """A copy of a C-ordered (K, 1, R, S) weight."""

@@ -18,8 +18,7 @@ cdef extern from "kernels/kernels.h" nogil:
         double alpha
 
     ctypedef struct cconv_depthwise:
-        long H, W, P, Q, R, S, row_pitch
-        long stride_h, stride_w, dilation_h, dilation_w, top, left
+        long H, W, P, Q, row_pitch, size, stride, top, left
 
     ctypedef struct cconv_transform:
         int m, alpha

@@ -232,11 +232,11 @@ def _ways(spec: ConvSpec, machine: Machine, images: int, packs: bool) -> list[_W
     """Every tiling; which ones there are does not depend on the machine's threads."""
     found: list[_Way] = []
     if spec.algorithm != "winograd":
+        if depthwise.tiling(spec, machine):
+            return [_Way(0, partial(depthwise.tiling, spec))]
         for lanes in ("channels", "pixels") if spec.P * spec.Q > 1 else ("channels",):
             way = partial(direct.tiling, spec, lanes=lanes, images=images, once=packs)
             found.append(_Way(_least(spec, machine, lanes), way))
-        if not spec.preactivated and depthwise.tiling(spec, machine):
-            found.append(_Way(0, partial(depthwise.tiling, spec)))
     if spec.algorithm == "winograd" or (spec.algorithm == "auto" and min(spec.C, spec.K) >= FEWEST_CHANNELS):
         for pair in _transforms(spec, machine):
             ways = _executed(spec, machine, *pair, images).items()
@@ -275,9 +275,7 @@ def estimate(spec: ConvSpec, machine: Machine, tiling: Tiling, images: int = 1, 
         how = tiling.rows, tiling.columns, tiling.lanes, tiling.executed_flops
         return _arithmetic(spec, machine, *how, images) + _beyond(spec, machine, tiling, images, packs) / images
     weights = WEIGHT * spec.K * spec.depth + (0 if tiling.unpacked else _ahead(spec.K * spec.depth / vector, machine))
-    # The few weights of a depthwise layer decide nothing: its own kernel sums in another order, and bits of "direct"
-    # depend neither on the batch nor on who packs.
-    packing = packs * weights / images if spec.groups < spec.C else 0.0
+    packing = packs * weights / images
     # Rows of the image that two tiles share are packed twice.
     if not tiling.in_place:
         packing += 3 * maps_in * (1 + (spec.R - 1) / tiling.tile_p)

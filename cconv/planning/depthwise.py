@@ -5,9 +5,11 @@ In: a ConvSpec and a Machine.  Out: their tiling, which cpu/_depthwise.pyx execu
 
 from dataclasses import dataclass
 
-from .direct import CHAIN
 from .machine import Machine, ceil_div
 from .specs import ITEMSIZE, ConvSpec
+
+#: Filters that have a kernel, and most outputs of an input map: tiles of direct convolutions load it once for all.
+SIZES, MOST_OUTPUTS = (3, 5), 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +26,12 @@ class Depthwise:
 
 
 def tiling(spec: ConvSpec, machine: Machine) -> Depthwise | None:
-    """The tiling of a layer with one input channel per group, None where its kernel does not reach."""
-    if spec.groups != spec.C or spec.stride[1] > 2 or spec.R * spec.S > CHAIN:
+    """The tiling of a layer with one input channel per group; None where there is no kernel, or direct ones are faster.
+
+    Which is faster was measured (docs/kernels.md) and is not estimated."""
+    few = spec.groups == spec.C and spec.K <= MOST_OUTPUTS * spec.C and not spec.preactivated
+    sizes = spec.R == spec.S and spec.R in SIZES and spec.padding[1] <= spec.S // 2
+    if not few or not sizes or spec.stride not in ((1, 1), (2, 2)) or spec.dilation != (1, 1):
         return None
     vector = machine.vector_bytes // ITEMSIZE[spec.dtype]
     parts = min(ceil_div(spec.P, 16), 1 if machine.threads == 1 else ceil_div(8 * machine.threads, spec.K))

@@ -182,7 +182,7 @@ def test_lanes_of_pixels_read_images_where_they_lie_unless_they_come_from_memory
     [((8, 13, 14), (8, 1, 7, 7), 2), ((64, 4, 2), (2048, 1, 5, 5), 1), ((128, 3, 5), (128, 1, 5, 5), 2)],
 )
 def test_direct_sums_in_one_order_whatever_the_batch_and_whoever_packs(image, weight, stride):
-    """Layers that depthwise and other kernels compute in about the same time: their sums differ in the last bits."""
+    """Layers that depthwise or other kernels could compute: their sums differ in the last bits."""
     spec = specs.conv(image, weight, stride=stride, padding=weight[2] // 2, groups=image[0], algorithm="direct")
     for machine in MACHINES:
         asked = [(images, packs) for images in (1, 2, 8, 32) for packs in (False, True)]

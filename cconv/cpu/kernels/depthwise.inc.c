@@ -1,4 +1,4 @@
-/* Depthwise: one output map from one input map.
+/* Depthwise: one output map from one input map, 3x3 or 5x5, strides 1 or 2.
  *
  * In: T, NAME, ROUNDED, simd.h, curved(), curve() and activated_as() of finish.inc.c.
  * Out: depthwise; activate() for other epilogues.
@@ -59,40 +59,15 @@ DEPTHWISE(2, 3)
 DEPTHWISE(1, 5)
 DEPTHWISE(2, 5)
 
-/* The same for any filter, in place; what lies outside the image is masked away. */
-static __attribute__((noinline)) void NAME(depthwise_any)(const cconv_depthwise *how, const cconv_finish *finish,
-                                                          const T *x, const T *w, T bias, long first, long last,
-                                                          const T *residual, T *y) {
-    for (long p = first; p < last; p++)
-        for (long q = 0; q < how->Q; q += LANES) {
-            V sum = {0};
-            for (long r = 0; r < how->R; r++) {
-                const long h = p * how->stride_h - how->top + r * how->dilation_h;
-                const int inside = h >= 0 && h < how->H;
-                const T *row = x + (inside ? h * how->row_pitch : 0);
-                for (long s = 0; s < how->S; s++) {
-                    const long column = q * how->stride_w - how->left + s * how->dilation_w, more = column + LANES;
-                    V v = load_lanes(row + column, only(inside, between(-column, how->W - column)));
-                    if (how->stride_w == 2)
-                        v = EVEN(v, load_lanes(row + more, only(inside, between(-more, how->W - more))));
-                    sum += v * splat(w[r * how->S + s]);
-                }
-            }
-            NAME(depthwise_store)(how, finish, &sum, splat(bias), residual, y, p, q, 1);
-        }
-}
-
-/* Output rows first .. last-1 of one map. Strides of columns are 1 or 2. */
+/* Output rows first .. last-1 of one map. */
 static void NAME(depthwise)(const cconv_depthwise *how, const cconv_finish *finish, double bias, long first, long last,
                             const void *source, const void *weight, const void *residual, void *target) {
-    const int reached = how->dilation_w == 1 && how->left <= MOST_LEFT;
     /* The bias is no vector: gcc does not clear the upper halves of registers (vzeroupper) before it leaves a function
      * that takes one, and the caller's next SSE instruction then waits for 100 cycles and more. */
     void (*rows)(const cconv_depthwise *, const cconv_finish *, const T *, const T *, T, long, long, const T *, T *);
-    rows = NAME(depthwise_any);
-    if (how->R == 3 && how->S == 3 && reached)
-        rows = how->stride_w == 1 ? NAME(depthwise_1_3) : NAME(depthwise_2_3);
-    if (how->R == 5 && how->S == 5 && reached)
-        rows = how->stride_w == 1 ? NAME(depthwise_1_5) : NAME(depthwise_2_5);
+    if (how->size == 3)
+        rows = how->stride == 1 ? NAME(depthwise_1_3) : NAME(depthwise_2_3);
+    else
+        rows = how->stride == 1 ? NAME(depthwise_1_5) : NAME(depthwise_2_5);
     rows(how, finish, source, weight, (T)bias, first, last, residual, target);
 }

@@ -11,10 +11,8 @@
  *     stride 1, tap s          x(q - 1 + s) ...                LANES neighbours
  *     stride 2, taps 0, 1, 2   x(2q - 1) x(2q) x(2q + 1) ...   of 2 * LANES neighbours of x(2q) the even and the odd
  *
- * A block takes one column of taps after the other (at stride 2 two or three), whose weights stay in registers. Where
- * rows are dilated or strides differ, a block is one row.
+ * A block takes one column of taps after the other (at stride 2 two or three), whose weights stay in registers.
  */
-#define MOST_LEFT (1L << 40) /* any */
 #define MOST_READ (WIDEST_ROW + 2 * (BLOCK - 1)) /* rows that a block reads */
 
 static const T NAME(ZEROS)[2 * LANES + WIDEST_ROW];
@@ -75,16 +73,16 @@ static inline __attribute__((always_inline)) void NAME(depthwise_block)(
 /* `rows` rows at a time from p on, as long as they lie before `last`. The last vector of columns overlaps the one
  * before, unless sums are added to what may lie in the output. */
 #define ROWS(rows, STRIDE, SIZE)                                                                                       \
-    for (; p + rows <= last && (rows == 1 || near); p += rows)                                                         \
+    for (; p + rows <= last; p += rows)                                                                                \
         for (long q = 0; q < how->Q; q += LANES) {                                                                     \
             if (q + LANES > how->Q && q && !residual) q = how->Q - LANES;                                              \
-            const long c = q * STRIDE - how->left, h = p * how->stride_h - how->top;                                   \
+            const long c = q * STRIDE - how->left, h = p * STRIDE - how->top;                                          \
             const T *row[MOST_READ], *const from = x + h * how->row_pitch + c;                                         \
-            const long reads = SIZE + (rows - 1) * STRIDE, apart = how->dilation_h * how->row_pitch;                   \
-            const int inside = h >= 0 && h + (reads - 1) * how->dilation_h < how->H;                                   \
+            const long reads = SIZE + (rows - 1) * STRIDE;                                                             \
+            const int inside = h >= 0 && h + reads - 1 < how->H;                                                       \
             _Pragma("GCC unroll 17") for (int i = 0; i < reads; i++) {                                                 \
-                const long at = h + i * how->dilation_h;                                                               \
-                row[i] = inside || (at >= 0 && at < how->H) ? from + i * apart : NAME(ZEROS);                          \
+                const long at = h + i;                                                                                 \
+                row[i] = inside || (at >= 0 && at < how->H) ? from + i * how->row_pitch : NAME(ZEROS);                 \
             }                                                                                                          \
             if (c >= 0 && c + REACH(STRIDE, SIZE) <= how->W)                                                           \
                 NAME(depthwise_block)(how, finish, row, c, w, b, residual, y, p, q, 0, rows, STRIDE, SIZE);            \
@@ -98,7 +96,6 @@ static inline __attribute__((always_inline)) void NAME(depthwise_block)(
         const cconv_depthwise *how, const cconv_finish *finish, const T *x, const T *w, T bias, long first, long last, \
         const T *residual, T *y) {                                                                                     \
         const V b = splat(bias);                                                                                       \
-        const int near = how->stride_h == STRIDE && how->dilation_h == 1;                                              \
         long p = first;                                                                                                \
         ROWS(7, STRIDE, SIZE)                                                                                          \
         ROWS(4, STRIDE, SIZE)                                                                                          \

@@ -10,10 +10,9 @@
  *     strip, stride 1        0 x0 x1 x2 x3 ...              tap s: strip[q + s ..]
  *     strip, stride 2        0 x0 x2 x4 ... | 0 x1 x3 ...   taps 0, 2: of x1 x3 ...;  tap 1: of x0 x2 ...
  *
- * A block takes one column of taps after the other, whose weights stay in registers: a sum's order is (s, r). Where
- * rows are dilated or strides differ, a strip serves one output row.
+ * A block takes one column of taps after the other, whose weights stay in registers: a sum's order is (s, r). A strip
+ * begins LANES outputs before the image.
  */
-#define MOST_LEFT LANES /* a strip begins LANES outputs before the image */
 #define STRIP_ROWS 32
 #define STRIP_OUTPUTS 28                    /* output rows at stride 1 */
 #define STRIP_PITCH (768 / (long)sizeof(T)) /* no power of two: rows would meet in the same sets of the cache */
@@ -68,19 +67,19 @@ static inline __attribute__((always_inline)) void NAME(fill_rows)(const T *row, 
     }
 }
 
-/* The strip: `rows` rows of the image, h, h + step ..., from column c on: `vectors` of each phase. c is a multiple of
+/* The strip: `rows` rows of the image, from row h and column c on: `vectors` of each phase. c is a multiple of
  * LANES * stride, and not below the first negative one. */
 #define FILL(STRIDE)                                                                                                   \
     static __attribute__((noinline)) void NAME(fill_##STRIDE)(const cconv_depthwise *how, const T *x, long h,          \
-                                                              long step, long rows, long c, long vectors, T *strip) {  \
+                                                              long rows, long c, long vectors, T *strip) {             \
         const long wide = STRIDE * LANES, before = c < 0, from = c + before * wide, most = vectors - before;           \
         const long left = how->W > from ? how->W - from : 0, whole = left / wide < most ? left / wide : most;          \
         const long rest = left - whole * wide, more = whole < most && rest, after = most - whole - more;               \
-        long above = h < 0 ? (step - 1 - h) / step : 0, end = h < how->H ? (how->H - h + step - 1) / step : 0;         \
+        long above = h < 0 ? -h : 0, end = h < how->H ? how->H - h : 0;                                                \
         above = above < rows ? above : rows;                                                                           \
         end = end < above ? above : end < rows ? end : rows;                                                           \
-        const long pitch = step * how->row_pitch, inside = end - above;                                                \
-        const T *row = x + (h + above * step) * how->row_pitch + from;                                                 \
+        const long inside = end - above;                                                                               \
+        const T *row = x + (h + above) * how->row_pitch + from;                                                        \
         NAME(fill_zeros)(above, vectors, STRIDE, strip);                                                               \
         NAME(fill_zeros)(rows - end, vectors, STRIDE, strip + end * STRIP_PITCH);                                      \
         strip += above * STRIP_PITCH;                                                                                  \
@@ -89,13 +88,13 @@ static inline __attribute__((always_inline)) void NAME(fill_rows)(const T *row, 
         if (after) NAME(fill_zeros)(inside, after, STRIDE, strip + (whole + more) * LANES);                            \
         /* Frequent widths: 14, 28, 56 and 112 / 2, by 8 lanes; their loops vanish. */                                 \
         if (whole == 1 && more)                                                                                        \
-            NAME(fill_rows)(row, pitch, inside, 1, 1, rest, STRIDE, strip);                                            \
+            NAME(fill_rows)(row, how->row_pitch, inside, 1, 1, rest, STRIDE, strip);                                   \
         else if (whole == 3 && more)                                                                                   \
-            NAME(fill_rows)(row, pitch, inside, 3, 1, rest, STRIDE, strip);                                            \
+            NAME(fill_rows)(row, how->row_pitch, inside, 3, 1, rest, STRIDE, strip);                                   \
         else if (whole == 7 && !more)                                                                                  \
-            NAME(fill_rows)(row, pitch, inside, 7, 0, rest, STRIDE, strip);                                            \
+            NAME(fill_rows)(row, how->row_pitch, inside, 7, 0, rest, STRIDE, strip);                                   \
         else                                                                                                           \
-            NAME(fill_rows)(row, pitch, inside, whole, more, rest, STRIDE, strip);                                     \
+            NAME(fill_rows)(row, how->row_pitch, inside, whole, more, rest, STRIDE, strip);                            \
     }
 FILL(1)
 FILL(2)
@@ -137,8 +136,7 @@ static inline __attribute__((always_inline)) void NAME(depthwise_block)(
         const T *residual, T *y) {                                                                                     \
         T whole_strip[STRIP_ROWS * STRIP_PITCH] __attribute__((aligned(64)));                                          \
         const V b = splat(bias);                                                                                       \
-        const int near = how->stride_h == STRIDE && how->dilation_h == 1;                                              \
-        const long most_rows = near ? STRIP_OUTPUTS / STRIDE : 1, step = near ? 1 : how->dilation_h;                   \
+        const long most_rows = STRIP_OUTPUTS / STRIDE;                                                                 \
         const long most_columns = (STRIP_PITCH / STRIDE - 2 * LANES - SIZE) / LANES * LANES;                           \
         /* Where taps 0 and 1 of output 0 lie in a row of the strip, which begins LANES outputs before it. */          \
         const long even = LANES - (how->left + STRIDE - 1) / STRIDE + (STRIDE == 2 && how->left % 2 ? STRIP_ODD : 0);  \
@@ -151,7 +149,7 @@ static inline __attribute__((always_inline)) void NAME(depthwise_block)(
             for (long p = first, end; p < last;) {                                                                     \
                 const T *strip = whole_strip;                                                                          \
                 end = p + most_rows < last ? p + most_rows : last;                                                     \
-                NAME(fill_##STRIDE)(how, x, p * how->stride_h - how->top, step, (end - p - 1) * STRIDE + SIZE,         \
+                NAME(fill_##STRIDE)(how, x, p * STRIDE - how->top, (end - p - 1) * STRIDE + SIZE,                      \
                                     (column - LANES) * STRIDE, vectors, whole_strip);                                  \
                 ROWS(7, STRIDE, SIZE)                                                                                  \
                 ROWS(4, STRIDE, SIZE)                                                                                  \

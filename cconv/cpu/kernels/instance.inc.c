@@ -31,7 +31,6 @@ static const cconv_kernels NAME(kernels) = {
 #undef LINE
 #undef splat
 #undef between
-#undef only
 #undef load_lanes
 #undef load_anywhere
 #undef store_lanes

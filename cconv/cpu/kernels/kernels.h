@@ -48,10 +48,9 @@ typedef struct {
     double alpha;
 } cconv_finish;
 
-/* A map and its filter's geometry. Pitch in elements. */
+/* A map and its filter of size x size, 3 or 5, with at most size / 2 zeros on the left. Pitch in elements. */
 typedef struct {
-    long H, W, P, Q, R, S, row_pitch;
-    long stride_h, stride_w, dilation_h, dilation_w, top, left;
+    long H, W, P, Q, row_pitch, size, stride, top, left;
 } cconv_depthwise;
 
 /* Bytes of tiles, one element each, that Winograd transforms at once: what lies between fits the first level. */

@@ -1,7 +1,7 @@
 /* SIMD: vectors of T by GCC's vector extensions, which serve every ISA from the same source.
  *
  * In: T (float or double), LANES (elements per vector, a literal), NAME; the ISA's names MASKED(op) and WIDE.
- * Out: V, load, store, stream, LINE (whether a line begins there), splat, between, only, load_lanes, load_anywhere,
+ * Out: V, load, store, stream, LINE (whether a line begins there), splat, between, load_lanes, load_anywhere,
  * store_lanes, select, LOW, HIGH, EVEN, ODD, NEXT, EVEN_MIXED, ODD_MIXED (AVX2 alone), flip, load_columns,
  * store_columns; BY_HALVES, whether these two are the best way.
  * Whole-vector operations only: GCC turns lane subscripts into memory traffic.
@@ -84,9 +84,6 @@ static inline __attribute__((always_inline)) NAME(lanes) NAME(between)(long firs
     last = last < 0 ? 0 : last > LANES ? LANES : last;
     return ((1u << last) - 1) & ~((1u << first) - 1);
 }
-static inline __attribute__((always_inline)) NAME(lanes) NAME(only)(int condition, NAME(lanes) lanes) {
-    return lanes & -(unsigned)condition;
-}
 static inline __attribute__((always_inline)) V NAME(load_lanes)(const T *p, NAME(lanes) lanes) {
     return (V)MASKED(_mm512_maskz_loadu)(lanes, p);
 }
@@ -104,9 +101,6 @@ static inline __attribute__((always_inline)) NAME(lanes) NAME(between)(long firs
     first = first < 0 ? 0 : first > LANES ? LANES : first;
     last = last < 0 ? 0 : last > LANES ? LANES : last;
     return (NAME(lanes)){(number >= (NUMBER)first) & (number < (NUMBER)last), first > 0 ? -1 : (int)last};
-}
-static inline __attribute__((always_inline)) NAME(lanes) NAME(only)(int condition, NAME(lanes) lanes) {
-    return (NAME(lanes)){lanes.mask & -(NUMBER)condition, condition ? lanes.count : 0};
 }
 static inline __attribute__((always_inline)) V NAME(load_lanes)(const T *p, NAME(lanes) lanes) {
     return (V)MASKED(_mm256_maskload)(p, (__m256i)lanes.mask);
@@ -126,9 +120,6 @@ typedef struct {
 } NAME(lanes);
 static inline __attribute__((always_inline)) NAME(lanes) NAME(between)(long first, long last) {
     return (NAME(lanes)){first < 0 ? 0 : first > LANES ? LANES : first, last < 0 ? 0 : last > LANES ? LANES : last};
-}
-static inline __attribute__((always_inline)) NAME(lanes) NAME(only)(int condition, NAME(lanes) lanes) {
-    return condition ? lanes : (NAME(lanes)){0, 0};
 }
 static inline __attribute__((always_inline)) V NAME(load_lanes)(const T *p, NAME(lanes) lanes) {
     if (lanes.first == 0 && lanes.last == LANES) return load(p);
@@ -158,7 +149,6 @@ static inline __attribute__((always_inline)) V NAME(load_anywhere)(const T *p, N
 #define load_anywhere NAME(load_anywhere)
 #endif
 #define between NAME(between)
-#define only NAME(only)
 #define load_lanes NAME(load_lanes)
 #define store_lanes NAME(store_lanes)
 
