@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cconv import ArgumentError
-from cconv.planning import Direct, Machine, Winograd, algorithm, cost, direct, specs, winograd
+from cconv.planning import Depthwise, Direct, Machine, Winograd, algorithm, cost, direct, specs, winograd
 
 WIDE = (8, 8, 8, 6, 5, 4, 3, 3, 3, *5 * (2,), *14 * (1,))
 MACHINES = (
@@ -187,6 +187,25 @@ def test_direct_sums_in_one_order_whatever_the_batch_and_whoever_packs(image, we
     for machine in MACHINES:
         asked = [(images, packs) for images in (1, 2, 8, 32) for packs in (False, True)]
         assert len({type(algorithm.choose(spec, machine, *one)) for one in asked}) == 1
+
+
+@pytest.mark.parametrize(
+    ("weight", "options", "own"),
+    [
+        ((8, 1, 3, 3), {"padding": 1}, True),
+        ((24, 1, 5, 5), {"padding": 2, "stride": 2}, True),
+        ((32, 1, 3, 3), {"padding": 1}, False),
+        ((8, 1, 7, 7), {"padding": 3}, False),
+        ((8, 1, 3, 5), {}, False),
+        ((8, 1, 3, 3), {"padding": 2}, False),
+        ((8, 1, 3, 3), {"padding": 1, "stride": (1, 2)}, False),
+        ((8, 1, 3, 3), {"dilation": 2}, False),
+    ],
+)
+def test_depthwise_kernels_are_taken_where_they_were_measured_to_be_faster(weight, options, own):
+    spec = specs.conv((8, 14, 14), weight, groups=8, **options)
+    for machine in MACHINES:
+        assert {isinstance(tiling, Depthwise) for tiling in algorithm.candidates(spec, machine)} == {own}
 
 
 @given(spec=convolutions())

@@ -97,7 +97,6 @@ static const cconv_kernels NAME(kernels) = {
 #undef WIDEST
 #undef BLOCK
 #undef WIDEST_ROW
-#undef MOST_LEFT
 #undef MOST_READ
 #undef INSIDE
 #undef TAPS
